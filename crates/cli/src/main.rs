@@ -1,0 +1,2 @@
+//! The homeserver binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a Matrix event is and which events are allowed. Pure and synchronous.

@@ -1,0 +1,1 @@
+//! A Matrix homeserver as a library: sessions, sync, HTTP API, configuration, embedding.

@@ -1,0 +1,1 @@
+//! Uploads, downloads and thumbnails; untrusted bytes are handled here only.

@@ -1,0 +1,1 @@
+//! Living rooms: loads what a decision needs, asks the event rules, appends.

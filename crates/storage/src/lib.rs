@@ -1,0 +1,1 @@
+//! Ordered key-value store with atomic asserted batches, the journal and blobs; and its engines.

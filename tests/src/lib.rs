@@ -1,0 +1,1 @@
+//! Integration tests: the homeserver over real HTTP, real clients, crash rounds.
