@@ -1,1 +1,0 @@
-//! Integration tests: the homeserver over real HTTP, real clients, crash rounds.

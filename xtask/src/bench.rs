@@ -1,0 +1,28 @@
+//! `cargo xtask bench`: builds in release and measures. Figures are printed, never asserted.
+
+use clap::ValueEnum;
+
+use crate::command::{Error, cargo, run as run_command};
+
+/// What can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum What {
+    /// Each storage engine beside a bare write-and-fdatasync loop on the same disk.
+    Storage,
+    /// A whole server through the Client-Server API.
+    Client,
+}
+
+/// Runs one benchmark.
+pub(crate) fn run(what: What, arguments: &[String]) -> Result<(), Error> {
+    let base: &[&str] = match what {
+        What::Storage => {
+            &["run", "--release", "-p", "homeserver-storage", "--example", "bench_storage"]
+        }
+        What::Client => &["run", "--release", "-p", "homeserver-bench", "--"],
+    };
+    if matches!(what, What::Client) {
+        run_command(&mut cargo(&["build", "--release", "-p", "homeserver-cli"]))?;
+    }
+    run_command(cargo(base).args(arguments))
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask test`: prepares what the tests need and runs them all.
+
+use crate::{
+    command::{self, Error, cargo},
+    peers, schema,
+};
+
+/// Runs the tests; `arguments` narrow them and are passed on to `cargo test`.
+pub(crate) fn run(arguments: &[String]) -> Result<(), Error> {
+    let peers = peers::prepare()?;
+    schema::forget_recorded()?;
+    // The tests that kill a server need its program.
+    command::run(&mut cargo(&["build", "--package", "homeserver-cli", "--locked"]))?;
+    let mut tests = cargo(&["test", "--locked", "--no-fail-fast"]);
+    if arguments.is_empty() {
+        tests.arg("--workspace");
+    }
+    tests.args(arguments);
+    tests.env("HOMESERVER_BINARY", command::target_folder().join("debug/homeserver"));
+    tests.env("HOMESERVER_PYTHON", &peers.python);
+    tests.env("HOMESERVER_NODE", &peers.node);
+    tests.env("HOMESERVER_NODE_MODULES", &peers.node_modules);
+    tests.env("HOMESERVER_RECORD", schema::recorded_folder());
+    command::run(&mut tests)
+}
