@@ -16,9 +16,14 @@ pub(crate) enum What {
 /// Runs one benchmark.
 pub(crate) fn run(what: What, arguments: &[String]) -> Result<(), Error> {
     let base: &[&str] = match what {
-        What::Storage => {
-            &["run", "--release", "-p", "homeserver-storage", "--example", "bench_storage"]
-        }
+        What::Storage => &[
+            "run",
+            "--release",
+            "-p",
+            "homeserver-storage",
+            "--example",
+            "bench_storage",
+        ],
         What::Client => &["run", "--release", "-p", "homeserver-bench", "--"],
     };
     if matches!(what, What::Client) {

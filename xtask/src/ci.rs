@@ -27,9 +27,19 @@ fn part(
 fn parts(spec: Option<&Path>) -> Result<Vec<(&'static str, Duration)>, Error> {
     let mut times = Vec::new();
     let times_of = &mut times;
-    part(times_of, "format", || command::run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    part(times_of, "format", || {
+        command::run(&mut cargo(&["fmt", "--all", "--check"]))
+    })?;
     part(times_of, "lints", || {
-        let lints = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+        let lints = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ];
         command::run(&mut cargo(&lints))
     })?;
     part(times_of, "documentation", || {
@@ -57,7 +67,9 @@ pub(crate) fn run(spec: Option<&Path>) -> Result<(), Error> {
 
 fn dependencies() -> Result<(), Error> {
     install_cargo_deny()?;
-    command::run(&mut cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"]))
+    command::run(&mut cargo(&[
+        "deny", "--locked", "check", "bans", "licenses", "sources",
+    ]))
 }
 
 /// Checks the dependencies against the `RustSec` database, which cargo-deny fetches.
@@ -70,7 +82,13 @@ fn install_cargo_deny() -> Result<(), Error> {
     if answers(Path::new("cargo-deny")) {
         return Ok(());
     }
-    command::run(&mut cargo(&["install", "cargo-deny", "--locked", "--version", CARGO_DENY_VERSION]))
+    command::run(&mut cargo(&[
+        "install",
+        "cargo-deny",
+        "--locked",
+        "--version",
+        CARGO_DENY_VERSION,
+    ]))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a task measures its own parts")]

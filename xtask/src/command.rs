@@ -10,13 +10,22 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("`{command}` could not be started: {source}")]
-    NotStarted { command: String, source: std::io::Error },
+    NotStarted {
+        command: String,
+        source: std::io::Error,
+    },
     #[error("`{command}` failed ({status})")]
-    Failed { command: String, status: std::process::ExitStatus },
+    Failed {
+        command: String,
+        status: std::process::ExitStatus,
+    },
     #[error("{0}")]
     Missing(String),
     #[error("{path}: {source}")]
-    File { path: PathBuf, source: std::io::Error },
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// The root of the workspace.
@@ -46,8 +55,14 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     println!("$ {shown}");
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Error::Failed { command: shown, status }),
-        Err(source) => Err(Error::NotStarted { command: shown, source }),
+        Ok(status) => Err(Error::Failed {
+            command: shown,
+            status,
+        }),
+        Err(source) => Err(Error::NotStarted {
+            command: shown,
+            source,
+        }),
     }
 }
 
@@ -61,10 +76,16 @@ pub(crate) fn answers(program: &Path) -> bool {
 
 /// Makes a folder and those above it.
 pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(path).map_err(|source| Error::File { path: path.into(), source })
+    std::fs::create_dir_all(path).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })
 }
 
 fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

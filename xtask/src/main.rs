@@ -3,7 +3,11 @@
 //! `test` prepares what the tests need and runs them all; `ci` is exactly what continuous
 //! integration runs; `schema` compares recorded answers with the specification's schemas; `bench`
 //! measures. Nothing here is part of the product.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks"
+)]
 
 mod bench;
 mod ci;

@@ -27,7 +27,11 @@ pub(crate) fn prepare() -> Result<Peers, Error> {
     if !answers(&node) {
         return Err(Error::Missing(format!("{} does not run", node.display())));
     }
-    Ok(Peers { python, node, node_modules })
+    Ok(Peers {
+        python,
+        node,
+        node_modules,
+    })
 }
 
 fn prepare_python(folder: &Path) -> Result<PathBuf, Error> {
@@ -40,16 +44,27 @@ fn prepare_python(folder: &Path) -> Result<PathBuf, Error> {
     if !answers(Path::new("python3")) || !python_has_venv() {
         install_debian(&["python3", "python3-venv"])?;
     }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    run(Command::new("python3")
+        .args(["-m", "venv", "--clear"])
+        .arg(&environment))?;
     let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]);
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+    ]);
     run(install.arg(&pins))?;
     keep(&folder.join("python.pins"), &pins)?;
     Ok(python)
 }
 
 fn python_has_venv() -> bool {
-    let check = Command::new("python3").args(["-c", "import venv, ensurepip"]).status();
+    let check = Command::new("python3")
+        .args(["-c", "import venv, ensurepip"])
+        .status();
     check.is_ok_and(|status| status.success())
 }
 
@@ -65,8 +80,10 @@ fn prepare_npm(folder: &Path) -> Result<PathBuf, Error> {
     }
     make_folder(&place)?;
     let package = place.join("package.json");
-    std::fs::copy(&pins, &package)
-        .map_err(|source| Error::File { path: package.clone(), source })?;
+    std::fs::copy(&pins, &package).map_err(|source| Error::File {
+        path: package.clone(),
+        source,
+    })?;
     let mut install = Command::new("npm");
     install.args(["install", "--no-audit", "--no-fund", "--loglevel=error"]);
     run(install.current_dir(&place))?;
@@ -80,10 +97,14 @@ fn install_debian(packages: &[&str]) -> Result<(), Error> {
     let update = run(Command::new("apt-get").args(["update", "--quiet"]));
     let install = update.and_then(|()| {
         let mut install = Command::new("apt-get");
-        run(install.args(["install", "-y", "--quiet", "--no-install-recommends"]).args(packages))
+        run(install
+            .args(["install", "-y", "--quiet", "--no-install-recommends"])
+            .args(packages))
     });
     install.map_err(|error| {
-        Error::Missing(format!("{error}; the tests need what this installs: {hint}"))
+        Error::Missing(format!(
+            "{error}; the tests need what this installs: {hint}"
+        ))
     })
 }
 
@@ -95,9 +116,15 @@ fn is_current(kept: &Path, pins: &Path) -> Result<bool, Error> {
 
 fn keep(kept: &Path, pins: &Path) -> Result<(), Error> {
     let wanted = read(pins)?;
-    std::fs::write(kept, wanted).map_err(|source| Error::File { path: kept.into(), source })
+    std::fs::write(kept, wanted).map_err(|source| Error::File {
+        path: kept.into(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::File { path: path.into(), source })
+    std::fs::read(path).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })
 }

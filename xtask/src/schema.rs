@@ -20,8 +20,10 @@ pub(crate) fn recorded_folder() -> PathBuf {
 pub(crate) fn forget_recorded() -> Result<(), Error> {
     let folder = recorded_folder();
     if folder.is_dir() {
-        std::fs::remove_dir_all(&folder)
-            .map_err(|source| Error::File { path: folder.clone(), source })?;
+        std::fs::remove_dir_all(&folder).map_err(|source| Error::File {
+            path: folder.clone(),
+            source,
+        })?;
     }
     make_folder(&folder)
 }
@@ -34,6 +36,9 @@ pub(crate) fn run(spec: &Path) -> Result<(), Error> {
     }
     let python = peers::prepare()?.python;
     let mut check = Command::new(python);
-    check.arg(root().join("tests/schema/check.py")).arg(spec).arg(recorded_folder());
+    check
+        .arg(root().join("tests/schema/check.py"))
+        .arg(spec)
+        .arg(recorded_folder());
     run_command(&mut check)
 }

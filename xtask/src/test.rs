@@ -10,13 +10,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Error> {
     let peers = peers::prepare()?;
     schema::forget_recorded()?;
     // The tests that kill a server need its program.
-    command::run(&mut cargo(&["build", "--package", "homeserver-cli", "--locked"]))?;
+    command::run(&mut cargo(&[
+        "build",
+        "--package",
+        "homeserver-cli",
+        "--locked",
+    ]))?;
     let mut tests = cargo(&["test", "--locked", "--no-fail-fast"]);
     if arguments.is_empty() {
         tests.arg("--workspace");
     }
     tests.args(arguments);
-    tests.env("HOMESERVER_BINARY", command::target_folder().join("debug/homeserver"));
+    tests.env(
+        "HOMESERVER_BINARY",
+        command::target_folder().join("debug/homeserver"),
+    );
     tests.env("HOMESERVER_PYTHON", &peers.python);
     tests.env("HOMESERVER_NODE", &peers.node);
     tests.env("HOMESERVER_NODE_MODULES", &peers.node_modules);

@@ -1,0 +1,95 @@
+//! Imports between our crates run downwards only.
+
+use std::{collections::BTreeSet, process::Command};
+
+use serde_json::Value;
+
+/// Who may import whom. A new edge is a change of the design: it comes in a commit of its own, with
+/// the reason.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("homeserver-runtime", &[]),
+    ("homeserver-events", &[]),
+    ("homeserver-storage", &["homeserver-runtime"]),
+    ("homeserver-outbound", &["homeserver-runtime"]),
+    (
+        "homeserver-rooms",
+        &[
+            "homeserver-runtime",
+            "homeserver-events",
+            "homeserver-storage",
+        ],
+    ),
+    (
+        "homeserver-users",
+        &[
+            "homeserver-runtime",
+            "homeserver-events",
+            "homeserver-storage",
+        ],
+    ),
+    (
+        "homeserver-media",
+        &[
+            "homeserver-runtime",
+            "homeserver-storage",
+            "homeserver-outbound",
+        ],
+    ),
+    (
+        "homeserver",
+        &[
+            "homeserver-runtime",
+            "homeserver-events",
+            "homeserver-storage",
+            "homeserver-outbound",
+            "homeserver-rooms",
+            "homeserver-users",
+            "homeserver-media",
+        ],
+    ),
+    ("homeserver-cli", &["homeserver"]),
+    ("homeserver-bench", &["homeserver", "homeserver-events"]),
+    ("homeserver-tests", &["homeserver"]),
+    ("xtask", &[]),
+];
+
+#[test]
+fn imports_run_downwards() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 5, "the workspace was not read");
+    let ours: BTreeSet<&str> = packages
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let allowed = ALLOWED.iter().find(|(known, _)| *known == name);
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("{name} has no place in the design"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let target = dependency["name"].as_str().unwrap();
+            // Tests of a crate may use what they like.
+            if ours.contains(target) && dependency["kind"] != "dev" {
+                assert!(allowed.contains(&target), "{name} must not import {target}");
+            }
+        }
+    }
+}

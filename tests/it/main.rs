@@ -1,0 +1,10 @@
+//! All integration tests in one program.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "these are tests, helpers included"
+)]
+
+mod architecture;
+mod kill;
+mod real_clients;

@@ -1,0 +1,36 @@
+//! Shipped clients against the server: what they do must simply work.
+
+use homeserver_tests::{Peers, Server, run_peer};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn matrix_nio_chats() {
+    let server = Server::start().await;
+    run_peer(
+        Peers::installed().nio("chat.py", server.base()),
+        async |_| (),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn matrix_js_sdk_chats() {
+    let server = Server::start().await;
+    run_peer(
+        Peers::installed().js_sdk("chat.mjs", server.base()),
+        async |_| (),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_matrix_nio_survives_a_kill() {
+    let mut server = Server::start().await;
+    let burst = Peers::installed().nio("burst.py", server.base());
+    run_peer(burst, async |line| {
+        if line == "bursting" {
+            server.kill().await;
+            server.restart().await;
+        }
+    })
+    .await;
+}
