@@ -1,0 +1,3 @@
+//! What the server does, without saying how the request came: no axum, no status codes.
+
+pub(crate) mod session;

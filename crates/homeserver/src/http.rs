@@ -1,0 +1,58 @@
+//! The HTTP face: routing, extraction, errors. Handlers are thin; what a request does is in `app`.
+//!
+//! # Adding an endpoint
+//!
+//! One file per area under `http/`, with `pub(super) fn routes() -> Routes`, and one line in
+//! [`router`]:
+//!
+//! ```ignore
+//! pub(super) fn routes() -> Routes {
+//!     Routes::new()
+//!         .ruma(send_message_event)
+//!         // A path that ruma does not list; missing trailing parameters are empty strings.
+//!         .ruma_also(&["/_matrix/client/v3/rooms/{room}/state/{type}"], send_state_event)
+//!         // An endpoint that ruma has no type for: any axum handler.
+//!         .raw("/_matrix/client/v3/account/3pid", post(refuse_3pid))
+//! }
+//!
+//! async fn send_message_event(
+//!     State(rooms): State<Rooms>,          // any component, see `Components`
+//!     session: Session,                    // 401 without a valid token; Option<Session> is allowed
+//!     Ruma(request): Ruma<send_message_event::v3::Request>, // last
+//! ) -> Result<Ruma<send_message_event::v3::Response>, ApiError> { … }
+//! ```
+//!
+//! The method and all paths (r0, v3, unstable) come from ruma; path parameters are decoded after
+//! the path was split. Errors of `app` and of the crates below become [`ApiError`] in `http/error.rs`
+//! and nowhere else. In a raw handler, [`Path`](axum::extract::Path) works as usual, but parameters
+//! are named by their index: `{p0}`, `{p1}`.
+
+mod components;
+mod cors;
+mod error;
+mod routes;
+mod ruma_types;
+mod session;
+mod versions;
+
+pub(crate) use components::Components;
+pub(crate) use error::ApiError;
+pub(crate) use routes::Routes;
+pub(crate) use ruma_types::Ruma;
+
+use axum::{Router, middleware};
+
+/// The whole HTTP API of one homeserver.
+pub(crate) fn router(components: Components) -> Router {
+    let routes = Routes::new().merge(versions::routes());
+
+    routes
+        .into_router()
+        .fallback(error::unknown_path)
+        .method_not_allowed_fallback(error::unknown_method)
+        .layer(middleware::from_fn(cors::answer))
+        .with_state(components)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,123 @@
+//! Registering endpoints: method and paths from ruma, parameters named by their index.
+
+use std::borrow::Cow;
+
+use axum::{
+    Router,
+    handler::Handler,
+    routing::{MethodFilter, MethodRouter, on},
+};
+use http::Method;
+use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
+
+use super::{Components, Ruma};
+
+/// A set of endpoints, to be merged into the router.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    router: Router<Components>,
+}
+
+impl Routes {
+    /// No endpoints.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Serves a ruma request type on all paths that ruma knows for it.
+    pub(crate) fn ruma<H, T>(self, handler: H) -> Self
+    where
+        H: Handler<T, Components>,
+        T: RumaArguments,
+    {
+        let paths: Vec<_> = T::Request::PATH_BUILDER.all_paths().collect();
+        self.ruma_also(&paths, handler)
+    }
+
+    /// Serves a ruma request type on paths that ruma does not know. A path may lack parameters at
+    /// its end: they are empty strings then.
+    pub(crate) fn ruma_also<H, T>(mut self, paths: &[&str], handler: H) -> Self
+    where
+        H: Handler<T, Components>,
+        T: RumaArguments,
+    {
+        let filter = method_filter(&T::Request::METHOD);
+        for path in paths {
+            self.router = self
+                .router
+                .route(&by_index(path), on(filter, handler.clone()));
+        }
+        self
+    }
+
+    /// Serves a handler of its own on one path. Parameters are named by their index, whatever
+    /// they are called here: the first is `p0`.
+    pub(crate) fn raw(mut self, path: &str, methods: MethodRouter<Components>) -> Self {
+        self.router = self.router.route(&by_index(path), methods);
+        self
+    }
+
+    /// Adds the endpoints of `other`.
+    pub(crate) fn merge(mut self, other: Self) -> Self {
+        self.router = self.router.merge(other.router);
+        self
+    }
+
+    pub(super) fn into_router(self) -> Router<Components> {
+        self.router
+    }
+}
+
+/// The argument lists of handlers that end in a [`Ruma`] request: what lets [`Routes::ruma`] find
+/// the request type.
+pub(crate) trait RumaArguments: 'static {
+    /// The request type of the last argument.
+    type Request: IncomingRequest;
+}
+
+macro_rules! ruma_arguments {
+    ($($argument:ident)*) => {
+        impl<M, $($argument,)* R> RumaArguments for (M, $($argument,)* Ruma<R>)
+        where
+            M: 'static,
+            R: IncomingRequest + 'static,
+            $($argument: 'static,)*
+        {
+            type Request = R;
+        }
+    };
+}
+
+ruma_arguments!();
+ruma_arguments!(A);
+ruma_arguments!(A B);
+ruma_arguments!(A B C);
+ruma_arguments!(A B C D);
+ruma_arguments!(A B C D E);
+ruma_arguments!(A B C D E F);
+ruma_arguments!(A B C D E F G);
+
+fn method_filter(method: &Method) -> MethodFilter {
+    // axum lets GET answer HEAD too.
+    match *method {
+        Method::POST => MethodFilter::POST,
+        Method::PUT => MethodFilter::PUT,
+        Method::DELETE => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+/// Names every `{parameter}` of a path by its index, so that endpoints which call the same place
+/// by different names share a route. A wildcard `{*rest}` stays one.
+fn by_index(path: &str) -> String {
+    let mut index = 0;
+    let segments = path.split('/').map(|segment| {
+        let Some(name) = segment.strip_prefix('{') else {
+            return Cow::Borrowed(segment);
+        };
+        let star = if name.starts_with('*') { "*" } else { "" };
+        index += 1;
+        Cow::Owned(format!("{{{star}p{}}}", index - 1))
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
