@@ -1,0 +1,143 @@
+//! The server under test as a process: what it uses of CPU and memory is read from `/proc`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{Error, client::Client};
+
+/// A start takes at most this long.
+const START_PATIENCE: Duration = Duration::from_mins(2);
+/// Clock ticks a second in `/proc/PID/stat`: `USER_HZ`, which Linux fixes at 100.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running server. Dropping it kills the process.
+pub(crate) struct Server {
+    process: Child,
+    program: PathBuf,
+    folder: PathBuf,
+    base: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already ended is fine.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Server {
+    /// Starts a server in a folder of its own and waits until it answers.
+    pub(crate) async fn start(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
+        let folder = folder.join(engine);
+        std::fs::create_dir_all(&folder)?;
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        let configuration = format!(
+            "server_name = \"localhost\"\n[[listeners]]\naddress = \"127.0.0.1:{port}\"\n\
+             serves = [\"client\"]\n[storage]\nengine = \"{engine}\"\npath = \"data\"\n\
+             [registration]\nmode = \"open\"\n[rate_limits]\nenabled = false\n"
+        );
+        std::fs::write(folder.join("conduit.toml"), configuration)?;
+        let process = spawn(program, &folder)?;
+        let base = format!("http://127.0.0.1:{port}");
+        let mut server = Self {
+            process,
+            program: program.into(),
+            folder,
+            base,
+        };
+        server.answers().await?;
+        Ok(server)
+    }
+
+    /// Somebody who is not logged in.
+    pub(crate) fn client(&self) -> Result<Client, Error> {
+        Client::new(&self.base)
+    }
+
+    /// Starts the stopped or killed server again; gives the time until it answered.
+    pub(crate) async fn restart(&mut self) -> Result<Duration, Error> {
+        let started = Instant::now();
+        self.process = spawn(&self.program, &self.folder)?;
+        self.answers().await?;
+        Ok(started.elapsed())
+    }
+
+    /// Asks the server to stop and waits for it.
+    pub(crate) fn stop(&mut self) -> Result<(), Error> {
+        Command::new("kill")
+            .args(["-TERM", &self.process.id().to_string()])
+            .status()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) -> Result<(), Error> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// CPU time used since the start of the process, all threads together.
+    pub(crate) fn cpu(&self) -> Result<Duration, Error> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name in parentheses may hold spaces; utime and stime are fields 14 and 15.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let fields = after_name.split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+        Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
+    }
+
+    /// Resident memory, in MiB.
+    pub(crate) fn resident(&self) -> Result<f64, Error> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        kibibytes
+            .map(|k| k / 1024.0)
+            .ok_or_else(|| Error::Server("no VmRSS".into()))
+    }
+
+    /// The folder with the database.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    async fn answers(&mut self) -> Result<(), Error> {
+        let client = self.client()?;
+        let started = Instant::now();
+        while started.elapsed() < START_PATIENCE {
+            if let Some(status) = self.process.try_wait()? {
+                let log = std::fs::read_to_string(self.folder.join("log"))?;
+                return Err(Error::Server(format!(
+                    "the server ended ({status}):\n{log}"
+                )));
+            }
+            if client.get("/_matrix/client/versions").await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Err(Error::Server("the server did not answer".into()))
+    }
+}
+
+fn spawn(program: &Path, folder: &Path) -> Result<Child, Error> {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))?;
+    let mut command = Command::new(program);
+    command
+        .args(["--config", "conduit.toml"])
+        .current_dir(folder)
+        .stdin(Stdio::null());
+    let spawned = command.stdout(log.try_clone()?).stderr(log).spawn();
+    spawned.map_err(|error| Error::Server(format!("{}: {error}", program.display())))
+}
