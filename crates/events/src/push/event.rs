@@ -1,0 +1,79 @@
+//! An event as push conditions see it: the client format, addressed by property paths.
+//!
+//! Specification: appendices, "Dot-separated property paths".
+
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value};
+
+use super::glob::Folded;
+
+/// An event, parsed once, to be held against the rules of many users.
+#[derive(Debug)]
+pub struct PushEvent {
+    json: Map<String, Value>,
+    body: OnceLock<Option<Folded>>,
+}
+
+impl PushEvent {
+    /// An event that is already an object in the client format.
+    pub fn from_json(json: Map<String, Value>) -> Self {
+        Self {
+            json,
+            body: OnceLock::new(),
+        }
+    }
+
+    /// The string at a top-level property.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.json.get(key).and_then(Value::as_str)
+    }
+
+    pub(super) fn at(&self, path: &Path) -> Option<&Value> {
+        let (first, rest) = path.0.split_first()?;
+        rest.iter().try_fold(self.json.get(first)?, |value, name| {
+            value.as_object()?.get(name)
+        })
+    }
+
+    /// `content.body`, folded for matching; made once however many rules ask.
+    pub(super) fn body(&self) -> Option<&Folded> {
+        let fold = || {
+            self.json
+                .get("content")?
+                .get("body")?
+                .as_str()
+                .map(Folded::new)
+        };
+        self.body.get_or_init(fold).as_ref()
+    }
+}
+
+/// A parsed dot-separated path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Path(Vec<String>);
+
+impl Path {
+    /// Splits at dots; `\.` is a dot and `\\` a backslash in a name, other escapes stay as they
+    /// are.
+    pub(super) fn new(path: &str) -> Self {
+        let mut names = vec![String::new()];
+        let mut chars = path.chars().peekable();
+        while let Some(c) = chars.next() {
+            let escaped = (c == '\\').then(|| chars.next_if(|next| matches!(next, '.' | '\\')));
+            match (c, escaped.flatten()) {
+                ('.', _) => names.push(String::new()),
+                (_, escaped) => {
+                    if let Some(name) = names.last_mut() {
+                        name.push(escaped.unwrap_or(c));
+                    }
+                }
+            }
+        }
+        Self(names)
+    }
+
+    pub(super) fn is_body(&self) -> bool {
+        matches!(self.0.as_slice(), [first, second] if first == "content" && second == "body")
+    }
+}

@@ -1,0 +1,74 @@
+//! Push rules held against the specification's examples, and classes against default rules.
+
+use std::collections::BTreeMap;
+
+use ruma::{UserId, push::Ruleset, user_id};
+use serde_json::{Value, json, value::to_raw_value};
+
+use super::{
+    Class, Context, Glob, Outcome, PushEvent, Rules, SenderLevel, SenderPermission, classify,
+    default_ruleset,
+};
+
+mod classes;
+mod conditions;
+mod globs;
+mod priorities;
+
+const ALICE: &str = "@alice:example.org";
+
+fn alice() -> &'static UserId {
+    user_id!("@alice:example.org")
+}
+
+fn permission(level: i64) -> SenderPermission {
+    SenderPermission {
+        sender: SenderLevel::Level(level),
+        needed: BTreeMap::new(),
+    }
+}
+
+fn event(json: &Value) -> PushEvent {
+    PushEvent::from_json(json.as_object().unwrap().clone())
+}
+
+fn message(body: &str) -> Value {
+    json!({
+        "type": "m.room.message", "sender": "@bob:example.org", "room_id": "!r:example.org",
+        "event_id": "$e", "content": { "msgtype": "m.text", "body": body },
+    })
+}
+
+/// Alice's outcome under these rules, in a room of ten where Bob has level 0.
+fn evaluate(ruleset: &Value, json: &Value) -> Option<Outcome> {
+    let ruleset: Ruleset = serde_json::from_value(ruleset.clone()).unwrap();
+    let permission = permission(0);
+    let context = Context {
+        member_count: 10,
+        display_name: Some("Alice"),
+        permission: &permission,
+    };
+    Rules::compile(alice(), &ruleset)
+        .evaluate(&event(json), &context)
+        .cloned()
+}
+
+/// Whether a rule with this one condition matches.
+fn matches(condition: &Value, json: &Value) -> bool {
+    let rules = json!({ "override": [{
+        "rule_id": "test", "default": false, "enabled": true,
+        "conditions": [condition], "actions": ["notify"],
+    }]});
+    evaluate(&rules, json).is_some()
+}
+
+#[test]
+fn default_rules_equal_the_specification() {
+    let fixture = include_str!("../../tests/fixtures/push/default_rules.json")
+        .replace("[the user's Matrix ID]", ALICE);
+    let expected: Value = serde_json::from_str(&fixture).unwrap();
+    assert_eq!(
+        serde_json::to_value(default_ruleset(alice())).unwrap(),
+        expected
+    );
+}
