@@ -4,4 +4,5 @@
 //! prints, exits, reads the environment or installs anything process-wide: only the binary does.
 
 mod app;
+pub mod config;
 mod http;
