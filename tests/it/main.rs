@@ -8,3 +8,4 @@
 mod architecture;
 mod kill;
 mod real_clients;
+mod wire;

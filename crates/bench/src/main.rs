@@ -2,6 +2,7 @@
 //!
 //! Figures are printed beside a floor measured in the same run (a bare write-and-fdatasync loop on
 //! the same disk), because absolute times of a shared machine mean little. Every loop has a count.
+#![expect(clippy::cast_precision_loss, reason = "figures are for reading")]
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -1,0 +1,3 @@
+//! The Client-Server API over real HTTP, endpoint by endpoint.
+
+mod routes;
