@@ -27,16 +27,21 @@
 //! and nowhere else. In a raw handler, [`Path`](axum::extract::Path) works as usual, but parameters
 //! are named by their index: `{p0}`, `{p1}`.
 
+mod address;
 mod components;
 mod cors;
 mod error;
+mod interactive;
+mod limits;
 mod routes;
 mod ruma_types;
 mod session;
 mod versions;
 
+pub(crate) use address::TrustedProxies;
 pub(crate) use components::Components;
 pub(crate) use error::ApiError;
+pub(crate) use interactive::Interactive;
 pub(crate) use routes::Routes;
 pub(crate) use ruma_types::Ruma;
 

@@ -4,7 +4,8 @@
 use axum::extract::FromRef;
 use homeserver_runtime::Runtime;
 
-use crate::app::session::Sessions;
+use super::TrustedProxies;
+use crate::app::{limits::RateLimits, session::Sessions};
 
 /// Declares [`Components`] and lets axum hand out each of its fields by type.
 macro_rules! components {
@@ -26,6 +27,10 @@ macro_rules! components {
 components! {
     /// Clock, randomness, tasks, pools.
     runtime: Runtime,
+    /// Whose `X-Forwarded-For` is believed.
+    proxies: TrustedProxies,
+    /// Token buckets.
+    limits: RateLimits,
     /// Access tokens.
     sessions: Sessions,
 }

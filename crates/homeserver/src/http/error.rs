@@ -14,7 +14,7 @@ use ruma::api::error::{
     StandardErrorBody, UnknownTokenErrorData,
 };
 
-use crate::app::session::SessionError;
+use crate::app::{limits::LimitExceeded, session::SessionError};
 
 /// An error answer: a status code and a Matrix error code, or a body of the endpoint's own.
 #[derive(Clone, Debug)]
@@ -235,5 +235,11 @@ impl From<SessionError> for ApiError {
             SessionError::Unknown => Self::unknown_token("Unknown access token", false),
             SessionError::Expired => Self::unknown_token("The access token expired", true),
         }
+    }
+}
+
+impl From<LimitExceeded> for ApiError {
+    fn from(error: LimitExceeded) -> Self {
+        Self::limit_exceeded(error.wait)
     }
 }

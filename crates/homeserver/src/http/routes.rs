@@ -10,7 +10,7 @@ use axum::{
 use http::Method;
 use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
 
-use super::{Components, Ruma};
+use super::{Components, Interactive, Ruma};
 
 /// A set of endpoints, to be merged into the router.
 #[derive(Debug, Default)]
@@ -68,7 +68,21 @@ impl Routes {
     }
 }
 
-/// The argument lists of handlers that end in a [`Ruma`] request: what lets [`Routes::ruma`] find
+/// An argument that holds a whole request: [`Ruma`] or [`Interactive`].
+pub(crate) trait RumaArgument: 'static {
+    /// The request type.
+    type Request: IncomingRequest;
+}
+
+impl<R: IncomingRequest + 'static> RumaArgument for Ruma<R> {
+    type Request = R;
+}
+
+impl<R: IncomingRequest + 'static> RumaArgument for Interactive<R> {
+    type Request = R;
+}
+
+/// The argument lists of handlers that end in a [`RumaArgument`]: what lets [`Routes::ruma`] find
 /// the request type.
 pub(crate) trait RumaArguments: 'static {
     /// The request type of the last argument.
@@ -77,13 +91,13 @@ pub(crate) trait RumaArguments: 'static {
 
 macro_rules! ruma_arguments {
     ($($argument:ident)*) => {
-        impl<M, $($argument,)* R> RumaArguments for (M, $($argument,)* Ruma<R>)
+        impl<M, $($argument,)* L> RumaArguments for (M, $($argument,)* L,)
         where
             M: 'static,
-            R: IncomingRequest + 'static,
+            L: RumaArgument,
             $($argument: 'static,)*
         {
-            type Request = R;
+            type Request = L::Request;
         }
     };
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{FromRequest, RawPathParams, Request},
-    http::{StatusCode, header},
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use ruma::api::{
     error::ErrorKind, path_builder::PathBuilder,
 };
 
-use super::{ApiError, Components};
+use super::{ApiError, Components, limits};
 
 /// Bytes of a request body that is not a media upload. Key backups and to-device messages are the
 /// largest that clients send.
@@ -28,30 +28,53 @@ pub(crate) const BODY_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Ruma<T>(pub(crate) T);
 
-impl<T> FromRequest<Components> for Ruma<T>
-where
-    T: IncomingRequest,
-{
+impl<T: IncomingRequest> FromRequest<Components> for Ruma<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
-        use axum::extract::FromRequestParts;
-
-        let (mut parts, body) = request.into_parts();
-        let parameters = RawPathParams::from_request_parts(&mut parts, state)
-            .await
-            .map_err(|error| ApiError::invalid_param(error.body_text()))?;
-        let mut arguments: Vec<&str> = parameters.iter().map(|(_, value)| value).collect();
-        arguments.resize(parameter_count::<T>().max(arguments.len()), "");
-        let body = read_body(body, MAX_BODY).await?;
-        let request = http::Request::from_parts(parts, &body[..]);
-        Ok(Self(T::try_from_http_request(request, &arguments)?))
+        let arrived = arrive::<T>(request, state).await?;
+        Ok(Self(arrived.parse()?))
     }
 }
 
-fn parameter_count<T: Metadata>() -> usize {
-    let path = T::PATH_BUILDER.all_paths().next().unwrap_or_default();
-    path.matches('{').count()
+/// A request that was let through and read, not yet parsed.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    parts: Parts,
+    /// The path's parameters, decoded.
+    pub(super) arguments: Vec<String>,
+    /// The whole body.
+    pub(super) body: Bytes,
+}
+
+/// Checks the rate limit, then reads the body.
+pub(super) async fn arrive<T: Metadata>(
+    request: Request,
+    state: &Components,
+) -> Result<Arrived, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    limits::check::<T>(&parts, state)?;
+    let parameters = RawPathParams::from_request_parts(&mut parts, state)
+        .await
+        .map_err(|error| ApiError::invalid_param(error.body_text()))?;
+    let arguments = parameters.iter().map(|(_, value)| value.to_owned());
+    Ok(Arrived {
+        arguments: arguments.collect(),
+        body: read_body(body, MAX_BODY).await?,
+        parts,
+    })
+}
+
+impl Arrived {
+    /// Parses the request; parameters that its path lacks are empty.
+    pub(super) fn parse<T: IncomingRequest>(self) -> Result<T, ApiError> {
+        let path = T::PATH_BUILDER.all_paths().next().unwrap_or_default();
+        let expected = path.matches('{').count();
+        let mut arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        arguments.resize(expected.max(arguments.len()), "");
+        let request = http::Request::from_parts(self.parts, &self.body[..]);
+        Ok(T::try_from_http_request(request, &arguments)?)
+    }
 }
 
 /// Reads a whole body of at most `limit` bytes.

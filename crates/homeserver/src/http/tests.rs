@@ -15,8 +15,15 @@ use crate::app::session::Sessions;
 
 /// A router of a fresh homeserver.
 pub(crate) fn fresh() -> Router {
+    let runtime = Runtime::system();
+    let config = crate::config::Config::default();
     router(Components {
-        runtime: Runtime::system(),
+        proxies: super::TrustedProxies::new(&[]),
+        limits: crate::app::limits::RateLimits::new(
+            config.rate_limits,
+            std::sync::Arc::clone(&runtime.clock),
+        ),
+        runtime,
         sessions: Sessions::default(),
     })
 }

@@ -1,0 +1,218 @@
+//! How much each client may ask for: token buckets, one per class and client.
+//!
+//! A bucket is one number, the time at which it will be full again (the "generic cell rate
+//! algorithm"). The number of buckets is bounded; one that is pushed out starts full again.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use homeserver_runtime::Clock;
+use quick_cache::sync::Cache;
+use ruma::OwnedUserId;
+
+use crate::config::{Rate, RateLimitConfig};
+
+/// Clients whose buckets are remembered.
+const MAX_BUCKETS: usize = 100_000;
+
+/// What is limited; each has its own key in `[rate_limits]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LimitClass {
+    /// Attempts to log in.
+    Login,
+    /// Attempts to register.
+    Registration,
+    /// Events sent.
+    Message,
+    /// Rooms joined or created.
+    Join,
+    /// Invitations.
+    Invite,
+    /// Uploads and downloads.
+    Media,
+    /// Whatever else is limited.
+    Other,
+}
+
+/// Whose bucket it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LimitKey {
+    /// Somebody who is logged in.
+    User(OwnedUserId),
+    /// An account that somebody tries to log in to, existing or not, by its localpart.
+    Target(String),
+    /// An address; of IPv6 the network, since a host has all of a /64.
+    Address(IpAddr),
+    /// Requests whose address is not known, as those within the process.
+    Nobody,
+}
+
+impl LimitKey {
+    /// The bucket of an address.
+    pub(crate) fn address(address: Option<IpAddr>) -> Self {
+        match address.map(|address| address.to_canonical()) {
+            None => Self::Nobody,
+            Some(IpAddr::V6(address)) => {
+                let network = u128::from(address) >> 64 << 64;
+                Self::Address(Ipv6Addr::from(network).into())
+            }
+            Some(address) => Self::Address(address),
+        }
+    }
+}
+
+/// Too much was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rate limit exceeded")]
+pub(crate) struct LimitExceeded {
+    /// When the next request will be let through.
+    pub(crate) wait: Duration,
+}
+
+/// The buckets of one homeserver. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct RateLimits {
+    config: Arc<RateLimitConfig>,
+    clock: Arc<dyn Clock>,
+    /// Microseconds of the monotonic clock at which the bucket is full again.
+    full_at: Arc<Cache<(LimitClass, LimitKey), Arc<AtomicU64>>>,
+}
+
+impl RateLimits {
+    /// Buckets that are all full.
+    pub(crate) fn new(config: RateLimitConfig, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            config: Arc::new(config),
+            clock,
+            full_at: Arc::new(Cache::new(MAX_BUCKETS)),
+        }
+    }
+
+    /// Takes one token, or says how long to wait for it.
+    pub(crate) fn take(&self, class: LimitClass, key: LimitKey) -> Result<(), LimitExceeded> {
+        let Some((bucket, rate)) = self.bucket(class, key) else {
+            return Ok(());
+        };
+        let now = self.now();
+        let mut full_at = bucket.load(Ordering::Acquire);
+        loop {
+            let after = decide(full_at, now, rate)?;
+            match bucket.compare_exchange(full_at, after, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
+                Err(moved) => full_at = moved,
+            }
+        }
+    }
+
+    /// Whether [`RateLimits::take`] would let one through, without taking it.
+    pub(crate) fn look(&self, class: LimitClass, key: LimitKey) -> Result<(), LimitExceeded> {
+        match self.bucket(class, key) {
+            Some((bucket, rate)) => {
+                decide(bucket.load(Ordering::Acquire), self.now(), rate).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn bucket(&self, class: LimitClass, key: LimitKey) -> Option<(Arc<AtomicU64>, Rate)> {
+        if !self.config.enabled {
+            return None;
+        }
+        let rate = match class {
+            LimitClass::Login => self.config.login,
+            LimitClass::Registration => self.config.registration,
+            LimitClass::Message => self.config.message,
+            LimitClass::Join => self.config.join,
+            LimitClass::Invite => self.config.invite,
+            LimitClass::Media => self.config.media,
+            LimitClass::Other => self.config.other,
+        };
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        let bucket = self.full_at.get_or_insert_with(&(class, key), fresh);
+        Some((bucket.unwrap_or_default(), rate))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// When the bucket will be full after one more was taken at `now`.
+#[expect(
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "rates are positive, and a bucket's depth is far below 2^52 microseconds"
+)]
+fn decide(full_at: u64, now: u64, rate: Rate) -> Result<u64, LimitExceeded> {
+    let one = (1_000_000.0 / rate.per_second).ceil();
+    let depth = (one * f64::from(rate.burst)) as u64;
+    let after = full_at.max(now).saturating_add(one as u64);
+    let over = after.saturating_sub(now).saturating_sub(depth);
+    if over == 0 {
+        return Ok(after);
+    }
+    let wait = Duration::from_micros(over);
+    Err(LimitExceeded { wait })
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_runtime::ManualClock;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn limits(enabled: bool) -> (RateLimits, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(0));
+        let mut config = Config::default().rate_limits;
+        config.enabled = enabled;
+        config.login = Rate {
+            per_second: 2.0,
+            burst: 3,
+        };
+        (RateLimits::new(config, Arc::clone(&clock) as _), clock)
+    }
+
+    #[test]
+    fn a_burst_passes_then_one_at_a_time() {
+        let (limits, clock) = limits(true);
+        let key = || LimitKey::address(Some([192, 0, 2, 1].into()));
+        let take = || limits.take(LimitClass::Login, key());
+        for _ in 0..3 {
+            take().unwrap();
+        }
+        let refused = take().unwrap_err();
+        assert_eq!(refused.wait, Duration::from_millis(500));
+        assert_eq!(limits.look(LimitClass::Login, key()), Err(refused));
+        clock.advance(Duration::from_millis(499));
+        take().unwrap_err();
+        clock.advance(Duration::from_millis(1));
+        take().unwrap();
+        take().unwrap_err();
+        // Others, and other classes, have buckets of their own.
+        limits.take(LimitClass::Login, LimitKey::Nobody).unwrap();
+        limits.take(LimitClass::Other, key()).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_limited_when_off() {
+        let (limits, _) = limits(false);
+        for _ in 0..1000 {
+            limits.take(LimitClass::Login, LimitKey::Nobody).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_ipv6_network_shares_a_bucket() {
+        let key = |text: &str| LimitKey::address(Some(text.parse().unwrap()));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+    }
+}

@@ -1,0 +1,157 @@
+//! Passwords: hashed with Argon2id on the CPU pool, and checked in the same time whether or not
+//! there is an account.
+
+use std::sync::Arc;
+
+use argon2::{
+    Algorithm, Argon2, Params, Version,
+    password_hash::{PasswordHasher, PasswordVerifier},
+};
+use homeserver_runtime::{PoolClosed, Runtime};
+
+/// Memory of one hash, in KiB. With [`PASSES`] and [`LANES`] the OWASP recommendation for Argon2id.
+const MEMORY_KIB: u32 = 19 * 1024;
+/// Passes over the memory.
+const PASSES: u32 = 2;
+/// Lanes computed one after the other.
+const LANES: u32 = 1;
+/// Bytes of salt.
+const SALT: usize = 16;
+
+/// Bytes of the longest password that is accepted.
+pub(crate) const MAX_PASSWORD: usize = 512;
+
+/// A password was not hashed or checked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PasswordError {
+    /// An empty password protects nothing.
+    #[error("the password is empty")]
+    Empty,
+    /// Longer than [`MAX_PASSWORD`].
+    #[error("the password is longer than {MAX_PASSWORD} bytes")]
+    TooLong,
+    /// The hash function refused, which its fixed parameters rule out.
+    #[error("the password could not be hashed: {0}")]
+    Hash(argon2::password_hash::Error),
+    /// The pool is gone.
+    #[error(transparent)]
+    Pool(#[from] PoolClosed),
+}
+
+/// Hashes and checks passwords. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Passwords {
+    runtime: Runtime,
+    /// Checked when there is no account, so that the answer takes as long.
+    decoy: Arc<str>,
+}
+
+impl Passwords {
+    /// Prepares the hash that is checked when there is no account.
+    pub(crate) async fn open(runtime: Runtime) -> Result<Self, PasswordError> {
+        let password = runtime.entropy.alphanumeric(32);
+        let decoy = hash(&runtime, password).await?;
+        Ok(Self {
+            runtime,
+            decoy: decoy.into(),
+        })
+    }
+
+    /// The PHC string of a new password.
+    pub(crate) async fn hash(&self, password: &str) -> Result<String, PasswordError> {
+        if password.is_empty() {
+            return Err(PasswordError::Empty);
+        }
+        if password.len() > MAX_PASSWORD {
+            return Err(PasswordError::TooLong);
+        }
+        hash(&self.runtime, password.to_owned()).await
+    }
+
+    /// Whether `password` is the one of `stored`; never if there is none. Takes the same time
+    /// either way.
+    pub(crate) async fn verify(
+        &self,
+        password: &str,
+        stored: Option<&str>,
+    ) -> Result<bool, PasswordError> {
+        let possible = stored.is_some() && !password.is_empty() && password.len() <= MAX_PASSWORD;
+        let against = stored.unwrap_or(&self.decoy).to_owned();
+        let password = password.as_bytes();
+        let password = password[..password.len().min(MAX_PASSWORD)].to_owned();
+        let matches = move || {
+            argon2().is_ok_and(|it| it.verify_password(&password, against.as_str()).is_ok())
+        };
+        Ok(self.runtime.cpu.run(matches).await? && possible)
+    }
+}
+
+async fn hash(runtime: &Runtime, password: String) -> Result<String, PasswordError> {
+    let salt: [u8; SALT] = runtime.entropy.bytes();
+    let job = move || {
+        let phc = argon2()?.hash_password_with_salt(password.as_bytes(), &salt)?;
+        Ok(phc.to_string())
+    };
+    runtime.cpu.run(job).await?.map_err(PasswordError::Hash)
+}
+
+fn argon2() -> Result<Argon2<'static>, argon2::password_hash::Error> {
+    let parameters = Params::new(MEMORY_KIB, PASSES, LANES, None)?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_right_password_matches() {
+        let passwords = Passwords::open(Runtime::system()).await.unwrap();
+        let stored = passwords.hash("correct horse").await.unwrap();
+        assert!(
+            stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{stored}"
+        );
+        assert_ne!(
+            stored,
+            passwords.hash("correct horse").await.unwrap(),
+            "salted"
+        );
+        assert!(
+            passwords
+                .verify("correct horse", Some(&stored))
+                .await
+                .unwrap()
+        );
+        for wrong in ["correct horsf", "", "*", "!"] {
+            assert!(
+                !passwords.verify(wrong, Some(&stored)).await.unwrap(),
+                "{wrong:?}"
+            );
+        }
+        // No password, a damaged one, and the one whose prefix fits.
+        for stored in [None, Some(""), Some("*"), Some("!")] {
+            assert!(!passwords.verify("", stored).await.unwrap());
+            assert!(!passwords.verify("*", stored).await.unwrap());
+        }
+        let longest = "a".repeat(MAX_PASSWORD);
+        let stored = passwords.hash(&longest).await.unwrap();
+        assert!(passwords.verify(&longest, Some(&stored)).await.unwrap());
+        let longer = format!("{longest}a");
+        assert!(!passwords.verify(&longer, Some(&stored)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn empty_and_endless_passwords_are_refused() {
+        let passwords = Passwords::open(Runtime::system()).await.unwrap();
+        assert!(matches!(
+            passwords.hash("").await,
+            Err(PasswordError::Empty)
+        ));
+        let long = "a".repeat(MAX_PASSWORD + 1);
+        assert!(matches!(
+            passwords.hash(&long).await,
+            Err(PasswordError::TooLong)
+        ));
+    }
+}
