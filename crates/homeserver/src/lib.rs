@@ -5,4 +5,6 @@
 
 mod app;
 pub mod config;
+mod client_event;
 mod http;
+mod sync;
