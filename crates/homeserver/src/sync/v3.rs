@@ -398,7 +398,8 @@ mod tests {
 
     #[test]
     fn the_response_parses_as_ruma_does() {
-        let response = http::Response::new(write(&full()));
+        let body = write(&full());
+        let response = http::Response::new(&body[..]);
         let parsed = sync_events::v3::Response::try_from_http_response(response).unwrap();
         assert_eq!(parsed.rooms.join.len(), 1);
         assert_eq!(parsed.to_device.events.len(), 1);
