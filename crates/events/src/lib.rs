@@ -1,4 +1,34 @@
 //! What a Matrix event is and which events are allowed. Pure and synchronous.
+//!
+//! Everything that servers must agree on about an event is decided here: its canonical JSON
+//! ([`canonical`]), its form and limits ([`pdu`], [`limits`]), its hashes and id ([`hash`]), its
+//! signatures ([`keys`], [`signatures`]) and what is left of it after a redaction ([`redaction`]).
+//! What differs between room versions is one table, [`rules`].
+//!
+//! The crate deliberately knows no clock, no randomness, no storage and no network, and its answers
+//! never depend on the order of a hash map: the same input gives the same answer on every server.
 
+pub mod canonical;
+pub mod draft;
+pub mod hash;
+pub mod keys;
+pub mod limits;
+pub mod pdu;
 pub mod push;
+pub mod redaction;
+pub mod rules;
+pub mod signatures;
+pub mod status;
 pub mod visibility;
+
+pub use canonical::{CanonicalError, CanonicalObject, CanonicalValue, Strictness};
+pub use draft::{Draft, SealError};
+pub use keys::{KeyError, SigningKey, VerifyKey};
+pub use pdu::{EventReference, Pdu, PduError};
+pub use redaction::{redact, redact_object};
+pub use rules::{RoomVersion, Rules};
+pub use signatures::{
+    KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, required_servers, sign_json,
+    verify_event, verify_json,
+};
+pub use status::{EventStatus, RejectReason, SoftFailReason, StatusKind};
