@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use super::{condition::SenderPermission, glob::Glob};
+use crate::Pdu;
 
 /// Mentioned users that are kept one by one; an event that mentions more is flagged instead.
 pub const MAX_MENTIONED_USERS: usize = 200;
@@ -133,14 +134,9 @@ pub struct Classification {
 }
 
 /// Classifies an event under the server-default rules.
-pub fn classify(
-    sender: &UserId,
-    event_type: &str,
-    state_key: Option<&str>,
-    content: &RawValue,
-    permission: &SenderPermission,
-) -> Classification {
-    let content = Content::parse(content);
+pub fn classify(event: &Pdu, permission: &SenderPermission) -> Classification {
+    let (sender, event_type, state_key) = (event.sender(), event.event_type(), event.state_key());
+    let content = Content::parse(event.content_str());
     let is_member = same(event_type, "m.room.member");
     let is_notice = content
         .text("msgtype")
@@ -190,8 +186,8 @@ pub fn thread_root(
 struct Content<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
 
 impl<'a> Content<'a> {
-    fn parse(content: &'a RawValue) -> Self {
-        Self(serde_json::from_str(content.get()).unwrap_or_default())
+    fn parse(content: &'a str) -> Self {
+        Self(serde_json::from_str(content).unwrap_or_default())
     }
 
     fn value(&self, key: &str) -> Option<Value> {

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 
 use super::glob::Folded;
+use crate::Pdu;
 
 /// An event, parsed once, to be held against the rules of many users.
 #[derive(Debug)]
@@ -16,6 +17,29 @@ pub struct PushEvent {
 }
 
 impl PushEvent {
+    /// The event as a client would see it. `unsigned` and what only servers see (`auth_events`,
+    /// `hashes`, …) are left out: no rule may depend on them.
+    pub fn new(pdu: &Pdu) -> Self {
+        let mut json = Map::new();
+        let mut put = |key: &str, value: Value| {
+            json.insert(key.to_owned(), value);
+        };
+        put("event_id", pdu.event_id().as_str().into());
+        put("room_id", pdu.room_id().as_str().into());
+        put("sender", pdu.sender().as_str().into());
+        put("type", pdu.event_type().into());
+        put("origin_server_ts", pdu.origin_server_ts().into());
+        // A content that is not JSON cannot come out of a `Pdu`.
+        put("content", pdu.content_as().unwrap_or_default());
+        if let Some(state_key) = pdu.state_key() {
+            put("state_key", state_key.into());
+        }
+        if let Some(redacts) = pdu.redacts() {
+            put("redacts", redacts.as_str().into());
+        }
+        Self::from_json(json)
+    }
+
     /// An event that is already an object in the client format.
     pub fn from_json(json: Map<String, Value>) -> Self {
         Self {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{UserId, push::Ruleset, user_id};
-use serde_json::{Value, json, value::to_raw_value};
+use ruma::{EventId, UserId, push::Ruleset, user_id};
+use serde_json::{Value, json};
 
 use super::{
     Class, Context, Glob, Outcome, PushEvent, Rules, SenderLevel, SenderPermission, classify,
     default_ruleset,
 };
+use crate::{Pdu, RoomVersion};
 
 mod classes;
 mod conditions;
@@ -30,6 +31,18 @@ fn permission(level: i64) -> SenderPermission {
 
 fn event(json: &Value) -> PushEvent {
     PushEvent::from_json(json.as_object().unwrap().clone())
+}
+
+/// The same event as servers have it.
+fn pdu(json: &Value) -> Pdu {
+    let mut json = json.clone();
+    let id = json.as_object_mut().unwrap().remove("event_id");
+    json["origin_server_ts"] = 1.into();
+    json["depth"] = 1.into();
+    json["prev_events"] = json!([]);
+    json["auth_events"] = json!([]);
+    let id = EventId::parse(id.as_ref().and_then(Value::as_str).unwrap_or("$e")).unwrap();
+    Pdu::from_stored(json.to_string().as_bytes(), id, RoomVersion::V11.rules()).unwrap()
 }
 
 fn message(body: &str) -> Value {

@@ -1,22 +1,19 @@
 //! Classes: the promise that counts can be added up from them.
 
 use proptest::prelude::*;
-use ruma::{EventId, OwnedEventId, event_id, user_id};
+use ruma::{EventId, OwnedEventId, event_id};
 
 use super::{
-    ALICE, Class, Context, Rules, Value, alice, classify, default_ruleset, event, json, permission,
-    to_raw_value,
+    ALICE, Class, Context, PushEvent, Rules, Value, alice, classify, default_ruleset, json, pdu,
+    permission,
 };
 use crate::push::{Classification, MAX_MENTIONED_USERS, Relation, thread_root};
 
 fn class_of(json: &Value, sender_level: i64) -> Classification {
-    classify(
-        user_id!("@bob:example.org"),
-        json["type"].as_str().unwrap(),
-        json.get("state_key").and_then(Value::as_str),
-        &to_raw_value(&json["content"]).unwrap(),
-        &permission(sender_level),
-    )
+    let mut json = json.clone();
+    json["sender"] = "@bob:example.org".into();
+    json["room_id"] = "!r:example.org".into();
+    classify(&pdu(&json), &permission(sender_level))
 }
 
 /// What the class says about Alice.
@@ -97,7 +94,7 @@ proptest! {
         let permission = permission(level);
         let context = Context { member_count: members, display_name: None, permission: &permission };
         let rules = Rules::compile(alice(), &default_ruleset(alice()));
-        let outcome = rules.evaluate(&event(&json), &context);
+        let outcome = rules.evaluate(&PushEvent::new(&pdu(&json)), &context);
         let by_rules = outcome.map_or((false, false), |found| (found.notify, found.highlight));
         prop_assert_eq!(by_class(&class_of(&json, level)), by_rules);
     }
