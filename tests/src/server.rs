@@ -27,6 +27,8 @@ pub struct ServerOptions {
     pub program: PathBuf,
     /// Whether rate limits apply.
     pub rate_limits: bool,
+    /// The lines of the configuration's `[registration]`, but for the shared secret.
+    pub registration: &'static str,
     /// More lines for the configuration file, whole sections.
     pub configuration: String,
 }
@@ -37,6 +39,7 @@ impl Default for ServerOptions {
             engine: "fjall",
             program: program(),
             rate_limits: false,
+            registration: "mode = \"open\"\n",
             configuration: String::new(),
         }
     }
@@ -188,12 +191,12 @@ fn configuration(options: &ServerOptions, port: u16) -> String {
          engine = \"{}\"\n\
          path = \"data\"\n\
          [registration]\n\
-         mode = \"open\"\n\
+         {}\
          shared_secret = \"shared secret of the tests\"\n\
          [rate_limits]\n\
          enabled = {}\n\
          {}",
-        options.engine, options.rate_limits, options.configuration,
+        options.engine, options.registration, options.rate_limits, options.configuration,
     );
     written.expect("text can be written");
     text
