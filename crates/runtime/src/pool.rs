@@ -47,6 +47,12 @@ impl WorkPool {
         Self { kind: Kind::Inline }
     }
 
+    /// Whether jobs run on the caller's thread, where they must not wait for anything.
+    #[must_use]
+    pub fn is_inline(&self) -> bool {
+        matches!(self.kind, Kind::Inline)
+    }
+
     /// Waits for a turn, then runs `job` and gives its result.
     ///
     /// # Errors

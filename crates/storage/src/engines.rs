@@ -1,0 +1,4 @@
+//! The backends. Each implements [`Engine`](crate::Engine), and nothing else.
+
+mod local;
+pub mod memory;
