@@ -2,12 +2,14 @@
 //!
 //! Everything that servers must agree on about an event is decided here: its canonical JSON
 //! ([`canonical`]), its form and limits ([`pdu`], [`limits`]), its hashes and id ([`hash`]), its
-//! signatures ([`keys`], [`signatures`]) and what is left of it after a redaction ([`redaction`]).
-//! What differs between room versions is one table, [`rules`].
+//! signatures ([`keys`], [`signatures`]), what is left of it after a redaction ([`redaction`]), and
+//! whether the authorisation rules allow it ([`auth`]). What differs between room versions is one
+//! table, [`rules`].
 //!
 //! The crate deliberately knows no clock, no randomness, no storage and no network, and its answers
 //! never depend on the order of a hash map: the same input gives the same answer on every server.
 
+pub mod auth;
 pub mod canonical;
 pub mod draft;
 pub mod hash;
@@ -21,6 +23,7 @@ pub mod signatures;
 pub mod status;
 pub mod visibility;
 
+pub use auth::{AuthError, PowerLevel, PowerLevels};
 pub use canonical::{CanonicalError, CanonicalObject, CanonicalValue, Strictness};
 pub use draft::{Draft, SealError};
 pub use keys::{KeyError, SigningKey, VerifyKey};

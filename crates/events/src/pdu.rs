@@ -12,7 +12,7 @@ mod reference;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 pub use reference::EventReference;
 
 use self::header::Header;
+use crate::auth::PowerLevels;
 use crate::canonical::{self, CanonicalError, CanonicalObject, CanonicalValue};
 use crate::hash;
 use crate::limits::{MAX_ID_BYTES, MAX_PDU_BYTES};
@@ -76,6 +77,8 @@ struct Inner {
     prev_events: Vec<OwnedEventId>,
     auth_events: Vec<OwnedEventId>,
     redacts: Option<OwnedEventId>,
+    /// Filled when the rules first ask for it: one power levels event judges many events.
+    power_levels: OnceLock<PowerLevels>,
 }
 
 impl Pdu {
@@ -145,6 +148,7 @@ impl Pdu {
             prev_events: reference::ids(header.prev_events, rules.references, "prev_events")?,
             auth_events: reference::ids(header.auth_events, rules.references, "auth_events")?,
             redacts: header::redacts(&header.event_type, header.redacts, header.content, rules),
+            power_levels: OnceLock::new(),
             event_id,
             json: json.into_boxed_str(),
         };
@@ -205,6 +209,12 @@ impl Pdu {
     /// The content read as some type.
     pub fn content_as<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.content_str())
+    }
+
+    /// The content as power levels, read once. Only meaningful for `m.room.power_levels`.
+    pub fn power_levels(&self) -> &PowerLevels {
+        let read = || PowerLevels::read(self.content_str(), self.0.rules);
+        self.0.power_levels.get_or_init(read)
     }
 
     /// When the sender's server says it made the event, in milliseconds since 1970.

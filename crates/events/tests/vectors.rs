@@ -1,5 +1,7 @@
 //! The examples of the specification, from the project's table of vectors.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use homeserver_events::canonical::{self, Strictness};
 use homeserver_events::{CanonicalObject, RoomVersion, SigningKey, VerifyKey, hash, redaction};
 use serde_json::Value;

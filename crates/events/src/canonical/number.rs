@@ -3,6 +3,9 @@
 use super::CanonicalValue;
 use crate::limits::MAX_CANONICAL_INTEGER;
 
+/// [`MAX_CANONICAL_INTEGER`] as a double.
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_991.0;
+
 /// An integer that canonical JSON allows; `text` is a JSON integer.
 pub(super) fn strict_integer(text: &str) -> Option<CanonicalValue> {
     let number: i64 = text.parse().ok()?;
@@ -32,8 +35,7 @@ pub(super) fn lenient_float(text: &str) -> Option<CanonicalValue> {
     if printed == text {
         return Some(CanonicalValue::Number(printed.into()));
     }
-    let limit = MAX_CANONICAL_INTEGER as f64;
-    if value.fract() == 0.0 && value.abs() <= limit {
+    if value.fract() == 0.0 && value.abs() <= MAX_EXACT_INTEGER {
         return Some(CanonicalValue::Integer(value as i64));
     }
     Some(CanonicalValue::Number(printed.into()))
