@@ -31,7 +31,7 @@ pub use cursor::Cursor;
 pub use engine::{Direction, Engine, EngineError};
 pub use journal::{Entry, Journal, Topic};
 pub use key::{At, DecodeError, Key, KeyReader, KeyWriter, Reverse64, ToKey};
-pub use numbers::{Interner, NumberKind};
+pub use numbers::{Interner, NumberKind, USERS};
 pub use row::{Positioned, Row, RowWriter};
 pub use store::{OpenError, StorageError, Store};
 pub use system::TABLES;

@@ -27,6 +27,10 @@ const ATTEMPTS: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NumberKind(pub u8);
 
+/// Numbers of users. Several crates that do not know each other number users; that they name the
+/// same kind is what gives a user one number. Other kinds belong to the crate that declares them.
+pub const USERS: NumberKind = NumberKind(1);
+
 /// Gives numbers to names of one kind. Cheap to clone; all of a store share their caches.
 #[derive(Debug, Clone)]
 pub struct Interner {
