@@ -1,1 +1,182 @@
-//! What belongs to a user, without HTTP: accounts, devices, keys, profiles, receipts, account data.
+//! What belongs to a user, without HTTP: accounts, devices, keys, profiles, receipts, account
+//! data, typing, presence, and messages to devices.
+//!
+//! [`Users`] only holds the parts together; each is cheap to clone and is handed to whoever needs
+//! it. Users and devices are named by number inside ([`UserNumber`], [`DeviceNumber`]); rooms by
+//! the number that the rooms crate gives them.
+//!
+//! Every change is one batch: rows, asserts on what was read, and a journal entry under the
+//! topics of those who want to know (see [`journal`]). What changed for a user in `(S, P]` is
+//! asked from the parts:
+//!
+//! | what | where |
+//! |---|---|
+//! | account data, tags, push rules, fully read markers | [`AccountData::changes`] |
+//! | receipts of a room | [`Receipts::changed_rooms`], [`Receipts::changes`] |
+//! | messages to a device | [`Inbox::page`], then [`Inbox::acknowledge`] |
+//! | device lists | [`DeviceLists::changed`], [`DeviceLists::signed_by`] |
+//! | counts of one-time keys, unused fallback keys | [`Keys::counts`], [`Keys::unused_fallback_types`] |
+//! | typing, presence | [`Typing::changes`], [`Presences::changes`] |
+//!
+//! Not here: passwords' hashing, tokens, sessions (crate `homeserver`); whether a user may see
+//! another (crate `rooms` knows who shares a room).
+
+mod account;
+mod account_data;
+mod cross_signing;
+mod device;
+mod device_list;
+mod filter;
+mod ground;
+mod identifier;
+mod inbox;
+pub mod journal;
+mod keys;
+mod number;
+mod presence;
+mod profile;
+mod receipt;
+mod signature;
+mod stream;
+mod sweep;
+mod tables;
+mod tag;
+mod typing;
+
+pub use account::{
+    Account, AccountKind, AccountState, Accounts, Admin, ChangeAccountError, CreateAccountError,
+    NewAccount,
+};
+pub use account_data::{
+    AccountData, AccountDataError, AccountDatum, MAX_ACCOUNT_DATA, MAX_ACCOUNT_DATA_ITEMS, Scope,
+};
+pub use cross_signing::{
+    CrossSigning, CrossSigningError, CrossSigningKeys, CrossSigningUpload, KeyUsage,
+    MAX_CROSS_SIGNING_KEY, MAX_SIGNED_OBJECTS, SignatureFailure, SignatureFailures,
+};
+pub use device::{Device, DeviceError, Devices, Ensured, MAX_DEVICES, MAX_DISPLAY_NAME, Seen};
+pub use device_list::DeviceLists;
+pub use filter::{FilterError, Filters, MAX_FILTER, MAX_FILTERS};
+pub use ground::Failure;
+pub use identifier::{BadIdentifier, MAX_IDENTIFIER};
+pub use inbox::{
+    INBOX_PAGE, Inbox, InboxPage, MAX_INBOX, MAX_RECIPIENTS, MAX_TO_DEVICE_CONTENT, Recipient,
+    ToDeviceError, ToDeviceMessage, ToDeviceRequest,
+};
+pub use keys::{
+    ClaimedKey, InvalidKey, KeyUpload, KeyUploadError, Keys, MAX_ALGORITHMS, MAX_DEVICE_KEYS,
+    MAX_KEYS_IN_UPLOAD, MAX_ONE_TIME_KEY, MAX_ONE_TIME_KEYS,
+};
+pub use number::{DeviceNumber, UserNumber};
+pub use presence::{
+    ACTIVE_FOR, IDLE_AFTER, MAX_PRESENCES, MAX_STATUS, ONLINE_AFTER_SYNC, Presence, Presences,
+};
+pub use profile::{MAX_FIELD_NAME, MAX_PROFILE, Profile, ProfileError, Profiles};
+pub use receipt::{
+    MAX_RECEIPTS, MAX_RECEIPTS_OF_USER, Receipt, ReceiptKind, Receipts, StoredReceipt,
+};
+pub use stream::{Changes, StreamToken};
+pub use tables::TABLES;
+pub use tag::{MAX_TAG_NAME, MAX_TAGS, TagError};
+pub use typing::{MAX_TYPING, MAX_TYPING_IN_ROOM, MAX_TYPING_ROOMS, Typing};
+
+use std::time::Duration;
+
+use homeserver_runtime::Runtime;
+use homeserver_storage::Store;
+use ruma::{OwnedUserId, UserId};
+
+use crate::ground::Ground;
+
+/// Time between two sweeps of what deleted devices and old transactions left behind.
+const SWEEP_INTERVAL: Duration = Duration::from_hours(1);
+
+/// All parts of this crate over one store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Users {
+    /// Accounts.
+    pub accounts: Accounts,
+    /// Devices.
+    pub devices: Devices,
+    /// Profiles.
+    pub profiles: Profiles,
+    /// Account data, tags, push rules, fully read markers.
+    pub account_data: AccountData,
+    /// Stored filters.
+    pub filters: Filters,
+    /// Read receipts.
+    pub receipts: Receipts,
+    /// Who is typing.
+    pub typing: Typing,
+    /// Who is online.
+    pub presence: Presences,
+    /// Keys of devices.
+    pub keys: Keys,
+    /// Cross-signing keys and signatures.
+    pub cross_signing: CrossSigning,
+    /// Which device lists changed.
+    pub device_lists: DeviceLists,
+    /// Messages to devices.
+    pub inbox: Inbox,
+    ground: Ground,
+}
+
+impl Users {
+    /// The parts over a store that knows [`TABLES`]. Starts the memory streams' timers and an
+    /// hourly sweep on the runtime's tasks, which end with its shutdown.
+    pub fn open(store: &Store, runtime: &Runtime) -> Self {
+        let ground = Ground::new(store.clone(), runtime);
+        let users = Self {
+            accounts: Accounts::new(ground.clone()),
+            devices: Devices::new(ground.clone()),
+            profiles: Profiles::new(ground.clone()),
+            account_data: AccountData::new(ground.clone()),
+            filters: Filters::new(ground.clone()),
+            receipts: Receipts::new(ground.clone()),
+            typing: Typing::start(runtime),
+            presence: Presences::start(runtime),
+            keys: Keys::new(ground.clone()),
+            cross_signing: CrossSigning::new(ground.clone()),
+            device_lists: DeviceLists::new(ground.clone()),
+            inbox: Inbox::new(ground.clone()),
+            ground,
+        };
+        let tasks = runtime.tasks.clone();
+        runtime
+            .tasks
+            .spawn(sweep_hourly(users.ground.clone(), tasks));
+        users
+    }
+
+    /// The number of a user id, local or not, given now if it has none.
+    pub async fn number(&self, user_id: &UserId) -> Result<UserNumber, Failure> {
+        self.ground.user_number(user_id).await
+    }
+
+    /// The number of a user id, if it has one. Prefer this for ids that a stranger names.
+    pub async fn known_number(&self, user_id: &UserId) -> Result<Option<UserNumber>, Failure> {
+        self.ground.known_user_number(user_id).await
+    }
+
+    /// The user id of a number.
+    pub async fn user_id(&self, number: UserNumber) -> Result<Option<OwnedUserId>, Failure> {
+        self.ground.user_id(number).await
+    }
+
+    /// Removes what deleted devices and old transactions left behind. Runs hourly by itself.
+    pub async fn sweep(&self) -> Result<(), Failure> {
+        sweep::all(&self.ground).await
+    }
+}
+
+async fn sweep_hourly(ground: Ground, tasks: homeserver_runtime::Tasks) {
+    loop {
+        tokio::select! {
+            () = tasks.stopping() => return,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        if let Err(error) = sweep::all(&ground).await {
+            tracing::warn!(%error, "sweep interrupted; the next one goes on");
+        }
+    }
+}

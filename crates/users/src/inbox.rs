@@ -1,0 +1,405 @@
+//! To-device messages: an inbox per device, emptied by acknowledgement.
+//!
+//! A message is a row `(device, position)`; a device gets at most one message per position, so a
+//! position cuts an inbox anywhere. Messages are deleted only when a token shows that they
+//! arrived. A request to many devices is several batches; its transaction row says up to whom it
+//! was carried out, so that a repetition goes on there and nobody gets a message twice.
+//!
+//! Sending to other servers is not done here.
+//!
+//! Spec: Client-Server API, "Send-to-Device messaging".
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use homeserver_storage::{At, Batch, Position};
+use quick_cache::sync::Cache;
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    DeviceNumber, Failure, UserNumber,
+    device::{MAX_DEVICES, number},
+    ground::{Attempt, Ground, MAX_ATTEMPTS},
+    identifier::{BadIdentifier, check_identifier},
+    journal,
+    tables::{DEVICES, INBOX, TO_DEVICE_TRANSACTIONS, TO_DEVICE_TRANSACTIONS_BY_TIME},
+};
+
+/// Messages given to one sync response.
+pub const INBOX_PAGE: usize = 100;
+
+/// Bytes of one message's content.
+pub const MAX_TO_DEVICE_CONTENT: usize = 64 * 1024;
+
+/// Messages that may wait for one device. A device that is never used again must not fill the
+/// disk: what is sent to it beyond this is dropped, and the drop is logged.
+pub const MAX_INBOX: u64 = 10_000;
+
+/// Recipient devices of one request.
+pub const MAX_RECIPIENTS: usize = 20_000;
+
+/// Messages and bytes of content put into one batch.
+const BATCH_MESSAGES: usize = 300;
+const BATCH_BYTES: usize = 2 * 1024 * 1024;
+
+/// Topics that one journal entry may have.
+const TOPICS: usize = 8;
+
+/// Devices whose number of waiting messages is remembered.
+const COUNTS_REMEMBERED: usize = 20_000;
+
+/// How long a transaction id is remembered, in milliseconds.
+pub(crate) const TRANSACTION_LIFE: u64 = 24 * 60 * 60 * 1_000;
+
+/// Row of [`INBOX`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MessageRow {
+    sender: String,
+    event_type: String,
+    content: String,
+}
+homeserver_storage::row!(MessageRow, 1);
+
+/// Row of [`TO_DEVICE_TRANSACTIONS`]: how far a request was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TransactionRow {
+    started_at: u64,
+    /// The last device that has its message; `None` once all have.
+    upto: Option<(u64, String)>,
+}
+homeserver_storage::row!(TransactionRow, 1);
+
+/// A message as its recipient gets it.
+#[derive(Clone, Debug)]
+pub struct ToDeviceMessage {
+    /// Its place in the inbox.
+    pub position: Position,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// Its type.
+    pub event_type: String,
+    /// Its content.
+    pub content: Box<RawValue>,
+}
+
+/// Part of an inbox.
+#[derive(Clone, Debug, Default)]
+pub struct InboxPage {
+    /// Messages in order of arrival.
+    pub messages: Vec<ToDeviceMessage>,
+    /// Every waiting message at or before this position is in the page: what a token must
+    /// remember and give back to [`Inbox::acknowledge`].
+    pub upto: Position,
+    /// Whether more messages wait behind `upto`.
+    pub more: bool,
+}
+
+/// To which of a user's devices.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recipient {
+    /// All that the user has.
+    AllDevices,
+    /// This one, if the user has it.
+    Device(OwnedDeviceId),
+}
+
+/// Messages of one type to any number of devices of local users.
+#[derive(Clone, Debug)]
+pub struct ToDeviceRequest {
+    /// Who sends.
+    pub sender: OwnedUserId,
+    /// The type of all messages.
+    pub event_type: String,
+    /// Contents by user and device.
+    pub messages: BTreeMap<UserNumber, BTreeMap<Recipient, Box<RawValue>>>,
+    /// Makes a repetition harmless: the sending device and the transaction id; for messages that
+    /// come over federation there is none.
+    pub transaction: Option<(DeviceNumber, String)>,
+}
+
+/// The request was not, or not wholly, carried out; repeat it with the same transaction id.
+#[derive(Debug, thiserror::Error)]
+pub enum ToDeviceError {
+    /// The type or the transaction id is not a valid identifier.
+    #[error("the type or the transaction id is not a valid identifier")]
+    BadIdentifier(#[from] BadIdentifier),
+    /// A content is longer than [`MAX_TO_DEVICE_CONTENT`] bytes.
+    #[error("a message is too large")]
+    TooLarge,
+    /// More than [`MAX_RECIPIENTS`] devices.
+    #[error("too many recipients")]
+    TooManyRecipients,
+    /// The store could not do it.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+/// The inboxes of this server's devices. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    ground: Ground,
+    /// Messages waiting per device, at least: enough to keep an inbox bounded. Another process
+    /// that fills the same inbox makes the bound a little softer.
+    waiting: Arc<Cache<DeviceNumber, u64>>,
+}
+
+/// One message on its way to one device.
+struct Delivery<'a> {
+    user: UserNumber,
+    device_id: String,
+    device: DeviceNumber,
+    content: &'a RawValue,
+}
+
+impl Inbox {
+    pub(crate) fn new(ground: Ground) -> Self {
+        Self {
+            ground,
+            waiting: Arc::new(Cache::new(COUNTS_REMEMBERED)),
+        }
+    }
+
+    /// Puts messages into inboxes. Users and devices that do not exist get nothing and leave
+    /// nothing behind. A request whose transaction id was seen within a day does nothing.
+    pub async fn send(&self, request: &ToDeviceRequest) -> Result<(), ToDeviceError> {
+        check_identifier(&request.event_type)?;
+        let contents = request.messages.values().flat_map(BTreeMap::values);
+        if contents
+            .into_iter()
+            .any(|content| content.get().len() > MAX_TO_DEVICE_CONTENT)
+        {
+            return Err(ToDeviceError::TooLarge);
+        }
+        let key = match &request.transaction {
+            Some((device, id)) => {
+                check_identifier(id)?;
+                let scope = format!("{}\0{id}", request.event_type);
+                Some((device.0, xxh3_128(scope.as_bytes())))
+            }
+            None => None,
+        };
+        let deliveries = self.deliveries(request).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let store = &self.ground.store;
+            let progress = match &key {
+                Some(key) => store.get(&TO_DEVICE_TRANSACTIONS, key).await,
+                None => Ok(None),
+            };
+            let progress = progress.map_err(Failure::from)?;
+            if progress.as_ref().is_some_and(|row| row.upto.is_none()) {
+                return Ok(());
+            }
+            match self.deliver(request, key, progress, &deliveries).await? {
+                Attempt::Done(_) => return Ok(()),
+                Attempt::Conflict => {}
+            }
+        }
+        Err(Failure::Busy.into())
+    }
+
+    /// Who gets what, in the order of user number and device id.
+    async fn deliveries<'a>(
+        &self,
+        request: &'a ToDeviceRequest,
+    ) -> Result<Vec<Delivery<'a>>, ToDeviceError> {
+        let mut deliveries = Vec::new();
+        for (user, messages) in &request.messages {
+            let devices = self
+                .ground
+                .scan_prefix(&DEVICES, &user.0, MAX_DEVICES)
+                .await?;
+            for ((_, device_id), row) in devices {
+                let named = Recipient::Device(<&DeviceId>::from(device_id.as_str()).to_owned());
+                let content = messages
+                    .get(&named)
+                    .or_else(|| messages.get(&Recipient::AllDevices));
+                let Some(content) = content else {
+                    continue;
+                };
+                let device = number(&row);
+                if self.has_room(device).await? {
+                    deliveries.push(Delivery {
+                        user: *user,
+                        device_id,
+                        device,
+                        content,
+                    });
+                } else {
+                    tracing::warn!(%user, device = %device_id, "inbox full, message dropped");
+                }
+            }
+            if deliveries.len() > MAX_RECIPIENTS {
+                return Err(ToDeviceError::TooManyRecipients);
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Carries a request out from where `progress` left it, batch by batch.
+    async fn deliver(
+        &self,
+        request: &ToDeviceRequest,
+        key: Option<(u64, u128)>,
+        mut progress: Option<TransactionRow>,
+        deliveries: &[Delivery<'_>],
+    ) -> Result<Attempt, Failure> {
+        let is_left = |delivery: &&Delivery<'_>| match &progress {
+            Some(TransactionRow {
+                upto: Some((user, device)),
+                ..
+            }) => (delivery.user.0, &delivery.device_id) > (*user, device),
+            _ => true,
+        };
+        let mut left: &[Delivery<'_>] =
+            &deliveries[deliveries.iter().take_while(|one| !is_left(one)).count()..];
+        loop {
+            let (now, later) = left.split_at(batch_length(left));
+            let mut batch = Batch::new();
+            put_messages(&mut batch, request, now);
+            if let Some(key) = &key {
+                let upto = now.last().filter(|_| !later.is_empty());
+                let started_at = progress
+                    .as_ref()
+                    .map_or(self.ground.now(), |row| row.started_at);
+                let row = TransactionRow {
+                    started_at,
+                    upto: upto.map(|last| (last.user.0, last.device_id.clone())),
+                };
+                match &progress {
+                    Some(before) => batch.assert_value(&TO_DEVICE_TRANSACTIONS, key, before),
+                    None => batch.assert_absent(&TO_DEVICE_TRANSACTIONS, key),
+                };
+                batch.put(&TO_DEVICE_TRANSACTIONS, key, &row);
+                let by_time = (started_at, key.0, key.1);
+                batch.put(&TO_DEVICE_TRANSACTIONS_BY_TIME, &by_time, &());
+                progress = Some(row);
+            } else if batch.is_empty() {
+                return Ok(Attempt::Done(crate::ground::Positions::none()));
+            }
+            let attempt = self.ground.attempt(batch).await?;
+            if later.is_empty() || matches!(attempt, Attempt::Conflict) {
+                return Ok(attempt);
+            }
+            left = later;
+        }
+    }
+
+    /// The oldest messages waiting for a device, at most [`INBOX_PAGE`] in `(after, upto]`.
+    pub async fn page(
+        &self,
+        device: DeviceNumber,
+        after: Position,
+        upto: Position,
+    ) -> Result<InboxPage, Failure> {
+        let from = (device.0, after.saturating_add(1));
+        let to = (device.0, upto.saturating_add(1));
+        let mut rows = self
+            .ground
+            .scan_between(&INBOX, from, to, INBOX_PAGE + 1)
+            .await?;
+        let more = rows.len() > INBOX_PAGE;
+        rows.truncate(INBOX_PAGE);
+        let messages = rows.into_iter().map(|((_, at), row)| message(at, row));
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
+        let last = messages.last().map(|message| message.position);
+        Ok(InboxPage {
+            upto: last.filter(|_| more).unwrap_or(upto),
+            messages,
+            more,
+        })
+    }
+
+    /// Deletes the messages at or before `upto`, which the device has shown to have received.
+    pub async fn acknowledge(&self, device: DeviceNumber, upto: Position) -> Result<(), Failure> {
+        let from = (device.0, 0_u64);
+        let to = (device.0, upto.saturating_add(1));
+        loop {
+            let rows = self
+                .ground
+                .scan_between(&INBOX, from, to, INBOX_PAGE)
+                .await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            for (key, _) in &rows {
+                batch.delete(&INBOX, key);
+            }
+            self.ground.store.commit(batch).await?;
+            self.waiting.remove(&device);
+        }
+    }
+
+    /// Whether an inbox may take another message; counts it in.
+    async fn has_room(&self, device: DeviceNumber) -> Result<bool, Failure> {
+        let waiting = match self.waiting.get(&device) {
+            Some(waiting) => waiting,
+            None => self.count(device).await?,
+        };
+        self.waiting.insert(device, waiting + 1);
+        Ok(waiting < MAX_INBOX)
+    }
+
+    async fn count(&self, device: DeviceNumber) -> Result<u64, Failure> {
+        let mut count = 0;
+        let mut after = 0;
+        while count < MAX_INBOX {
+            let from = (device.0, after + 1);
+            let to = (device.0, Position::MAX);
+            let rows = self
+                .ground
+                .scan_between(&INBOX, from, to, INBOX_PAGE)
+                .await?;
+            count += rows.len() as u64;
+            match rows.last() {
+                Some(((_, last), _)) if rows.len() == INBOX_PAGE => after = *last,
+                _ => break,
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// How many of these fit into one batch; at least one if there are any.
+fn batch_length(deliveries: &[Delivery<'_>]) -> usize {
+    let mut bytes = 0;
+    let fits = |delivery: &&Delivery<'_>| {
+        bytes += delivery.content.get().len();
+        bytes <= BATCH_BYTES
+    };
+    deliveries
+        .iter()
+        .take(BATCH_MESSAGES)
+        .take_while(fits)
+        .count()
+}
+
+fn put_messages(batch: &mut Batch, request: &ToDeviceRequest, deliveries: &[Delivery<'_>]) {
+    for deliveries in deliveries.chunks(TOPICS) {
+        let topics: Vec<_> = deliveries
+            .iter()
+            .map(|one| journal::device(one.device))
+            .collect();
+        let position = batch.append(&journal::entry(journal::TO_DEVICE_SENT, &[]), &topics);
+        for delivery in deliveries {
+            let row = MessageRow {
+                sender: request.sender.to_string(),
+                event_type: request.event_type.clone(),
+                content: delivery.content.get().to_owned(),
+            };
+            batch.put(&INBOX, &(delivery.device.0, At::Append(position)), &row);
+        }
+    }
+}
+
+fn message(position: Position, row: MessageRow) -> Result<ToDeviceMessage, Failure> {
+    let damaged = || Failure::Damaged("to-device message");
+    Ok(ToDeviceMessage {
+        position,
+        sender: crate::ground::user_id(&row.sender)?,
+        event_type: row.event_type,
+        content: RawValue::from_string(row.content).map_err(|_| damaged())?,
+    })
+}

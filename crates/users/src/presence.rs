@@ -1,0 +1,450 @@
+//! Who is online: a memory stream that a restart forgets.
+//!
+//! A user's presence is made of what they said (a state and a message) and of what the server
+//! sees: whether a client is syncing, and when the user last did something. Time alone turns
+//! "online" into "unavailable" and then into "offline". Whom a reader may hear about (users who
+//! share a room) is not decided here.
+//!
+//! Spec: Client-Server API, "Presence".
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use homeserver_runtime::{Clock, Runtime, Tasks};
+use parking_lot::Mutex;
+use ruma::presence::PresenceState;
+use tokio::sync::watch;
+
+use crate::{
+    UserNumber,
+    stream::{Changes, StreamToken},
+};
+
+/// Without activity for this long, an online user is shown as unavailable.
+pub const IDLE_AFTER: Duration = Duration::from_mins(5);
+
+/// A user is "currently active" for this long after doing something.
+pub const ACTIVE_FOR: Duration = Duration::from_mins(1);
+
+/// After the end of a sync request, the next one is awaited for this long.
+pub const ONLINE_AFTER_SYNC: Duration = Duration::from_secs(30);
+
+/// Users whose presence is remembered. When there are more, the one that has been quiet longest
+/// is forgotten, and tokens from before that get the whole set.
+pub const MAX_PRESENCES: usize = 50_000;
+
+/// Bytes of a status message; longer ones are cut.
+pub const MAX_STATUS: usize = 1_024;
+
+/// What others see of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Online, unavailable or offline.
+    pub state: PresenceState,
+    /// What the user says about it.
+    pub status: Option<String>,
+    /// How long ago the user last did something, if they ever did since the start.
+    pub last_active_ago: Option<Duration>,
+    /// Whether that is so recent that it is not worth counting.
+    pub currently_active: bool,
+}
+
+/// Who is online. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Presences {
+    state: Arc<Mutex<State>>,
+    clock: Arc<dyn Clock>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    boot: u64,
+    counter: u64,
+    /// Tokens with a lower counter are too old.
+    floor: u64,
+    users: HashMap<UserNumber, User>,
+    /// Change counter → user: the order in which presences changed.
+    order: BTreeMap<u64, UserNumber>,
+    /// When time alone may change somebody's presence.
+    alarms: BTreeSet<(Duration, UserNumber)>,
+}
+
+#[derive(Debug)]
+struct User {
+    changed_at: u64,
+    /// What the user last said they are.
+    chosen: PresenceState,
+    status: Option<String>,
+    last_active: Option<Duration>,
+    /// A client is syncing, or is expected back, until then.
+    syncing_until: Option<Duration>,
+    /// What others were last told.
+    shown: (PresenceState, bool),
+    alarm: Option<Duration>,
+}
+
+impl Default for User {
+    fn default() -> Self {
+        Self {
+            changed_at: 0,
+            chosen: PresenceState::Online,
+            status: None,
+            last_active: None,
+            syncing_until: None,
+            shown: (PresenceState::Offline, false),
+            alarm: None,
+        }
+    }
+}
+
+impl User {
+    /// The state that follows from everything known, and whether the user is currently active.
+    fn visible(&self, now: Duration) -> (PresenceState, bool) {
+        let here = self.syncing_until.is_some_and(|until| until > now);
+        if !here || self.chosen == PresenceState::Offline {
+            return (PresenceState::Offline, false);
+        }
+        let quiet = self.last_active.map(|at| now.saturating_sub(at));
+        let idle = quiet.is_none_or(|quiet| quiet >= IDLE_AFTER);
+        if self.chosen == PresenceState::Unavailable || idle {
+            return (PresenceState::Unavailable, false);
+        }
+        let active = quiet.is_some_and(|quiet| quiet < ACTIVE_FOR);
+        (self.chosen.clone(), active)
+    }
+
+    /// The next moment at which time alone may change what is visible.
+    fn next_alarm(&self, now: Duration) -> Option<Duration> {
+        let after_activity = |span| self.last_active.map(|at| at + span);
+        let moments = [
+            self.syncing_until,
+            after_activity(ACTIVE_FOR),
+            after_activity(IDLE_AFTER),
+        ];
+        moments
+            .into_iter()
+            .flatten()
+            .filter(|moment| *moment > now)
+            .min()
+    }
+}
+
+impl Presences {
+    /// An empty stream; a task that lets time pass in it runs until shutdown.
+    pub(crate) fn start(runtime: &Runtime) -> Self {
+        let presences = Self {
+            state: Arc::new(Mutex::new(State {
+                boot: runtime.entropy.number(),
+                counter: 0,
+                floor: 0,
+                users: HashMap::new(),
+                order: BTreeMap::new(),
+                alarms: BTreeSet::new(),
+            })),
+            clock: Arc::clone(&runtime.clock),
+            changed: watch::Sender::new(0),
+        };
+        let tasks = runtime.tasks.clone();
+        runtime.tasks.spawn(presences.clone().let_time_pass(tasks));
+        presences
+    }
+
+    /// What a user says of themselves. Saying "online" is activity.
+    pub fn set(&self, user: UserNumber, state: PresenceState, status: Option<String>) {
+        let now = self.clock.monotonic();
+        self.change(user, |entry| {
+            if state == PresenceState::Online {
+                entry.last_active = Some(now);
+            }
+            let expected = now + ONLINE_AFTER_SYNC;
+            entry.syncing_until = entry.syncing_until.max(Some(expected));
+            entry.chosen = state;
+            entry.status = status.map(cut);
+            true
+        });
+    }
+
+    /// A client of the user begins a sync request that may last for `timeout`, and declares a
+    /// state with it. `Offline` leaves everything as it is: that client does not count.
+    pub fn syncing(&self, user: UserNumber, declared: &PresenceState, timeout: Duration) {
+        if *declared == PresenceState::Offline {
+            return;
+        }
+        let now = self.clock.monotonic();
+        self.change(user, |entry| {
+            let until = now + timeout.min(MAX_SYNC) + ONLINE_AFTER_SYNC;
+            entry.syncing_until = entry.syncing_until.max(Some(until));
+            if *declared == PresenceState::Online && entry.last_active.is_none() {
+                entry.last_active = Some(now);
+            }
+            entry.chosen = declared.clone();
+            false
+        });
+    }
+
+    /// The user did something: sent a message, a receipt, typed.
+    pub fn active(&self, user: UserNumber) {
+        let now = self.clock.monotonic();
+        self.change(user, |entry| {
+            entry.last_active = Some(now);
+            if entry.chosen == PresenceState::Unavailable {
+                entry.chosen = PresenceState::Online;
+            }
+            false
+        });
+    }
+
+    /// A user's presence now; `None` if nothing is known of them since the start.
+    pub fn of(&self, user: UserNumber) -> Option<Presence> {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        state.ring(now);
+        state.users.get(&user).map(|entry| presence(entry, now))
+    }
+
+    /// Users, among those that `is_visible` accepts, whose presence changed since the token, in
+    /// the order of the changes.
+    pub fn changes(
+        &self,
+        since: StreamToken,
+        mut is_visible: impl FnMut(UserNumber) -> bool,
+    ) -> Changes<Vec<(UserNumber, Presence)>> {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        state.ring(now);
+        let too_old = since.boot != state.boot || since.counter < state.floor;
+        let after = if too_old { 0 } else { since.counter };
+        let users = state.order.range(after + 1..).map(|(_, user)| *user);
+        let users = users.filter(|user| is_visible(*user));
+        let told = users.filter_map(|user| Some((user, presence(state.users.get(&user)?, now))));
+        let told = told.collect();
+        if too_old {
+            Changes::Whole(told)
+        } else {
+            Changes::Since(told)
+        }
+    }
+
+    /// Where the stream stands now.
+    pub fn token(&self) -> StreamToken {
+        let mut state = self.state.lock();
+        state.ring(self.clock.monotonic());
+        StreamToken {
+            boot: state.boot,
+            counter: state.counter,
+        }
+    }
+
+    /// Wakes whenever somebody's presence changed.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Applies a change; `apply` says whether it is news even if the state stays the same.
+    fn change(&self, user: UserNumber, apply: impl FnOnce(&mut User) -> bool) {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        let first_alarm = state.alarms.first().copied();
+        let before = state.counter;
+        let is_news = apply(state.users.entry(user).or_default());
+        state.settle(user, now, is_news);
+        if state.counter > before || state.alarms.first().copied() < first_alarm {
+            self.changed.send_replace(state.counter);
+        }
+    }
+
+    async fn let_time_pass(self, tasks: Tasks) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let wait = {
+                let mut state = self.state.lock();
+                let now = self.clock.monotonic();
+                let before = state.counter;
+                state.ring(now);
+                if state.counter > before {
+                    self.changed.send_replace(state.counter);
+                }
+                state
+                    .alarms
+                    .first()
+                    .map(|(moment, _)| moment.saturating_sub(now))
+            };
+            changed.mark_unchanged();
+            let alarm = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait + Duration::from_millis(1)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tasks.stopping() => return,
+                () = alarm => {}
+                _ = changed.changed() => {}
+            }
+        }
+    }
+}
+
+/// The longest sync request that is believed to be waiting.
+const MAX_SYNC: Duration = Duration::from_mins(5);
+
+impl State {
+    /// Everything whose time has come.
+    fn ring(&mut self, now: Duration) {
+        while let Some((_, user)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
+            self.settle(user, now, false);
+        }
+    }
+
+    /// Compares what is visible with what was told, and sets the next alarm.
+    fn settle(&mut self, number: UserNumber, now: Duration, is_news: bool) {
+        let Some(user) = self.users.get_mut(&number) else {
+            self.alarms.retain(|(_, other)| *other != number);
+            return;
+        };
+        if let Some(alarm) = user.alarm.take() {
+            self.alarms.remove(&(alarm, number));
+        }
+        user.alarm = user.next_alarm(now);
+        if let Some(alarm) = user.alarm {
+            self.alarms.insert((alarm, number));
+        }
+        let visible = user.visible(now);
+        if visible != user.shown || is_news {
+            user.shown = visible;
+            self.order.remove(&user.changed_at);
+            self.counter += 1;
+            user.changed_at = self.counter;
+            self.order.insert(self.counter, number);
+        }
+        while self.users.len() > MAX_PRESENCES {
+            let Some((changed_at, quiet)) = self.order.pop_first() else {
+                return;
+            };
+            self.floor = changed_at;
+            if let Some(alarm) = self.users.remove(&quiet).and_then(|user| user.alarm) {
+                self.alarms.remove(&(alarm, quiet));
+            }
+        }
+    }
+}
+
+fn presence(user: &User, now: Duration) -> Presence {
+    let (state, currently_active) = user.visible(now);
+    Presence {
+        state,
+        status: user.status.clone(),
+        last_active_ago: user.last_active.map(|at| now.saturating_sub(at)),
+        currently_active,
+    }
+}
+
+fn cut(mut status: String) -> String {
+    let end = (0..=MAX_STATUS.min(status.len()))
+        .rev()
+        .find(|end| status.is_char_boundary(*end));
+    status.truncate(end.unwrap_or(0));
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_runtime::ManualClock;
+
+    use super::*;
+
+    const ALICE: UserNumber = UserNumber(1);
+
+    fn presences() -> (Presences, Arc<ManualClock>, Runtime) {
+        let clock = Arc::new(ManualClock::new(1_000_000));
+        let runtime = Runtime::simulated(Arc::clone(&clock), 1);
+        (Presences::start(&runtime), clock, runtime)
+    }
+
+    fn told(presences: &Presences, since: StreamToken) -> Vec<(UserNumber, PresenceState, bool)> {
+        let changes = presences.changes(since, |_| true).into_inner().into_iter();
+        changes
+            .map(|(user, now)| (user, now.state, now.currently_active))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn time_turns_online_into_unavailable_and_offline() {
+        let (presences, clock, _runtime) = presences();
+        let minutes = |count| Duration::from_mins(count);
+        let mut token = presences.token();
+        presences.syncing(ALICE, &PresenceState::Online, minutes(5));
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Online, true)]
+        );
+        token = presences.token();
+        assert_eq!(told(&presences, token), []);
+        clock.advance(ACTIVE_FOR);
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Online, false)]
+        );
+        clock.advance(IDLE_AFTER - ACTIVE_FOR);
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Unavailable, false)]
+        );
+        presences.active(ALICE);
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Online, true)]
+        );
+        clock.advance(ONLINE_AFTER_SYNC);
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Offline, false)]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_status_is_news_and_is_cut() {
+        let (presences, _clock, _runtime) = presences();
+        presences.set(ALICE, PresenceState::Online, Some("here".to_owned()));
+        let token = presences.token();
+        presences.set(ALICE, PresenceState::Online, Some("ä".repeat(MAX_STATUS)));
+        assert_eq!(told(&presences, token).len(), 1);
+        assert_eq!(
+            presences.of(ALICE).unwrap().status.unwrap().len(),
+            MAX_STATUS
+        );
+        assert_eq!(
+            presences.changes(token, |user| user != ALICE),
+            Changes::Since(vec![])
+        );
+    }
+
+    #[tokio::test]
+    async fn syncing_as_offline_does_not_count() {
+        let (presences, _clock, _runtime) = presences();
+        presences.syncing(ALICE, &PresenceState::Offline, Duration::ZERO);
+        assert_eq!(presences.of(ALICE), None);
+    }
+
+    #[tokio::test]
+    async fn quiet_users_are_forgotten_and_old_tokens_get_everything() {
+        let (presences, _clock, _runtime) = presences();
+        let token = presences.token();
+        for number in 0..=MAX_PRESENCES as u64 {
+            presences.syncing(UserNumber(number), &PresenceState::Online, Duration::ZERO);
+        }
+        assert_eq!(presences.of(UserNumber(0)), None);
+        let state = presences.state.lock();
+        assert_eq!(state.users.len(), MAX_PRESENCES);
+        assert!(state.alarms.len() <= MAX_PRESENCES);
+        drop(state);
+        match presences.changes(token, |user| user.0 < 10) {
+            Changes::Whole(users) => assert_eq!(users.len(), 9),
+            Changes::Since(_) => panic!("the token is older than what was forgotten"),
+        }
+    }
+}
