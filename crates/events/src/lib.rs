@@ -4,7 +4,8 @@
 //! ([`canonical`]), its form and limits ([`pdu`], [`limits`]), its hashes and id ([`hash`]), its
 //! signatures ([`keys`], [`signatures`]), what is left of it after a redaction ([`redaction`]), and
 //! whether the authorisation rules allow it ([`auth`]). What differs between room versions is one
-//! table, [`rules`].
+//! table, [`rules`]. From there on: which state holds after a fork ([`resolve`]), who may see an
+//! event ([`visibility`]), and whom it notifies ([`push`]).
 //!
 //! The crate deliberately knows no clock, no randomness, no storage and no network, and its answers
 //! never depend on the order of a hash map: the same input gives the same answer on every server.
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod pdu;
 pub mod push;
 pub mod redaction;
+pub mod resolve;
 pub mod rules;
 pub mod signatures;
 pub mod status;

@@ -27,7 +27,7 @@ pub use self::{
         Class, Classification, MAX_MENTIONED_USERS, MAX_THREAD_HOPS, Mentions, Relation, classify,
         thread_root,
     },
-    condition::{Context, DEFAULT_NOTIFICATION_LEVEL, SenderLevel, SenderPermission},
+    condition::{Context, DEFAULT_NOTIFICATION_LEVEL, SenderPermission},
     event::PushEvent,
     glob::{Glob, MAX_PATTERN_CHARS},
     rules::{MAX_CONDITIONS, Outcome, Rules, default_ruleset},

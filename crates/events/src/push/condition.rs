@@ -2,10 +2,10 @@
 //!
 //! Specification: Client-Server API, "Conditions" of push rules.
 
-use std::{collections::BTreeMap, ops::RangeBounds};
+use std::ops::RangeBounds;
 
 use ruma::{
-    UInt,
+    UInt, UserId,
     push::{PushCondition, RoomMemberCountIs, ScalarJsonValue},
 };
 use serde_json::Value;
@@ -14,8 +14,10 @@ use super::{
     event::{Path, PushEvent},
     glob::Glob,
 };
+use crate::{Pdu, PowerLevel, Rules, auth::Levels};
 
-/// The level a sender needs for a kind of notification that `m.room.power_levels` does not name.
+/// The level a sender needs to notify in a room without `m.room.power_levels`, and for what that
+/// does not name.
 pub const DEFAULT_NOTIFICATION_LEVEL: i64 = 50;
 
 /// What conditions look at beside the event: the room as the reader finds it at that event.
@@ -29,33 +31,39 @@ pub struct Context<'a> {
     pub permission: &'a SenderPermission,
 }
 
-/// The power level of an event's sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SenderLevel {
-    /// A level from `m.room.power_levels` or its defaults.
-    Level(i64),
-    /// A creator in a room version where creators stand above all levels.
-    Creator,
-}
-
 /// Which kinds of notification the sender of an event may trigger.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SenderPermission {
     /// The sender's level.
-    pub sender: SenderLevel,
-    /// `notifications` of the room's power levels: kind (`room`) to the level needed.
-    pub needed: BTreeMap<String, i64>,
+    pub sender: PowerLevel,
+    /// The room's power levels event, which says what is needed.
+    pub power_levels: Option<Pdu>,
 }
 
 impl SenderPermission {
+    /// What `sender` may notify about in a state with these events.
+    pub fn new(
+        rules: &'static Rules,
+        create: &Pdu,
+        power_levels: Option<Pdu>,
+        sender: &UserId,
+    ) -> Self {
+        let levels = Levels::new(rules, create, power_levels.clone());
+        // A level that cannot be read permits nothing.
+        let sender = levels.user(sender).unwrap_or(PowerLevel::Finite(i64::MIN));
+        Self {
+            sender,
+            power_levels,
+        }
+    }
+
     /// Whether the sender may trigger this kind of notification, such as `room`.
     pub fn allows(&self, kind: &str) -> bool {
-        let needed = self
-            .needed
-            .get(kind)
-            .copied()
-            .unwrap_or(DEFAULT_NOTIFICATION_LEVEL);
-        self.sender >= SenderLevel::Level(needed)
+        let needed = match &self.power_levels {
+            Some(event) => event.power_levels().notification(kind),
+            None => Ok(DEFAULT_NOTIFICATION_LEVEL),
+        };
+        needed.is_ok_and(|needed| self.sender >= needed)
     }
 }
 

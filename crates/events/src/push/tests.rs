@@ -1,15 +1,12 @@
 //! Push rules held against the specification's examples, and classes against default rules.
 
-use std::collections::BTreeMap;
-
 use ruma::{EventId, UserId, push::Ruleset, user_id};
 use serde_json::{Value, json};
 
 use super::{
-    Class, Context, Glob, Outcome, PushEvent, Rules, SenderLevel, SenderPermission, classify,
-    default_ruleset,
+    Class, Context, Glob, Outcome, PushEvent, Rules, SenderPermission, classify, default_ruleset,
 };
-use crate::{Pdu, RoomVersion};
+use crate::{Pdu, PowerLevel, RoomVersion};
 
 mod classes;
 mod conditions;
@@ -24,8 +21,8 @@ fn alice() -> &'static UserId {
 
 fn permission(level: i64) -> SenderPermission {
     SenderPermission {
-        sender: SenderLevel::Level(level),
-        needed: BTreeMap::new(),
+        sender: PowerLevel::Finite(level),
+        power_levels: None,
     }
 }
 
@@ -35,14 +32,21 @@ fn event(json: &Value) -> PushEvent {
 
 /// The same event as servers have it.
 fn pdu(json: &Value) -> Pdu {
+    pdu_in(RoomVersion::V11, json)
+}
+
+fn pdu_in(version: RoomVersion, json: &Value) -> Pdu {
     let mut json = json.clone();
     let id = json.as_object_mut().unwrap().remove("event_id");
     json["origin_server_ts"] = 1.into();
     json["depth"] = 1.into();
     json["prev_events"] = json!([]);
     json["auth_events"] = json!([]);
+    if version == RoomVersion::V12 && json["type"] == "m.room.create" {
+        json.as_object_mut().unwrap().remove("room_id");
+    }
     let id = EventId::parse(id.as_ref().and_then(Value::as_str).unwrap_or("$e")).unwrap();
-    Pdu::from_stored(json.to_string().as_bytes(), id, RoomVersion::V11.rules()).unwrap()
+    Pdu::from_stored(json.to_string().as_bytes(), id, version.rules()).unwrap()
 }
 
 fn message(body: &str) -> Value {

@@ -1,9 +1,13 @@
 //! Every kind of condition, with the specification's examples.
 
+use ruma::UserId;
 use serde_json::{Value, json};
 
-use super::{Class, event, matches, message};
-use crate::push::{Context, PushEvent, Rules, SenderLevel, SenderPermission};
+use super::{ALICE, Class, event, matches, message, pdu_in};
+use crate::{
+    RoomVersion,
+    push::{Context, PushEvent, Rules, SenderPermission},
+};
 
 fn check(condition: &Value, cases: &[(Value, bool)]) {
     for (json, expected) in cases {
@@ -192,20 +196,59 @@ fn room_member_count() {
 
 #[test]
 fn sender_notification_permission() {
-    let allowed = |sender, needed: &[(&str, i64)], kind: &str| {
-        let needed = needed
-            .iter()
-            .map(|(kind, level)| ((*kind).to_owned(), *level))
-            .collect();
-        SenderPermission { sender, needed }.allows(kind)
+    let create = |version: RoomVersion| {
+        let create = json!({ "type": "m.room.create", "state_key": "", "sender": ALICE,
+            "room_id": "!r:example.org", "content": { "creator": ALICE } });
+        pdu_in(version, &create)
     };
-    let level = SenderLevel::Level;
-    assert!(allowed(level(50), &[], "room"));
-    assert!(!allowed(level(49), &[], "room"));
-    assert!(allowed(level(10), &[("room", 10)], "room"));
-    assert!(!allowed(level(99), &[("room", 100)], "room"));
-    assert!(allowed(SenderLevel::Creator, &[("room", i64::MAX)], "room"));
-    assert!(!allowed(level(10), &[("room", 10)], "org.example.other"));
+    let levels = |version, content: Value| {
+        let mut event = with_content(&content);
+        event["type"] = "m.room.power_levels".into();
+        event["state_key"] = "".into();
+        event["room_id"] = "!r:example.org".into();
+        pdu_in(version, &event)
+    };
+    let allowed = |version: RoomVersion, content: Option<Value>, sender: &str, kind: &str| {
+        let (rules, create) = (version.rules(), create(version));
+        let sender = UserId::parse(sender).unwrap();
+        let levels = content.map(|content| levels(version, content));
+        SenderPermission::new(rules, &create, levels, &sender).allows(kind)
+    };
+    let (v11, v12) = (RoomVersion::V11, RoomVersion::V12);
+    let bob = "@bob:example.org";
+    // Without power levels the creator has 100 and everybody else 0.
+    assert!(allowed(v11, None, ALICE, "room"));
+    assert!(!allowed(v11, None, bob, "room"));
+    let with_bob_at = |level: i64| Some(json!({ "users": { bob: level } }));
+    assert!(allowed(v11, with_bob_at(50), bob, "room"));
+    assert!(!allowed(v11, with_bob_at(49), bob, "room"));
+    assert!(!allowed(v11, with_bob_at(50), ALICE, "room"));
+    assert!(
+        allowed(v12, with_bob_at(50), ALICE, "room"),
+        "a creator of version 12"
+    );
+    let needing = |level: i64| Some(json!({ "notifications": { "room": level } }));
+    assert!(allowed(v11, needing(0), bob, "room"));
+    assert!(!allowed(v11, needing(1), bob, "room"));
+    assert!(!allowed(v11, needing(0), bob, "org.example.other"));
+    assert!(!allowed(
+        v11,
+        Some(json!({ "notifications": { "room": "0" } })),
+        bob,
+        "room"
+    ));
+    assert!(!allowed(
+        v11,
+        Some(json!({ "notifications": [] })),
+        bob,
+        "room"
+    ));
+    assert!(!allowed(
+        v11,
+        Some(json!({ "users": { bob: "100" } })),
+        bob,
+        "room"
+    ));
     // Bob has level 0 in `matches`.
     let condition = json!({ "kind": "sender_notification_permission", "key": "room" });
     assert!(!matches(&condition, &message("@room")));

@@ -1,0 +1,218 @@
+//! A room whose events are made up, in memory.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ruma::{EventId, OwnedEventId};
+use serde_json::{Value, json};
+
+use super::super::{
+    Above, Answer, AuthHeight, Conflict, Limits, Links, LoadedEvent, Resolution, Step, split,
+};
+use super::{EventNumber, Need, State};
+use crate::{
+    Pdu, RoomVersion, Rules,
+    rules::{EventIdFormat, ReferenceShape},
+};
+
+/// All events of a room.
+pub(super) struct TestRoom {
+    pub(super) rules: &'static Rules,
+    events: HashMap<EventNumber, LoadedEvent>,
+    numbers: HashMap<OwnedEventId, EventNumber>,
+    /// Event numbers order nothing; different rooms number differently.
+    mask: EventNumber,
+}
+
+/// What a resolution asked for.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Usage {
+    pub(super) rounds: usize,
+    pub(super) links: usize,
+    pub(super) events: usize,
+}
+
+impl TestRoom {
+    pub(super) fn new(version: RoomVersion) -> Self {
+        Self::numbered(version, 0)
+    }
+
+    pub(super) fn numbered(version: RoomVersion, mask: EventNumber) -> Self {
+        let rules = version.rules();
+        Self {
+            rules,
+            events: HashMap::new(),
+            numbers: HashMap::new(),
+            mask,
+        }
+    }
+
+    /// Adds an event in the shape of room versions 3 and later, with its `event_id`. What only a
+    /// real server could fill in is filled in.
+    pub(super) fn add(&mut self, mut json: Value) -> EventNumber {
+        let id = EventId::parse(json["event_id"].as_str().unwrap()).unwrap();
+        let auth: Vec<_> = ids(&json["auth_events"])
+            .map(|id| self.number(&id))
+            .collect();
+        let rejected = json.get("rejected") == Some(&Value::Bool(true));
+        let fields = json.as_object_mut().unwrap();
+        fields.remove("rejected");
+        fields.remove("test-comments");
+        if self.rules.event_id != EventIdFormat::Field {
+            fields.remove("event_id");
+        }
+        fields
+            .entry("depth")
+            .or_insert_with(|| (self.events.len() + 1).into());
+        fields.insert("hashes".into(), json!({ "sha256": "" }));
+        fields.insert("signatures".into(), json!({}));
+        if self.rules.references == ReferenceShape::Pairs {
+            for list in ["auth_events", "prev_events"] {
+                let pairs = ids(&fields[list])
+                    .map(|id| json!([id, { "sha256": "" }]))
+                    .collect();
+                fields.insert(list.into(), pairs);
+            }
+        }
+        let stored = serde_json::to_vec(&json).unwrap();
+        let event = Pdu::from_stored(&stored, id.clone(), self.rules).unwrap();
+        let number = (self.events.len() as u64 + 1) ^ self.mask;
+        let below = auth.iter().map(|auth| self.events[auth].links.height);
+        let height = below.max().map_or(0, |height| height + 1);
+        let links = Links {
+            number,
+            height,
+            auth: auth.into(),
+        };
+        self.events.insert(
+            number,
+            LoadedEvent {
+                links,
+                rejected,
+                event,
+            },
+        );
+        assert!(
+            self.numbers.insert(id, number).is_none(),
+            "twice the same id"
+        );
+        number
+    }
+
+    pub(super) fn number(&self, id: &EventId) -> EventNumber {
+        *self
+            .numbers
+            .get(id)
+            .unwrap_or_else(|| panic!("no event {id}"))
+    }
+
+    pub(super) fn event(&self, number: EventNumber) -> &LoadedEvent {
+        &self.events[&number]
+    }
+
+    pub(super) fn by_id(&self, id: &EventId) -> Option<&LoadedEvent> {
+        self.events.get(self.numbers.get(id)?)
+    }
+
+    pub(super) fn id(&self, number: EventNumber) -> &EventId {
+        self.events[&number].event.event_id()
+    }
+
+    fn create(&self) -> EventNumber {
+        1 ^ self.mask
+    }
+
+    /// The state that these states resolve to.
+    pub(super) fn resolve(&self, states: &[State]) -> State {
+        self.resolve_within(states, Limits::default())
+            .0
+            .unwrap_or_else(|step| panic!("{step:?}"))
+    }
+
+    pub(super) fn resolve_within(
+        &self,
+        states: &[State],
+        limits: Limits,
+    ) -> (Result<State, Step>, Usage) {
+        let (conflict, common) = split(states);
+        let (step, usage) = self.run(conflict, &common, limits);
+        let state = match step {
+            Step::Done(resolved) => {
+                let mut state = common;
+                for (key, event) in resolved {
+                    assert_eq!(state.insert(key, event), None, "an agreed key was resolved");
+                }
+                Ok(state)
+            }
+            other => Err(other),
+        };
+        (state, usage)
+    }
+
+    fn run(&self, conflict: Conflict, common: &State, limits: Limits) -> (Step, Usage) {
+        let mut resolution = Resolution::new(self.rules, self.create(), conflict, limits);
+        let mut answer = Answer::default();
+        let mut usage = Usage::default();
+        loop {
+            match resolution.step(answer) {
+                Step::Need(need) => {
+                    assert_ne!(need, Need::default(), "asks for nothing");
+                    usage.rounds += 1;
+                    usage.links += need.links.len() + need.highest.map_or(0, |_| 1);
+                    usage.events += need.events.len();
+                    answer = self.answer(&need, common);
+                }
+                over => return (over, usage),
+            }
+        }
+    }
+
+    /// Exactly what was asked for.
+    pub(super) fn answer(&self, need: &Need, common: &State) -> Answer {
+        Answer {
+            links: need
+                .links
+                .iter()
+                .map(|number| self.events[number].links.clone())
+                .collect(),
+            events: need
+                .events
+                .iter()
+                .map(|number| self.events[number].clone())
+                .collect(),
+            unconflicted: (need.unconflicted.iter())
+                .map(|key| (key.clone(), common.get(key).copied()))
+                .collect(),
+            highest: need
+                .highest
+                .map(|above| self.highest(above, common))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn highest(&self, above: Above, common: &State) -> Vec<(AuthHeight, EventNumber)> {
+        let mut places: Vec<_> = common
+            .values()
+            .map(|number| (self.events[number].links.height, *number))
+            .collect();
+        places.retain(|place| {
+            place.0 > above.height && above.after.is_none_or(|after| *place < after)
+        });
+        places.sort_unstable_by(|a, b| b.cmp(a));
+        places.truncate(above.limit);
+        places
+    }
+
+    /// A state with ids for numbers, to compare rooms that number differently.
+    pub(super) fn named(&self, state: &State) -> BTreeMap<super::StateKey, OwnedEventId> {
+        state
+            .iter()
+            .map(|(key, number)| (key.clone(), self.id(*number).to_owned()))
+            .collect()
+    }
+}
+
+fn ids(list: &Value) -> impl Iterator<Item = OwnedEventId> {
+    let ids = list.as_array().cloned().unwrap_or_default();
+    ids.into_iter()
+        .map(|id| EventId::parse(id.as_str().unwrap()).unwrap())
+}
