@@ -1,0 +1,232 @@
+//! Changing memberships: join, leave, knock, invite, kick, ban, unban, forget.
+
+use homeserver_storage::Position;
+use ruma::UserId;
+use serde_json::{Map, Value, json};
+
+use super::{send::stood, sent};
+use crate::{
+    Rooms,
+    command::{MemberProfile, MembershipChange, NewEvent},
+    edit::RoomEdit,
+    error::RoomError,
+    execute::Decision,
+    rowchange::RowChange,
+    rows::{Effect, Membership, MembershipRow},
+    tables::CURRENT_MEMBERSHIPS,
+};
+
+/// The content of a membership event.
+pub(super) fn content(
+    membership: Membership,
+    profile: &MemberProfile,
+    reason: Option<&str>,
+) -> Map<String, Value> {
+    let mut content = Map::new();
+    let mut put = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            content.insert(key.to_owned(), value.into());
+        }
+    };
+    put("membership", Some(membership.as_str()));
+    put("displayname", profile.displayname.as_deref());
+    put("avatar_url", profile.avatar_url.as_deref());
+    put("reason", reason);
+    content
+}
+
+/// A membership event.
+pub(super) fn member_event(user: &UserId, content: Map<String, Value>) -> NewEvent {
+    NewEvent::of(
+        "m.room.member",
+        Some(user.as_str()),
+        &Value::Object(content),
+    )
+}
+
+impl Rooms {
+    pub(super) async fn decide_membership(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        change: &MembershipChange,
+        reason: Option<&str>,
+    ) -> Result<Decision, RoomError> {
+        use MembershipChange as Change;
+        let nobody = MemberProfile::default();
+        match change {
+            Change::Join {
+                profile,
+                third_party_signed,
+            } => {
+                if let Some(signed) = third_party_signed {
+                    self.accept_third_party_invite(edit, sender, signed).await?;
+                }
+                self.decide_join(edit, sender, content(Membership::Join, profile, reason))
+                    .await
+            }
+            Change::Leave => self.decide_leave(edit, sender, reason).await,
+            Change::Knock { profile } => {
+                let content = content(Membership::Knock, profile, reason);
+                self.set_member(edit, sender, sender, content).await
+            }
+            Change::Invite {
+                user,
+                profile,
+                is_direct,
+            } => {
+                let mut content = content(Membership::Invite, profile, reason);
+                if *is_direct {
+                    content.insert("is_direct".to_owned(), true.into());
+                }
+                self.set_member(edit, sender, user, content).await
+            }
+            Change::Kick { user } => {
+                let now = edit.membership(user).await?;
+                if !matches!(
+                    now,
+                    Some(Membership::Join | Membership::Invite | Membership::Knock)
+                ) {
+                    return Err(RoomError::forbidden(format!("{user} is not in this room")));
+                }
+                self.set_member(
+                    edit,
+                    sender,
+                    user,
+                    content(Membership::Leave, &nobody, reason),
+                )
+                .await
+            }
+            Change::Ban { user } => {
+                self.set_member(
+                    edit,
+                    sender,
+                    user,
+                    content(Membership::Ban, &nobody, reason),
+                )
+                .await
+            }
+            Change::Unban { user } => {
+                if edit.membership(user).await? != Some(Membership::Ban) {
+                    return Err(RoomError::forbidden(format!("{user} is not banned")));
+                }
+                self.set_member(
+                    edit,
+                    sender,
+                    user,
+                    content(Membership::Leave, &nobody, reason),
+                )
+                .await
+            }
+        }
+    }
+
+    async fn set_member(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        target: &UserId,
+        content: Map<String, Value>,
+    ) -> Result<Decision, RoomError> {
+        let event = edit
+            .append(sender, &member_event(target, content), None)
+            .await?;
+        Ok(sent(&event))
+    }
+
+    /// Joining a room one is in changes nothing. Where the room admits members of other rooms, a
+    /// user of this server who may invite vouches for the join.
+    async fn decide_join(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        mut content: Map<String, Value>,
+    ) -> Result<Decision, RoomError> {
+        let now = edit.state("m.room.member", sender.as_str()).await?;
+        let membership = now.as_deref().and_then(crate::visible::membership_of);
+        if let (Some(now), Some(Membership::Join)) = (&now, membership) {
+            return Ok(stood(now));
+        }
+        if let Some(voucher) = self.voucher(edit, sender, membership).await? {
+            let key = "join_authorised_via_users_server".to_owned();
+            content.insert(key, voucher.as_str().into());
+        }
+        self.set_member(edit, sender, sender, content).await
+    }
+
+    /// Leaving a room one has left changes nothing.
+    async fn decide_leave(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        reason: Option<&str>,
+    ) -> Result<Decision, RoomError> {
+        let now = edit.state("m.room.member", sender.as_str()).await?;
+        let membership = now.as_deref().and_then(crate::visible::membership_of);
+        if let (Some(now), Some(Membership::Leave)) = (&now, membership) {
+            return Ok(stood(now));
+        }
+        let content = content(Membership::Leave, &MemberProfile::default(), reason);
+        self.set_member(edit, sender, sender, content).await
+    }
+
+    /// A join with the proof of a third-party invite is an invite first (client-server API,
+    /// "Third-party invites"): by whoever sent the third-party invite, which the proof names.
+    async fn accept_third_party_invite(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        signed: &serde_json::value::RawValue,
+    ) -> Result<(), RoomError> {
+        let signed: Value = serde_json::from_str(signed.get())
+            .map_err(|error| RoomError::BadContent(error.to_string()))?;
+        let token = signed
+            .get("token")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let invite = edit.state("m.room.third_party_invite", token).await?;
+        let invite = invite.ok_or_else(|| RoomError::forbidden("no such third-party invite"))?;
+        let shown = crate::visible::content_text(&invite, "display_name");
+        let mut content = content(Membership::Invite, &MemberProfile::default(), None);
+        content.insert(
+            "third_party_invite".to_owned(),
+            json!({ "display_name": shown.unwrap_or_default(), "signed": signed }),
+        );
+        let inviter = invite.pdu.sender().to_owned();
+        edit.append(&inviter, &member_event(sender, content), None)
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn decide_forget(
+        &self,
+        edit: &RoomEdit<'_>,
+        sender: &UserId,
+    ) -> Result<Decision, RoomError> {
+        let user = self.numbering.user(sender).await?;
+        let key = (user.0, edit.room().number.0);
+        let row = self.store.get(&CURRENT_MEMBERSHIPS, &key).await?;
+        let row = row.ok_or(RoomError::UnknownRoom)?.value;
+        match row.membership {
+            Membership::Leave | Membership::Ban if row.forgotten => Ok(Effect::Done.into()),
+            Membership::Leave | Membership::Ban => {
+                let forgotten = MembershipRow {
+                    forgotten: true,
+                    ..row
+                };
+                let mut decision = Decision::from(Effect::Done);
+                let change = RowChange::Forget(edit.room().number, user, forgotten);
+                decision.rows.push(change);
+                Ok(decision)
+            }
+            Membership::Join | Membership::Invite | Membership::Knock => {
+                Err(RoomError::StillInRoom)
+            }
+        }
+    }
+
+    /// The position of the newest entry that this server can show.
+    pub fn durable(&self) -> Position {
+        self.store.durable()
+    }
+}

@@ -1,0 +1,148 @@
+//! The pure decision about one event of this server: choose what it builds on, seal it, and ask
+//! the authorisation rules. Everything it looks at is handed in.
+
+use std::sync::Arc;
+
+use homeserver_events::{Draft, EventReference, Pdu, Rules, SealError, SigningKey, auth};
+use ruma::{OwnedEventId, OwnedRoomId, ServerName, UserId};
+
+use crate::{
+    command::NewEvent, error::RoomError, event::StoredEvent, numbers::EventNumber, rows::Extremity,
+};
+
+/// Previous events that an event of ours names. The federation allows 20; more only costs.
+pub(crate) const MAX_PREV_EVENTS: usize = 10;
+
+/// State events that a decision looks at.
+#[derive(Debug, Default)]
+pub(crate) struct AuthState {
+    events: Vec<Arc<StoredEvent>>,
+}
+
+impl AuthState {
+    pub(crate) fn push(&mut self, event: Arc<StoredEvent>) {
+        self.events.push(event);
+    }
+
+    /// The event with this type and key, if it was handed in.
+    pub(crate) fn find(&self, event_type: &str, state_key: &str) -> Option<&Arc<StoredEvent>> {
+        let mut events = self.events.iter();
+        events.find(|event| event.is_state(event_type, state_key))
+    }
+
+    /// The numbers of all but the create event where the room id implies that one.
+    pub(crate) fn chosen<'a>(
+        &'a self,
+        rules: &'a Rules,
+    ) -> impl Iterator<Item = &'a Arc<StoredEvent>> {
+        let implied = rules.create_is_implied();
+        self.events
+            .iter()
+            .filter(move |event| !(implied && event.pdu.event_type() == "m.room.create"))
+    }
+
+    /// The check of the authorisation rules of `pdu` in this state.
+    pub(crate) fn check(&self, rules: &'static Rules, pdu: &Pdu) -> Result<(), auth::AuthError> {
+        let find = |event_type: &str, state_key: &str| {
+            self.find(event_type, state_key)
+                .map(|event| event.pdu.clone())
+        };
+        auth::check(rules, pdu, &find)
+    }
+}
+
+/// An event that somebody wants to send.
+pub(crate) struct Proposal<'a> {
+    pub(crate) rules: &'static Rules,
+    /// `None` for a create event that names its room.
+    pub(crate) room_id: Option<OwnedRoomId>,
+    pub(crate) sender: &'a UserId,
+    pub(crate) event: &'a NewEvent,
+    pub(crate) redacts: Option<OwnedEventId>,
+    /// Milliseconds since the epoch.
+    pub(crate) now: u64,
+    /// The tip it is to follow.
+    pub(crate) extremities: &'a [Extremity],
+    /// The state that the rules look at.
+    pub(crate) state: &'a AuthState,
+}
+
+/// The event that was decided, and what it builds on.
+pub(crate) struct Decided {
+    pub(crate) pdu: Pdu,
+    /// The extremities it follows; the rest stay extremities.
+    pub(crate) follows: usize,
+    pub(crate) auth: Vec<EventNumber>,
+    pub(crate) auth_height: u64,
+}
+
+impl Proposal<'_> {
+    /// Seals the event, if the rules allow it.
+    pub(crate) fn decide(
+        self,
+        server_name: &ServerName,
+        key: &SigningKey,
+    ) -> Result<Decided, RoomError> {
+        let follows = self.extremities.len().min(MAX_PREV_EVENTS);
+        let prev = &self.extremities[..follows];
+        let mut auth_events = Vec::new();
+        let mut auth = Vec::new();
+        let mut auth_height = 0;
+        for event in self.state.chosen(self.rules) {
+            let reference = event.pdu.reference();
+            auth_events.push(reference.map_err(|e| RoomError::damaged(e.to_string()))?);
+            auth.push(event.number);
+            auth_height = auth_height.max(event.auth_height + 1);
+        }
+        let draft = Draft {
+            room_id: self.room_id,
+            sender: self.sender.to_owned(),
+            event_type: self.event.event_type.clone(),
+            state_key: self.event.state_key.clone(),
+            content: self.event.content.clone(),
+            origin_server_ts: self.event.timestamp.unwrap_or(self.now),
+            prev_events: prev.iter().map(reference).collect(),
+            auth_events,
+            depth: prev
+                .iter()
+                .map(|e| e.depth)
+                .max()
+                .map_or(1, |d| d.saturating_add(1)),
+            redacts: self.redacts,
+        };
+        let pdu = draft
+            .seal(self.rules, server_name, key)
+            .map_err(refuse_draft)?;
+        self.state
+            .check(self.rules, &pdu)
+            .map_err(|why| RoomError::forbidden(why.to_string()))?;
+        Ok(Decided {
+            pdu,
+            follows,
+            auth,
+            auth_height,
+        })
+    }
+}
+
+fn reference(extremity: &Extremity) -> EventReference {
+    EventReference {
+        event_id: extremity.id.clone(),
+        reference_hash: extremity.reference_hash,
+    }
+}
+
+fn refuse_draft(why: SealError) -> RoomError {
+    match why {
+        SealError::TooLarge | SealError::Form(_) => RoomError::TooLarge(with_source(&why)),
+        _ => RoomError::BadContent(with_source(&why)),
+    }
+}
+
+/// An error and what caused it, in one line.
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

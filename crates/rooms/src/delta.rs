@@ -1,0 +1,326 @@
+//! Everything that a change of a room writes, as one value, and its rows.
+//!
+//! A [`RoomDelta`] is decided first and written as one batch: the events, the tree nodes of their
+//! states, both orders, memberships, relations, redactions and the head. The batch asserts the head
+//! that the decision saw; several deltas (an upgraded room and its replacement) may share a batch.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use homeserver_storage::{AppendRef, At, Batch, Entry, Position, Positioned, Topic};
+use ruma::{OwnedEventId, OwnedServerName};
+use smallvec::SmallVec;
+
+use crate::{
+    event::StoredEvent,
+    numbers::{EventNumber, UserNumber},
+    room::Room,
+    rows::{
+        GapRow, Head, Membership, MembershipRow, RelationKey, RelationRow, StateLogRow, StrippedRow,
+    },
+    states::write_nodes,
+    tables,
+    tree::SealedNode,
+};
+
+/// Journal entries of the rooms, by kind.
+pub mod journal {
+    use homeserver_storage::Topic;
+
+    use crate::numbers::{RoomNumber, UserNumber};
+
+    /// An event arrived in a room. Numbers: room, event. Topics: the room, and the local user whose
+    /// membership it changes.
+    pub const ROOM_EVENT: u16 = 0x0100;
+    /// The resolved state of a room changed without an event that is shown: a switch. Numbers:
+    /// room. The roots are in the state log, at and before the position of the entry.
+    pub const STATE_CHANGED: u16 = 0x0101;
+    /// A user forgot a room. Numbers: room, user. Topic: the user.
+    pub const FORGOTTEN: u16 = 0x0102;
+    /// The form of all three entries.
+    pub const VERSION: u8 = 1;
+
+    /// The kind of topic that names a room.
+    pub const ROOM_TOPIC: u8 = 1;
+    /// The kind of topic that names a user.
+    pub const USER_TOPIC: u8 = 2;
+
+    /// What happens in a room.
+    pub fn room_topic(room: RoomNumber) -> Topic {
+        Topic::new(ROOM_TOPIC, room.0)
+    }
+
+    /// What concerns a local user.
+    pub fn user_topic(user: UserNumber) -> Topic {
+        Topic::new(USER_TOPIC, user.0)
+    }
+}
+
+/// What one event does to its room.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    pub(crate) event: StoredEvent,
+    /// The resolved state from this event on, if it changes.
+    pub(crate) log: Option<StateLogRow>,
+    /// The membership of a local user, if the event changes it.
+    pub(crate) member: Option<(UserNumber, Membership)>,
+    /// The stripped state told to that user.
+    pub(crate) stripped: Option<Vec<String>>,
+    /// Servers that come into the room with this event (`true`) or go.
+    pub(crate) servers: Vec<(OwnedServerName, bool)>,
+    pub(crate) relation: Option<Relation>,
+    /// Previous events that are not here.
+    pub(crate) gap: Vec<OwnedEventId>,
+    /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
+    pub(crate) shown: bool,
+}
+
+/// The relation that an event declares.
+#[derive(Debug)]
+pub(crate) struct Relation {
+    pub(crate) target: EventNumber,
+    pub(crate) rel_type: String,
+    pub(crate) key: Option<String>,
+}
+
+/// A change of one room.
+#[derive(Debug)]
+pub(crate) struct RoomDelta {
+    pub(crate) room: Arc<Room>,
+    /// The head that the decision saw; `None` for a new room.
+    pub(crate) seen: Option<Head>,
+    pub(crate) head: Head,
+    pub(crate) appended: Vec<Appended>,
+    pub(crate) nodes: Vec<SealedNode>,
+    /// Events whose rows are written anew.
+    pub(crate) rewritten: Vec<StoredEvent>,
+    /// Events that are mentioned for the first time.
+    pub(crate) mentioned: Vec<(OwnedEventId, EventNumber)>,
+    /// Joined users per server, where that changes.
+    pub(crate) server_counts: BTreeMap<OwnedServerName, u64>,
+    /// Index rows of relations that redacted events declared.
+    pub(crate) unrelated: Vec<RelationKey>,
+    /// Redactions that wait for (true), or no longer wait for their target.
+    pub(crate) waiting: Vec<(EventNumber, EventNumber, bool)>,
+}
+
+impl RoomDelta {
+    pub(crate) fn new(room: Arc<Room>, seen: Option<Head>) -> Self {
+        let head = seen.clone().unwrap_or_default();
+        Self {
+            room,
+            seen,
+            head,
+            appended: Vec::new(),
+            nodes: Vec::new(),
+            rewritten: Vec::new(),
+            mentioned: Vec::new(),
+            server_counts: BTreeMap::new(),
+            unrelated: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appended.is_empty() && self.rewritten.is_empty()
+    }
+
+    /// Adds everything to `batch` and gives the appends of the events shown, in order.
+    pub(crate) fn write(&self, batch: &mut Batch) -> Vec<AppendRef> {
+        let room = self.room.number.0;
+        match &self.seen {
+            Some(seen) => {
+                batch.assert_value(&tables::HEADS, &room, seen);
+            }
+            None => {
+                let id = self.room.id.as_str();
+                batch.assert_absent(&tables::ROOM_IDS, &id);
+                batch.put(&tables::ROOM_IDS, &id, &room);
+                batch.put(&tables::ROOMS, &room, &self.room.row());
+            }
+        }
+        batch.put(&tables::HEADS, &room, &self.head);
+        write_nodes(batch, self.room.number, &self.nodes);
+        for (id, number) in &self.mentioned {
+            batch.put(&tables::EVENT_IDS, &(room, id.as_str()), &number.0);
+        }
+        for (server, count) in &self.server_counts {
+            let key = (room, server.as_str());
+            if *count == 0 {
+                batch.delete(&tables::SERVER_COUNTS, &key);
+            } else {
+                batch.put(&tables::SERVER_COUNTS, &key, count);
+            }
+        }
+        for (target, redaction, waits) in &self.waiting {
+            let key = (room, target.0, redaction.0);
+            if *waits {
+                batch.put(&tables::WAITING_REDACTIONS, &key, &());
+            } else {
+                batch.delete(&tables::WAITING_REDACTIONS, &key);
+            }
+        }
+        for key in &self.unrelated {
+            batch.delete(&tables::RELATIONS, key);
+        }
+        for event in &self.rewritten {
+            put_event(batch, event, At::Known(event.position.unwrap_or(0)));
+        }
+        self.appended
+            .iter()
+            .filter_map(|appended| appended.write(batch))
+            .collect()
+    }
+
+    /// The events as they are once their batch is committed. Takes a position for each shown one.
+    pub(crate) fn committed(
+        &self,
+        positions: &mut impl Iterator<Item = Position>,
+    ) -> Vec<StoredEvent> {
+        let with_position = |appended: &Appended| StoredEvent {
+            position: if appended.shown {
+                positions.next()
+            } else {
+                None
+            },
+            ..appended.event.clone()
+        };
+        self.appended.iter().map(with_position).collect()
+    }
+}
+
+fn put_event(batch: &mut Batch, event: &StoredEvent, position: At) {
+    let row = Positioned {
+        position,
+        value: event.row(),
+    };
+    batch.put(&tables::EVENTS, &(event.room.0, event.number.0), &row);
+}
+
+impl Appended {
+    /// An event that changes nothing but the timeline.
+    pub(crate) fn plain(event: StoredEvent) -> Self {
+        Self {
+            event,
+            log: None,
+            member: None,
+            stripped: None,
+            servers: Vec::new(),
+            relation: None,
+            gap: Vec::new(),
+            shown: true,
+        }
+    }
+
+    fn write(&self, batch: &mut Batch) -> Option<AppendRef> {
+        let room = self.event.room.0;
+        let number = self.event.number.0;
+        let id = self.event.pdu.event_id().as_str();
+        batch.put(&tables::EVENT_IDS, &(room, id), &number);
+        if !self.shown {
+            put_event(batch, &self.event, At::Known(0));
+            return None;
+        }
+        let append = batch.append(&self.entry(), &self.topics());
+        let at = || At::Append(append);
+        put_event(batch, &self.event, at());
+        batch.put(&tables::ARRIVALS, &(room, at()), &number);
+        batch.put(
+            &tables::HISTORY,
+            &(room, self.event.height, 1_u8, at()),
+            &number,
+        );
+        if let Some(log) = &self.log {
+            batch.put(&tables::STATE_LOG, &(room, at()), log);
+        }
+        if let Some((user, membership)) = self.member {
+            self.write_member(batch, user, membership, append);
+        }
+        for (server, present) in &self.servers {
+            let key = (room, server.as_str().to_owned(), at());
+            batch.put(&tables::SERVER_LOG, &key, &u64::from(*present));
+        }
+        if let Some(relation) = &self.relation {
+            self.write_relation(batch, relation, append);
+        }
+        if !self.gap.is_empty() {
+            let missing = self.gap.clone();
+            let key = (room, self.event.height, 1_u8, at());
+            batch.put(&tables::GAPS, &key, &GapRow { missing });
+        }
+        Some(append)
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            kind: journal::ROOM_EVENT,
+            version: journal::VERSION,
+            numbers: SmallVec::from_slice(&[self.event.room.0, self.event.number.0]),
+        }
+    }
+
+    fn topics(&self) -> SmallVec<[Topic; 2]> {
+        let mut topics = SmallVec::new();
+        topics.push(journal::room_topic(self.event.room));
+        topics.extend(self.member.map(|(user, _)| journal::user_topic(user)));
+        topics
+    }
+
+    fn write_member(
+        &self,
+        batch: &mut Batch,
+        user: UserNumber,
+        membership: Membership,
+        append: AppendRef,
+    ) {
+        let room = self.event.room.0;
+        let row = MembershipRow {
+            membership,
+            event: self.event.number,
+            forgotten: false,
+        };
+        put_member(batch, (user.0, room), &row, At::Append(append));
+        if let Some(events) = &self.stripped {
+            let events = events.clone();
+            let key = (user.0, room, At::Append(append));
+            batch.put(&tables::STRIPPED_STATE, &key, &StrippedRow { events });
+        }
+    }
+
+    fn write_relation(&self, batch: &mut Batch, relation: &Relation, append: AppendRef) {
+        let room = self.event.room.0;
+        let row = RelationRow {
+            event: self.event.number,
+            rel_type: relation.rel_type.clone(),
+            event_type: self.event.pdu.event_type().to_owned(),
+            key: relation.key.clone(),
+            sender: self.event.pdu.sender().to_owned(),
+        };
+        for rel_type in ["", relation.rel_type.as_str()] {
+            let at = At::Append(append);
+            let (target, height) = (relation.target.0, self.event.height);
+            let key = (room, target, rel_type, height, 1_u8, at);
+            batch.put(&tables::RELATIONS, &key, &row);
+        }
+        if relation.rel_type == "m.thread" {
+            let key = (room, At::Append(append));
+            batch.put(&tables::THREAD_LOG, &key, &relation.target.0);
+        }
+    }
+}
+
+/// Writes the history row of a membership and both current rows.
+pub(crate) fn put_member(
+    batch: &mut Batch,
+    (user, room): (u64, u64),
+    row: &MembershipRow,
+    position: At,
+) {
+    batch.put(&tables::MEMBERSHIPS, &(user, room, position), row);
+    let current = Positioned {
+        position,
+        value: row.clone(),
+    };
+    batch.put(&tables::CURRENT_MEMBERSHIPS, &(user, room), &current);
+    batch.put(&tables::LOCAL_MEMBERS, &(room, user), &current);
+}

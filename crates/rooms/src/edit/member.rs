@@ -1,0 +1,128 @@
+//! What a membership event changes beside the state: counts, indexes, stripped state.
+
+use std::collections::BTreeMap;
+
+use ruma::{OwnedServerName, UserId};
+use serde_json::{json, value::RawValue};
+
+use super::RoomEdit;
+use crate::{
+    delta::Appended,
+    error::RoomError,
+    event::StoredEvent,
+    rows::{Head, Membership},
+    tables::SERVER_COUNTS,
+    visible::membership_of,
+};
+
+/// State shown to somebody invited or knocking (client-server API, "Stripped state").
+const STRIPPED: [&str; 7] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+];
+
+/// A state event as stripped state shows it.
+pub(crate) fn strip(event: &StoredEvent) -> String {
+    json!({
+        "type": event.pdu.event_type(),
+        "state_key": event.pdu.state_key().unwrap_or_default(),
+        "sender": event.pdu.sender(),
+        "content": serde_json::from_str::<&RawValue>(event.pdu.content_str()).unwrap_or(RawValue::NULL),
+    })
+    .to_string()
+}
+
+/// Counts a membership that comes (`by` 1) or goes (-1).
+pub(crate) fn count(head: &mut Head, membership: Option<Membership>, by: i64) {
+    match membership {
+        Some(Membership::Join) => head.joined = head.joined.saturating_add_signed(by),
+        Some(Membership::Invite) => head.invited = head.invited.saturating_add_signed(by),
+        _ => {}
+    }
+}
+
+impl RoomEdit<'_> {
+    /// Notes what a membership event changes. `replaced` is the membership event before it.
+    pub(crate) async fn note_member(
+        &mut self,
+        appended: &mut Appended,
+        replaced: Option<&StoredEvent>,
+    ) -> Result<(), RoomError> {
+        let event = &appended.event;
+        let Some(("m.room.member", state_key)) = event.pdu.state_pair() else {
+            return Ok(());
+        };
+        let (Ok(target), Some(membership)) = (UserId::parse(state_key), membership_of(event))
+        else {
+            return Ok(());
+        };
+        let before = replaced.and_then(membership_of);
+        count(&mut self.delta.head, before, -1);
+        count(&mut self.delta.head, Some(membership), 1);
+        let server = target.server_name();
+        let joined = |m: Option<Membership>| m == Some(Membership::Join);
+        match (joined(before), membership == Membership::Join) {
+            (false, true) => self.count_server(appended, server.to_owned(), 1).await?,
+            (true, false) => self.count_server(appended, server.to_owned(), -1).await?,
+            _ => {}
+        }
+        if server == self.rooms.options.server_name {
+            let user = self.rooms.numbering.user(&target).await?;
+            appended.member = Some((user, membership));
+            if matches!(membership, Membership::Invite | Membership::Knock) {
+                appended.stripped = Some(self.stripped_state(&appended.event).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a joined user of a server, and notes when the server comes or goes with it.
+    async fn count_server(
+        &mut self,
+        appended: &mut Appended,
+        server: OwnedServerName,
+        by: i64,
+    ) -> Result<(), RoomError> {
+        let counted = match self.delta.server_counts.get(&server) {
+            Some(count) => *count,
+            None => {
+                let key = (self.room().number.0, server.as_str());
+                self.rooms
+                    .store
+                    .get(&SERVER_COUNTS, &key)
+                    .await?
+                    .unwrap_or(0)
+            }
+        };
+        let count = counted.saturating_add_signed(by);
+        self.delta.server_counts.insert(server.clone(), count);
+        if (counted == 0) != (count == 0) {
+            appended.servers.push((server, count > 0));
+        }
+        Ok(())
+    }
+
+    /// What somebody who is invited or knocks is told of the room. The membership event itself is
+    /// part of it for an invite, so that a client sees who invites.
+    async fn stripped_state(&self, event: &StoredEvent) -> Result<Vec<String>, RoomError> {
+        let mut stripped = BTreeMap::new();
+        for (order, event_type) in STRIPPED.into_iter().enumerate() {
+            if let Some(state) = self.state(event_type, "").await? {
+                stripped.insert(order, strip(&state));
+            }
+        }
+        let sender = event.pdu.sender().as_str();
+        if event.pdu.state_key() != Some(sender)
+            && let Some(member) = self.state("m.room.member", sender).await?
+        {
+            stripped.insert(STRIPPED.len(), strip(&member));
+        }
+        stripped.insert(STRIPPED.len() + 1, strip(event));
+        Ok(stripped.into_values().collect())
+    }
+}

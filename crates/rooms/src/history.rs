@@ -1,0 +1,284 @@
+//! The history: pages of events in the order of the graph, for /messages, /context, /relations.
+
+use std::sync::Arc;
+
+use homeserver_storage::{Direction, Position, ScanRange};
+
+use crate::{
+    Rooms,
+    error::RoomError,
+    event::StoredEvent,
+    numbers::EventNumber,
+    room::Room,
+    tables,
+    token::{HistoryKey, HistoryToken, Place, Towards},
+    visible::{Reader, Sights, VisibleEvent},
+};
+
+/// Events looked at for one page. A page that finds too little among so many ends early, with a
+/// token to go on.
+const LOOKED_AT_PER_PAGE: usize = 1000;
+
+/// The greatest page.
+pub const MAX_PAGE: usize = 1000;
+
+/// A page of history.
+#[derive(Clone, Debug)]
+pub struct HistoryPage {
+    /// In the order of reading.
+    pub events: Vec<VisibleEvent>,
+    /// Where to go on; `None` at the end of the room.
+    pub next: Option<HistoryToken>,
+    /// The page ends at events that this server does not have.
+    pub at_gap: bool,
+}
+
+/// Events around one event.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The event in the middle.
+    pub event: VisibleEvent,
+    /// Before it, newest first.
+    pub before: Vec<VisibleEvent>,
+    /// After it, oldest first.
+    pub after: Vec<VisibleEvent>,
+    /// The place before all of them.
+    pub start: HistoryToken,
+    /// The place after all of them.
+    pub end: HistoryToken,
+}
+
+/// Which events of a page are wanted.
+pub type Wanted<'a> = &'a (dyn Fn(&VisibleEvent) -> bool + Send + Sync);
+
+impl Rooms {
+    /// A token for the place at `position` in the order of arrival.
+    pub fn token_at(&self, position: Position) -> HistoryToken {
+        HistoryToken::at_position(self.store.epoch(), position)
+    }
+
+    /// Reads a token that a client sends; refuses tokens of another database and of the future.
+    pub fn parse_token(&self, text: &str) -> Result<HistoryToken, RoomError> {
+        let token = HistoryToken::parse(text)?;
+        if token.epoch != self.store.epoch() || token.bound > self.store.durable() {
+            return Err(RoomError::InvalidToken);
+        }
+        Ok(token)
+    }
+
+    /// A page of up to `limit` events from a place. `from` absent means the newest (backwards) or
+    /// the oldest (forwards) end. Nothing at or past `to` is shown.
+    pub async fn history(
+        &self,
+        reader: &Reader,
+        room: &Room,
+        from: Option<HistoryToken>,
+        (towards, limit): (Towards, usize),
+        wanted: Wanted<'_>,
+    ) -> Result<HistoryPage, RoomError> {
+        let limit = limit.min(MAX_PAGE);
+        let from = from.unwrap_or_else(|| match towards {
+            Towards::Older => self.token_at(reader.position),
+            Towards::Newer => HistoryToken {
+                place: Place::Start,
+                ..self.token_at(reader.position)
+            },
+        });
+        if limit == 0 {
+            return Ok(HistoryPage {
+                events: Vec::new(),
+                next: Some(from),
+                at_gap: false,
+            });
+        }
+        let mut page = Page {
+            sights: Sights::new(self, room, reader).await?,
+            wanted,
+            limit,
+            looked_at: 0,
+            events: Vec::new(),
+            next: None,
+            at_gap: false,
+        };
+        match (towards, from.place) {
+            (Towards::Newer, Place::Bound) => self.page_of_arrivals(room, from, &mut page).await?,
+            _ => self.page_of_history(room, from, towards, &mut page).await?,
+        }
+        Ok(HistoryPage {
+            events: page.events,
+            next: page.next,
+            at_gap: page.at_gap,
+        })
+    }
+
+    /// Forwards from a bound: what arrived later, in that order.
+    async fn page_of_arrivals(
+        &self,
+        room: &Room,
+        from: HistoryToken,
+        page: &mut Page<'_>,
+    ) -> Result<(), RoomError> {
+        let mut after = from.bound;
+        loop {
+            let wanted = page.rows_to_read();
+            let upto = page.sights.position();
+            let arrivals = self.arrivals(room.number, after, upto, wanted).await?;
+            let numbers: Vec<_> = arrivals.iter().map(|arrival| arrival.event).collect();
+            let events = self.events.load_all(room, &numbers).await?;
+            for (arrival, event) in arrivals.iter().zip(events) {
+                after = arrival.position;
+                if page.take(event).await? {
+                    page.next = Some(self.token_at(after));
+                    return Ok(());
+                }
+            }
+            if arrivals.len() < wanted {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn page_of_history(
+        &self,
+        room: &Room,
+        from: HistoryToken,
+        towards: Towards,
+        page: &mut Page<'_>,
+    ) -> Result<(), RoomError> {
+        let mut place = from.place;
+        loop {
+            let wanted = page.rows_to_read();
+            let rows = self.history_rows(room, place, towards, wanted).await?;
+            let numbers: Vec<_> = rows.iter().map(|(_, number)| *number).collect();
+            let events = self.events.load_all(room, &numbers).await?;
+            for ((key, _), event) in rows.iter().zip(events) {
+                let gap = towards == Towards::Older && self.has_gap(&event).await?;
+                place = match towards {
+                    Towards::Older => Place::Before(*key),
+                    Towards::Newer => Place::After(*key),
+                };
+                // Backwards, what arrived after the bound was told by a timeline.
+                let told =
+                    towards == Towards::Older && event.position.is_some_and(|at| at > from.bound);
+                let full = !told && page.take(event).await?;
+                if full || gap {
+                    page.at_gap = gap;
+                    page.next = Some(HistoryToken { place, ..from });
+                    return Ok(());
+                }
+            }
+            if rows.len() < wanted {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Rows of the history index beyond a place.
+    async fn history_rows(
+        &self,
+        room: &Room,
+        place: Place,
+        towards: Towards,
+        limit: usize,
+    ) -> Result<Vec<(HistoryKey, EventNumber)>, RoomError> {
+        let number = room.number.0;
+        let full = |key: HistoryKey| (number, key.height, u8::from(key.live), key.tie);
+        let all = ScanRange::prefix(&number);
+        let (range, direction) = match (towards, place) {
+            (Towards::Older, Place::Start) => return Ok(Vec::new()),
+            (Towards::Older, Place::Bound) => (all, Direction::Backward),
+            (Towards::Older, Place::Before(key)) => (all.before(&full(key)), Direction::Backward),
+            (Towards::Older, Place::After(key)) => (all.upto(&full(key)), Direction::Backward),
+            (Towards::Newer, Place::Start | Place::Bound) => (all, Direction::Forward),
+            (Towards::Newer, Place::Before(key)) => (all.from(&full(key)), Direction::Forward),
+            (Towards::Newer, Place::After(key)) => (all.after(&full(key)), Direction::Forward),
+        };
+        let rows = self
+            .store
+            .scan(&tables::HISTORY, range, direction, limit)
+            .await?;
+        let row = |((_, height, live, tie), event): ((u64, u64, u8, u64), u64)| {
+            let live = live == 1;
+            (HistoryKey { height, live, tie }, EventNumber(event))
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// Whether previous events of this one are missing.
+    pub(crate) async fn has_gap(&self, event: &StoredEvent) -> Result<bool, RoomError> {
+        if !event.over_gap {
+            return Ok(false);
+        }
+        let key = event.history_key();
+        let row = (event.room.0, key.height, u8::from(key.live), key.tie);
+        Ok(self.store.get(&tables::GAPS, &row).await?.is_some())
+    }
+
+    /// The events around one that `reader` may see, up to `limit` in all.
+    pub async fn context(
+        &self,
+        reader: &Reader,
+        room: &Room,
+        event: VisibleEvent,
+        limit: usize,
+        wanted: Wanted<'_>,
+    ) -> Result<Context, RoomError> {
+        let key = event.history_key();
+        let at = |place| HistoryToken {
+            place,
+            ..self.token_at(reader.position)
+        };
+        let half = limit.min(MAX_PAGE) / 2;
+        let (older, newer) = (at(Place::Before(key)), at(Place::After(key)));
+        let before = self
+            .history(
+                reader,
+                room,
+                Some(older),
+                (Towards::Older, limit.min(MAX_PAGE) - half),
+                wanted,
+            )
+            .await?;
+        let after = self
+            .history(reader, room, Some(newer), (Towards::Newer, half), wanted)
+            .await?;
+        let start = before.next.unwrap_or(at(Place::Start));
+        let newest = after.events.last().map_or(key, VisibleEvent::history_key);
+        let end = after.next.unwrap_or(at(Place::After(newest)));
+        Ok(Context {
+            event,
+            before: before.events,
+            after: after.events,
+            start,
+            end,
+        })
+    }
+}
+
+struct Page<'a> {
+    sights: Sights<'a>,
+    wanted: Wanted<'a>,
+    limit: usize,
+    looked_at: usize,
+    events: Vec<VisibleEvent>,
+    next: Option<HistoryToken>,
+    at_gap: bool,
+}
+
+impl Page<'_> {
+    /// How many rows to read next.
+    fn rows_to_read(&self) -> usize {
+        (self.limit - self.events.len()).clamp(10, 200)
+    }
+
+    /// Takes an event if it may be seen and is wanted. Gives whether the page ends after it.
+    async fn take(&mut self, event: Arc<StoredEvent>) -> Result<bool, RoomError> {
+        self.looked_at += 1;
+        if let Some(visible) = self.sights.check(event).await?
+            && (self.wanted)(&visible)
+        {
+            self.events.push(visible);
+        }
+        Ok(self.events.len() >= self.limit || self.looked_at >= LOOKED_AT_PER_PAGE)
+    }
+}

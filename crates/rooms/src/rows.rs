@@ -1,0 +1,280 @@
+//! The rows of the rooms, as stored.
+//!
+//! Fields are only ever added with a new row version; see the snapshot tests.
+
+use homeserver_events::EventStatus;
+use homeserver_storage::{Bytes, Position, row};
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::{numbers::EventNumber, tree::StateRoot};
+
+/// What never changes about a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RoomRow {
+    pub(crate) room_id: OwnedRoomId,
+    pub(crate) version: RoomVersionId,
+    /// The event that made the room.
+    pub(crate) create: EventNumber,
+}
+row!(RoomRow, 1);
+
+/// An event that nothing follows yet: the next event of this server names it as previous.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extremity {
+    pub(crate) number: EventNumber,
+    pub(crate) id: OwnedEventId,
+    /// Our own height in the history.
+    pub(crate) height: u64,
+    /// Its reference hash, where its room version sends that beside the id.
+    pub(crate) reference_hash: Option<[u8; 32]>,
+    /// The depth its sender claims, on which ours builds.
+    pub(crate) depth: u64,
+    /// The state after it.
+    pub(crate) after: StateRoot,
+}
+
+/// The tip of a room: all that the next event builds on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// Counts the batches of the room, so that no two tips are equal.
+    pub(crate) sequence: u64,
+    pub(crate) extremities: SmallVec<[Extremity; 1]>,
+    /// The resolved state.
+    pub(crate) root: StateRoot,
+    pub(crate) joined: u64,
+    pub(crate) invited: u64,
+}
+row!(Head, 1);
+
+impl Head {
+    /// The height of the next event.
+    pub(crate) fn next_height(&self) -> u64 {
+        self.extremities.iter().map(|e| e.height).max().unwrap_or(0) + 1
+    }
+}
+
+/// An event with what this server knows about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EventRow {
+    pub(crate) id: OwnedEventId,
+    /// What was decided about it, with the state before it.
+    pub(crate) status: EventStatus<StateRoot>,
+    /// The state after the event.
+    pub(crate) after: StateRoot,
+    pub(crate) height: u64,
+    /// Set for backfilled events, which have no arrival position: the tie of their history key.
+    pub(crate) backfill_tie: Option<u64>,
+    /// One more than the greatest of its auth events, zero without any.
+    pub(crate) auth_height: u64,
+    pub(crate) auth: SmallVec<[EventNumber; 4]>,
+    pub(crate) prev: SmallVec<[EventNumber; 1]>,
+    /// Some previous events were missing when it came; see the gap rows.
+    pub(crate) over_gap: bool,
+    /// The state event with the same key that this one replaced.
+    pub(crate) replaces: Option<EventNumber>,
+    /// The redaction that was applied to this event.
+    pub(crate) redacted_by: Option<EventNumber>,
+    /// The device and transaction id of the request that made it.
+    pub(crate) origin: Option<Origin>,
+    /// The event as received, canonical; replaced by its redacted form when it is redacted.
+    #[serde(with = "bytes_as_slice")]
+    pub(crate) json: Bytes,
+}
+row!(EventRow, 1);
+
+/// The request that an event of this server was made by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The device that sent the request.
+    pub device: OwnedDeviceId,
+    /// The transaction id in it.
+    pub transaction: String,
+}
+
+/// The state of a room from a position on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateLogRow {
+    /// The resolved state.
+    pub root: StateRoot,
+    /// How many users are joined in it.
+    pub joined: u64,
+    /// How many users are invited in it.
+    pub invited: u64,
+}
+row!(StateLogRow, 1);
+
+/// A node of a state tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeRow {
+    #[serde(with = "bytes_as_slice")]
+    pub(crate) encoded: Bytes,
+}
+row!(NodeRow, 1);
+
+/// What a user is to a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Membership {
+    /// Invited.
+    Invite,
+    /// In the room.
+    Join,
+    /// Asking to be let in.
+    Knock,
+    /// Not in the room, nor ever, or not any more.
+    Leave,
+    /// Kept out.
+    Ban,
+}
+
+impl Membership {
+    /// Reads the word of the specification.
+    pub fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "invite" => Self::Invite,
+            "join" => Self::Join,
+            "knock" => Self::Knock,
+            "leave" => Self::Leave,
+            "ban" => Self::Ban,
+            _ => return None,
+        })
+    }
+
+    /// The word of the specification.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invite => "invite",
+            Self::Join => "join",
+            Self::Knock => "knock",
+            Self::Leave => "leave",
+            Self::Ban => "ban",
+        }
+    }
+}
+
+/// A membership of a local user, from a position on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MembershipRow {
+    pub(crate) membership: Membership,
+    pub(crate) event: EventNumber,
+    /// The user does not want to see the room any more.
+    pub(crate) forgotten: bool,
+}
+row!(MembershipRow, 1);
+
+/// The state shown to somebody who is invited or knocks, as stripped events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StrippedRow {
+    pub(crate) events: Vec<String>,
+}
+row!(StrippedRow, 1);
+
+/// Where an alias points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AliasRow {
+    pub(crate) room: u64,
+    pub(crate) creator: OwnedUserId,
+}
+row!(AliasRow, 1);
+
+/// What a transaction did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TransactionRow {
+    /// Milliseconds since the epoch.
+    pub(crate) time: u64,
+    pub(crate) effect: Effect,
+}
+row!(TransactionRow, 1);
+
+/// An answer whose position is that of its batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Effect {
+    Created(OwnedRoomId),
+    Sent(OwnedEventId),
+    Upgraded(OwnedRoomId),
+    /// Nothing was changed: an event that says the same stood there.
+    Stood(OwnedEventId, Position),
+    Done,
+}
+
+/// The key of a relation: see [`crate::tables::RELATIONS`].
+pub(crate) type RelationKey = (u64, u64, String, u64, u8, Position);
+
+/// An event that relates to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RelationRow {
+    pub(crate) event: EventNumber,
+    pub(crate) rel_type: String,
+    pub(crate) event_type: String,
+    /// `m.relates_to.key` of an annotation.
+    pub(crate) key: Option<String>,
+    pub(crate) sender: OwnedUserId,
+}
+row!(RelationRow, 1);
+
+/// Previous events that are missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GapRow {
+    pub(crate) missing: Vec<OwnedEventId>,
+}
+row!(GapRow, 1);
+
+/// A change larger than a batch that is being prepared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImportRow {
+    pub(crate) room: u64,
+    /// Milliseconds since the epoch when it last moved; an old one is abandoned.
+    pub(crate) touched: u64,
+    /// Parts written so far.
+    pub(crate) parts: u64,
+    /// The state prepared so far.
+    pub(crate) root: StateRoot,
+    pub(crate) joined: u64,
+    pub(crate) invited: u64,
+}
+row!(ImportRow, 1);
+
+/// Rows that an import wrote and that nothing refers to before its switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImportPartRow {
+    /// Events (number and id) written in this part.
+    pub(crate) events: Vec<(EventNumber, OwnedEventId)>,
+    /// Tree nodes written in this part.
+    pub(crate) nodes: Vec<[u8; 16]>,
+}
+row!(ImportPartRow, 1);
+
+/// A switch of state whose member indexes are written by a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IndexDebtRow {
+    pub(crate) from: StateRoot,
+    pub(crate) to: StateRoot,
+}
+row!(IndexDebtRow, 1);
+
+/// Bytes as one slice: serde would write a sequence of numbers.
+mod bytes_as_slice {
+    use homeserver_storage::Bytes;
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        struct Slice;
+        impl de::Visitor<'_> for Slice {
+            type Value = Bytes;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                to.write_str("bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+        }
+        from.deserialize_bytes(Slice)
+    }
+}
