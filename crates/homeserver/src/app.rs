@@ -1,6 +1,13 @@
 //! What the server does, without saying how the request came: no axum, no status codes.
 
+pub(crate) mod authentication;
 pub(crate) mod interactive;
+pub(crate) mod invitation;
 pub(crate) mod limits;
+pub(crate) mod login;
+pub(crate) mod operator;
 pub(crate) mod passwords;
+pub(crate) mod registration;
 pub(crate) mod session;
+pub(crate) mod settings;
+pub(crate) mod tokens;

@@ -308,9 +308,15 @@ mod tests {
             "m.relations": {"name": "before"},
         });
         assert_eq!(written(&body, None, &whole)["unsigned"], expected);
-        let age = Unsigned { age: Some(0), ..Unsigned::default() };
+        let age = Unsigned {
+            age: Some(0),
+            ..Unsigned::default()
+        };
         assert_eq!(written(&body, None, &age)["unsigned"], json!({"age": 0}));
-        let transaction = Unsigned { transaction_id: Some("a"), ..Unsigned::default() };
+        let transaction = Unsigned {
+            transaction_id: Some("a"),
+            ..Unsigned::default()
+        };
         let expected = json!({"transaction_id": "a"});
         assert_eq!(written(&body, None, &transaction)["unsigned"], expected);
     }
@@ -319,7 +325,10 @@ mod tests {
     fn a_redaction_names_its_target_in_both_places() {
         let cases = [
             (json!({}), json!({"redacts": "$target"})),
-            (json!({"reason": "spam"}), json!({"redacts": "$target", "reason": "spam"})),
+            (
+                json!({"reason": "spam"}),
+                json!({"redacts": "$target", "reason": "spam"}),
+            ),
             (json!({"redacts": "$target"}), json!({"redacts": "$target"})),
         ];
         for (content, expected) in cases {

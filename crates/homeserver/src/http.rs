@@ -27,36 +27,61 @@
 //! and nowhere else. In a raw handler, [`Path`](axum::extract::Path) works as usual, but parameters
 //! are named by their index: `{p0}`, `{p1}`.
 
+mod account;
 mod address;
 mod components;
 mod cors;
+mod devices;
+mod discovery;
 mod error;
 mod interactive;
 mod limits;
+mod login;
+mod operator;
+mod register;
 mod routes;
 mod ruma_types;
 mod session;
-mod versions;
 
-pub(crate) use address::TrustedProxies;
+pub(crate) use address::{PeerAddress, TrustedProxies};
 pub(crate) use components::Components;
 pub(crate) use error::ApiError;
 pub(crate) use interactive::Interactive;
 pub(crate) use routes::Routes;
-pub(crate) use ruma_types::Ruma;
+pub(crate) use ruma_types::{MAX_BODY, Ruma, Unparsed, json_answer};
 
 use axum::{Router, middleware};
 
-/// The whole HTTP API of one homeserver.
-pub(crate) fn router(components: Components) -> Router {
-    let routes = Routes::new().merge(versions::routes());
+use crate::config::Surface;
 
+/// The HTTP API of one homeserver, as far as `surfaces` name it.
+///
+/// The operators' registration endpoint is where other homeservers have it: beside the clients'
+/// endpoints, and protected by its own secret.
+pub(crate) fn router(components: Components, surfaces: &[Surface]) -> Router {
+    let mut routes = Routes::new();
+    if surfaces.contains(&Surface::Client) {
+        routes = routes.merge(client_routes());
+    }
+    if surfaces.contains(&Surface::Client) || surfaces.contains(&Surface::Admin) {
+        routes = routes.merge(operator::routes());
+    }
     routes
         .into_router()
         .fallback(error::unknown_path)
         .method_not_allowed_fallback(error::unknown_method)
         .layer(middleware::from_fn(cors::answer))
         .with_state(components)
+}
+
+/// What Matrix clients use.
+fn client_routes() -> Routes {
+    Routes::new()
+        .merge(account::routes())
+        .merge(devices::routes())
+        .merge(discovery::routes())
+        .merge(login::routes())
+        .merge(register::routes())
 }
 
 #[cfg(test)]

@@ -57,14 +57,18 @@ impl Passwords {
         })
     }
 
+    /// Whether `password` may be somebody's.
+    pub(crate) fn check(password: &str) -> Result<(), PasswordError> {
+        match password.len() {
+            0 => Err(PasswordError::Empty),
+            1..=MAX_PASSWORD => Ok(()),
+            _ => Err(PasswordError::TooLong),
+        }
+    }
+
     /// The PHC string of a new password.
     pub(crate) async fn hash(&self, password: &str) -> Result<String, PasswordError> {
-        if password.is_empty() {
-            return Err(PasswordError::Empty);
-        }
-        if password.len() > MAX_PASSWORD {
-            return Err(PasswordError::TooLong);
-        }
+        Self::check(password)?;
         hash(&self.runtime, password.to_owned()).await
     }
 

@@ -1,11 +1,26 @@
 //! What handlers may ask for with `State<…>`. Each handler names only the parts it uses; nothing
 //! but the router assembly sees the whole.
 
+use std::{sync::Arc, time::Duration};
+
 use axum::extract::FromRef;
 use homeserver_runtime::Runtime;
+use homeserver_storage::Store;
+use homeserver_users::{
+    AccountData, Accounts, CrossSigning, DeviceLists, Devices, Filters, Inbox, Keys, Presences,
+    Profiles, Receipts, Typing, Users,
+};
+use ruma::OwnedServerName;
 
 use super::TrustedProxies;
-use crate::app::{limits::RateLimits, session::Sessions};
+use crate::{
+    app::{
+        authentication::Authenticator, interactive::InteractiveSessions, invitation::Invitations,
+        limits::RateLimits, login::BriefTokens, operator::OperatorRegistration,
+        passwords::Passwords, registration::Registration, session::Sessions,
+    },
+    config::{Config, MediaConfig, RoomsConfig, SessionConfig, WellKnownConfig},
+};
 
 /// Declares [`Components`] and lets axum hand out each of its fields by type.
 macro_rules! components {
@@ -27,10 +42,134 @@ macro_rules! components {
 components! {
     /// Clock, randomness, tasks, pools.
     runtime: Runtime,
+    /// The domain in user ids.
+    server_name: OwnedServerName,
+    /// What the configuration says of tokens.
+    session_config: Arc<SessionConfig>,
+    /// What the configuration says of new rooms.
+    rooms_config: Arc<RoomsConfig>,
+    /// What the configuration says of uploads.
+    media_config: Arc<MediaConfig>,
+    /// What `/.well-known/matrix/` says.
+    well_known: Arc<WellKnownConfig>,
     /// Whose `X-Forwarded-For` is believed.
     proxies: TrustedProxies,
     /// Token buckets.
     limits: RateLimits,
+    /// The database, for its journal.
+    store: Store,
+    /// All that belongs to users, by number; prefer the part you need.
+    users: Users,
+    /// Accounts.
+    accounts: Accounts,
+    /// Devices.
+    devices: Devices,
+    /// Profiles.
+    profiles: Profiles,
+    /// Account data, tags, push rules.
+    account_data: AccountData,
+    /// Stored filters.
+    filters: Filters,
+    /// Read receipts.
+    receipts: Receipts,
+    /// Who is typing.
+    typing: Typing,
+    /// Who is online.
+    presence: Presences,
+    /// Keys of devices.
+    keys: Keys,
+    /// Cross-signing keys and signatures.
+    cross_signing: CrossSigning,
+    /// Which device lists changed.
+    device_lists: DeviceLists,
+    /// Messages to devices.
+    inbox: Inbox,
+    /// Password hashes.
+    passwords: Passwords,
     /// Access tokens.
     sessions: Sessions,
+    /// Registration tokens.
+    invitations: Invitations,
+    /// Checks passwords and stages of user-interactive authentication.
+    authenticator: Authenticator,
+    /// Makes accounts.
+    registration: Registration,
+    /// Login and OpenID tokens.
+    brief_tokens: BriefTokens,
+    /// Nonces of the operators' registration endpoint.
+    operator: OperatorRegistration,
+}
+
+impl Components {
+    /// Puts the parts together over an open store.
+    pub(crate) fn assemble(
+        config: &Config,
+        runtime: Runtime,
+        store: Store,
+        users: Users,
+        passwords: Passwords,
+    ) -> Self {
+        let server_name = config.server_name.clone();
+        let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
+        let invitations = Invitations::new(
+            runtime.clone(),
+            store.clone(),
+            users.accounts.clone(),
+            config.registration.clone(),
+        );
+        Self {
+            session_config: Arc::new(config.sessions.clone()),
+            rooms_config: Arc::new(config.rooms.clone()),
+            media_config: Arc::new(config.media.clone()),
+            well_known: Arc::new(config.well_known.clone()),
+            proxies: TrustedProxies::new(&config.http.trusted_proxies),
+            sessions: Sessions::new(
+                runtime.clone(),
+                store.clone(),
+                users.accounts.clone(),
+                users.devices.clone(),
+                Duration::from_secs(config.sessions.access_token_lifetime),
+            ),
+            authenticator: Authenticator {
+                server_name: server_name.clone(),
+                accounts: users.accounts.clone(),
+                passwords: passwords.clone(),
+                interactive: InteractiveSessions::new(runtime.clone()),
+                invitations: invitations.clone(),
+                limits: limits.clone(),
+            },
+            registration: Registration {
+                runtime: runtime.clone(),
+                server_name: server_name.clone(),
+                accounts: users.accounts.clone(),
+                passwords: passwords.clone(),
+                invitations: invitations.clone(),
+            },
+            brief_tokens: BriefTokens {
+                runtime: runtime.clone(),
+                store: store.clone(),
+                accounts: users.accounts.clone(),
+            },
+            operator: OperatorRegistration::new(runtime.clone()),
+            accounts: users.accounts.clone(),
+            devices: users.devices.clone(),
+            profiles: users.profiles.clone(),
+            account_data: users.account_data.clone(),
+            filters: users.filters.clone(),
+            receipts: users.receipts.clone(),
+            typing: users.typing.clone(),
+            presence: users.presence.clone(),
+            keys: users.keys.clone(),
+            cross_signing: users.cross_signing.clone(),
+            device_lists: users.device_lists.clone(),
+            inbox: users.inbox.clone(),
+            runtime,
+            server_name,
+            limits,
+            store,
+            users,
+            passwords,
+            invitations,
+        }
+    }
 }

@@ -3,6 +3,8 @@
 //!
 //! Specification: client-server API, "Standard error response".
 
+mod accounts;
+
 use std::time::Duration;
 
 use axum::{
@@ -13,8 +15,6 @@ use ruma::api::error::{
     DeserializationError, ErrorKind, FromHttpRequestError, LimitExceededErrorData, RetryAfter,
     StandardErrorBody, UnknownTokenErrorData,
 };
-
-use crate::app::{limits::LimitExceeded, session::SessionError};
 
 /// An error answer: a status code and a Matrix error code, or a body of the endpoint's own.
 #[derive(Clone, Debug)]
@@ -81,6 +81,21 @@ impl ApiError {
     pub(crate) fn unrecognized() -> Self {
         let message = "Unrecognized request";
         Self::new(StatusCode::NOT_FOUND, ErrorKind::Unrecognized, message)
+    }
+
+    /// 400 `M_UNKNOWN`.
+    pub(crate) fn unknown(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorKind::Unknown, message)
+    }
+
+    /// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+    pub(crate) fn guests_forbidden() -> Self {
+        let message = "Guests are not allowed here";
+        Self::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::GuestAccessForbidden,
+            message,
+        )
     }
 
     /// 413 `M_TOO_LARGE`.
@@ -226,20 +241,5 @@ impl From<serde_json::Error> for ApiError {
         } else {
             Self::bad_json(message)
         }
-    }
-}
-
-impl From<SessionError> for ApiError {
-    fn from(error: SessionError) -> Self {
-        match error {
-            SessionError::Unknown => Self::unknown_token("Unknown access token", false),
-            SessionError::Expired => Self::unknown_token("The access token expired", true),
-        }
-    }
-}
-
-impl From<LimitExceeded> for ApiError {
-    fn from(error: LimitExceeded) -> Self {
-        Self::limit_exceeded(error.wait)
     }
 }

@@ -2,10 +2,12 @@
 
 use axum::extract::{FromRequest, Request};
 use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{ApiError, Components, ruma_types};
+use crate::app::{authentication::Proof, interactive::Operation, session::Session};
 
 /// A request, what the client offers as authentication for it, and a hash of all the rest.
 #[derive(Debug)]
@@ -13,15 +15,49 @@ pub(crate) struct Interactive<T> {
     /// The request.
     pub(crate) request: T,
     /// The `auth` object of its body.
-    pub(crate) auth: Option<serde_json::Map<String, Value>>,
+    pub(crate) proof: Option<Proof>,
     /// Hash of path parameters and body without `auth`.
-    pub(crate) body: [u8; 32],
+    body: [u8; 32],
 }
 
 impl<T: Metadata> Interactive<T> {
-    /// The name of the endpoint in authentication sessions, the same on all its paths.
-    pub(crate) fn endpoint() -> &'static str {
-        T::PATH_BUILDER.all_paths().last().unwrap_or_default()
+    /// The request as an authentication session knows it: the same on all paths of the endpoint.
+    pub(crate) fn operation(&self, session: Option<&Session>) -> Operation {
+        Operation {
+            endpoint: T::PATH_BUILDER.all_paths().last().unwrap_or_default(),
+            user: session.map(|session| session.user.clone()),
+            body: self.body,
+        }
+    }
+}
+
+/// The `auth` object on the wire. `user` stands in `identifier`, or, as old clients have it, beside
+/// the password.
+#[derive(Deserialize)]
+struct AuthBody {
+    #[serde(rename = "type")]
+    stage: Option<String>,
+    session: Option<String>,
+    identifier: Option<Identifier>,
+    user: Option<String>,
+    password: Option<String>,
+    token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Identifier {
+    user: Option<String>,
+}
+
+impl From<AuthBody> for Proof {
+    fn from(body: AuthBody) -> Self {
+        Self {
+            stage: body.stage,
+            session: body.session,
+            user: body.identifier.and_then(|it| it.user).or(body.user),
+            password: body.password,
+            token: body.token,
+        }
     }
 }
 
@@ -29,7 +65,7 @@ impl<T: IncomingRequest> FromRequest<Components> for Interactive<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
-        let arrived = ruma_types::arrive::<T>(request, state).await?;
+        let mut arrived = ruma_types::arrive::<T>(request, state).await?;
         let mut object = match &arrived.body[..] {
             [] => serde_json::Map::new(),
             body => match serde_json::from_slice(body)? {
@@ -37,20 +73,19 @@ impl<T: IncomingRequest> FromRequest<Components> for Interactive<T> {
                 _ => return Err(ApiError::bad_json("The body is not an object")),
             },
         };
-        let auth = match object.remove("auth") {
-            None | Some(Value::Null) => None,
-            Some(Value::Object(auth)) => Some(auth),
-            Some(_) => return Err(ApiError::bad_json("`auth` is not an object")),
-        };
+        let auth = object.remove("auth").unwrap_or_default();
+        let proof: Option<AuthBody> = serde_json::from_value(auth)?;
+        let rest = Value::Object(object).to_string();
         let mut hash = Sha256::new();
         for argument in &arrived.arguments {
             hash.update(argument.as_bytes());
             hash.update([0]);
         }
-        hash.update(Value::Object(object).to_string());
+        hash.update(&rest);
+        arrived.body = rest.into();
         Ok(Self {
             request: arrived.parse()?,
-            auth,
+            proof: proof.map(Proof::from),
             body: hash.finalize().into(),
         })
     }

@@ -10,7 +10,7 @@ use axum::{
 use http::Method;
 use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
 
-use super::{Components, Interactive, Ruma};
+use super::{Components, Interactive, Ruma, Unparsed};
 
 /// A set of endpoints, to be merged into the router.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Routes {
     }
 }
 
-/// An argument that holds a whole request: [`Ruma`] or [`Interactive`].
+/// An argument that holds a whole request: [`Ruma`], [`Interactive`] or [`Unparsed`].
 pub(crate) trait RumaArgument: 'static {
     /// The request type.
     type Request: IncomingRequest;
@@ -79,6 +79,10 @@ impl<R: IncomingRequest + 'static> RumaArgument for Ruma<R> {
 }
 
 impl<R: IncomingRequest + 'static> RumaArgument for Interactive<R> {
+    type Request = R;
+}
+
+impl<R: IncomingRequest + 'static> RumaArgument for Unparsed<R> {
     type Request = R;
 }
 

@@ -1,6 +1,6 @@
 //! ruma's request and response types as axum extractor and response.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use axum::{
     body::Body,
@@ -14,6 +14,7 @@ use ruma::api::{
     IncomingRequest, IncomingRequestExt, Metadata, OutgoingResponse, OutgoingResponseExt,
     error::ErrorKind, path_builder::PathBuilder,
 };
+use serde::de::DeserializeOwned;
 
 use super::{ApiError, Components, limits};
 
@@ -34,6 +35,33 @@ impl<T: IncomingRequest> FromRequest<Components> for Ruma<T> {
     async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
         let arrived = arrive::<T>(request, state).await?;
         Ok(Self(arrived.parse()?))
+    }
+}
+
+/// A request of type `T` that was routed and limited as one, but whose body the handler reads by
+/// itself.
+#[derive(Debug)]
+pub(crate) struct Unparsed<T> {
+    body: Bytes,
+    request: PhantomData<fn() -> T>,
+}
+
+impl<T> Unparsed<T> {
+    /// The body as JSON.
+    pub(crate) fn json<B: DeserializeOwned>(&self) -> Result<B, ApiError> {
+        Ok(serde_json::from_slice(&self.body)?)
+    }
+}
+
+impl<T: Metadata> FromRequest<Components> for Unparsed<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
+        let arrived = arrive::<T>(request, state).await?;
+        Ok(Self {
+            body: arrived.body,
+            request: PhantomData,
+        })
     }
 }
 
@@ -108,4 +136,13 @@ impl<T: OutgoingResponse> IntoResponse for Ruma<T> {
             Err(error) => ApiError::internal(&error).into_response(),
         }
     }
+}
+
+/// A JSON answer of an endpoint that ruma has no type for.
+pub(crate) fn json_answer(value: &serde_json::Value) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, value.to_string()).into_response()
 }

@@ -33,10 +33,22 @@ impl OptionalFromRequestParts<Components> for Session {
 }
 
 async fn authenticate(parts: &mut Parts, state: &Components) -> Result<Option<Session>, ApiError> {
-    let Some(token) = access_token(&parts.headers, parts.uri.query()) else {
+    let query = parts
+        .uri
+        .query()
+        .filter(|_| state.session_config.allow_token_in_query);
+    let Some(token) = access_token(&parts.headers, query) else {
         return Ok(None);
     };
     let session = state.sessions.authenticate(&token).await?;
+    let address = state.proxies.client(&parts.extensions, &parts.headers);
+    let address = address.map(|address| address.to_string());
+    let user_agent = parts.headers.get(header::USER_AGENT);
+    let user_agent = user_agent.and_then(|value| value.to_str().ok());
+    state
+        .sessions
+        .seen(&session, address.as_deref(), user_agent)
+        .await;
     // The rate limiter, which runs later, counts by account rather than by address.
     parts.extensions.insert(session.clone());
     Ok(Some(session))

@@ -164,10 +164,7 @@ pub(crate) struct RoomSelection {
 }
 
 impl RoomSelection {
-    fn new(
-        only: Option<Vec<OwnedRoomId>>,
-        never: Vec<OwnedRoomId>,
-    ) -> Result<Self, FilterError> {
+    fn new(only: Option<Vec<OwnedRoomId>>, never: Vec<OwnedRoomId>) -> Result<Self, FilterError> {
         check_length(only.as_deref().unwrap_or_default())?;
         check_length(&never)?;
         Ok(Self { only, never })
@@ -258,7 +255,10 @@ impl EventFilter {
 
     /// Whether an event of this type may pass; the other conditions are not asked.
     pub(crate) fn allows_type(&self, event_type: &str) -> bool {
-        !self.not_types.iter().any(|pattern| glob(pattern, event_type))
+        !self
+            .not_types
+            .iter()
+            .any(|pattern| glob(pattern, event_type))
             && self
                 .types
                 .as_ref()
@@ -377,26 +377,77 @@ mod tests {
     fn conditions_on_type_sender_and_url() {
         // (filter, type, sender, content, passes)
         let cases = [
-            (json!({"types": ["m.room.*"]}), "m.room.name", "@a:b", "{}", true),
-            (json!({"types": ["m.room.*"]}), "m.reaction", "@a:b", "{}", false),
+            (
+                json!({"types": ["m.room.*"]}),
+                "m.room.name",
+                "@a:b",
+                "{}",
+                true,
+            ),
+            (
+                json!({"types": ["m.room.*"]}),
+                "m.reaction",
+                "@a:b",
+                "{}",
+                false,
+            ),
             (json!({"types": []}), "m.reaction", "@a:b", "{}", false),
-            (json!({"types": ["*"], "not_types": ["m.*"]}), "m.reaction", "@a:b", "{}", false),
+            (
+                json!({"types": ["*"], "not_types": ["m.*"]}),
+                "m.reaction",
+                "@a:b",
+                "{}",
+                false,
+            ),
             (json!({"types": ["a.*.c"]}), "a.b.c", "@a:b", "{}", true),
             (json!({"types": ["a.*.c"]}), "a.c", "@a:b", "{}", false),
             (json!({"types": ["ab*ba"]}), "aba", "@a:b", "{}", false),
-            (json!({"types": ["m.room.name"]}), "m.room.name2", "@a:b", "{}", false),
+            (
+                json!({"types": ["m.room.name"]}),
+                "m.room.name2",
+                "@a:b",
+                "{}",
+                false,
+            ),
             (json!({"senders": ["@a:b"]}), "x", "@a:b", "{}", true),
             (json!({"senders": ["@a:b"]}), "x", "@c:b", "{}", false),
-            (json!({"senders": ["@a:b"], "not_senders": ["@a:b"]}), "x", "@a:b", "{}", false),
-            (json!({"contains_url": true}), "x", "@a:b", r#"{"url":"mxc://a/b"}"#, true),
-            (json!({"contains_url": true}), "x", "@a:b", r#"{"body":"url"}"#, false),
-            (json!({"contains_url": false}), "x", "@a:b", r#"{"url":"mxc://a/b"}"#, false),
+            (
+                json!({"senders": ["@a:b"], "not_senders": ["@a:b"]}),
+                "x",
+                "@a:b",
+                "{}",
+                false,
+            ),
+            (
+                json!({"contains_url": true}),
+                "x",
+                "@a:b",
+                r#"{"url":"mxc://a/b"}"#,
+                true,
+            ),
+            (
+                json!({"contains_url": true}),
+                "x",
+                "@a:b",
+                r#"{"body":"url"}"#,
+                false,
+            ),
+            (
+                json!({"contains_url": false}),
+                "x",
+                "@a:b",
+                r#"{"url":"mxc://a/b"}"#,
+                false,
+            ),
             (json!({"contains_url": false}), "x", "@a:b", "{}", true),
         ];
         for (definition, event_type, sender, content, expected) in cases {
             let filter = compiled(json!({"room": {"timeline": definition}}));
             let found = passes(&filter.timeline, event_type, sender, content);
-            assert_eq!(found, expected, "{definition} on {event_type} {sender} {content}");
+            assert_eq!(
+                found, expected,
+                "{definition} on {event_type} {sender} {content}"
+            );
         }
     }
 
@@ -436,7 +487,10 @@ mod tests {
         let types = vec!["a"; MAX_LIST + 1];
         let definition = json!({"room": {"timeline": {"types": types}}});
         let definition = serde_json::from_value(definition).unwrap();
-        assert_eq!(Filter::compile(definition).unwrap_err(), FilterError::ListTooLong);
+        assert_eq!(
+            Filter::compile(definition).unwrap_err(),
+            FilterError::ListTooLong
+        );
     }
 
     #[test]

@@ -1,0 +1,185 @@
+//! Proving who one is: the password of an account, and the stages of user-interactive
+//! authentication.
+//!
+//! Whether an account exists shows neither in the answer nor in the time it takes; wrong guesses
+//! at one account are limited wherever they come from.
+
+use homeserver_users::{Account, Accounts, Failure as UsersFailure};
+use ruma::{OwnedServerName, OwnedUserId, UserId};
+
+use super::{
+    interactive::{Challenge, Failure, Flows, InteractiveSessions, Operation, Stage},
+    invitation::Invitations,
+    limits::{LimitClass, LimitExceeded, LimitKey, RateLimits},
+    passwords::{PasswordError, Passwords},
+};
+
+/// What a client offers as proof, as it came in `auth`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Proof {
+    /// The stage attempted; absent when the client only asks how far it is.
+    pub(crate) stage: Option<String>,
+    /// The session.
+    pub(crate) session: Option<String>,
+    /// Whose password it is.
+    pub(crate) user: Option<String>,
+    /// The password.
+    pub(crate) password: Option<String>,
+    /// The registration token.
+    pub(crate) token: Option<String>,
+}
+
+/// Somebody did not prove who they are.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthenticationError {
+    /// There is more to do.
+    #[error("more authentication is needed")]
+    Challenge(Challenge),
+    /// Unknown account, or not its password.
+    #[error("wrong user name or password")]
+    WrongPassword,
+    /// The account is closed.
+    #[error("the account is deactivated")]
+    Deactivated,
+    /// Too many attempts.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+    /// The password could not be checked.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// The store could not do it.
+    #[error(transparent)]
+    Failure(#[from] UsersFailure),
+}
+
+/// Checks proofs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Authenticator {
+    pub(crate) server_name: OwnedServerName,
+    pub(crate) accounts: Accounts,
+    pub(crate) passwords: Passwords,
+    pub(crate) interactive: InteractiveSessions,
+    pub(crate) invitations: Invitations,
+    pub(crate) limits: RateLimits,
+}
+
+impl Authenticator {
+    /// The account of `user` (a localpart or a full user id), if `password` is its password.
+    pub(crate) async fn by_password(
+        &self,
+        user: &str,
+        password: &str,
+    ) -> Result<Account, AuthenticationError> {
+        let user_id = local_user(&self.server_name, user);
+        let target = match &user_id {
+            Some(user_id) => LimitKey::Target(user_id.localpart().to_ascii_lowercase()),
+            None => LimitKey::Target(String::new()),
+        };
+        self.limits.look(LimitClass::Login, target.clone())?;
+        let account = match user_id {
+            Some(user_id) => self.account(&user_id).await?,
+            None => None,
+        };
+        let hash = stored_hash(account.as_ref());
+        let matches = self.passwords.verify(password, hash).await?;
+        match account {
+            Some(account) if matches && account.is_active() => Ok(account),
+            Some(account) if !account.is_active() => Err(AuthenticationError::Deactivated),
+            _ => {
+                self.limits.take(LimitClass::Login, target)?;
+                Err(AuthenticationError::WrongPassword)
+            }
+        }
+    }
+
+    /// The account as written, else in small letters.
+    async fn account(&self, user_id: &UserId) -> Result<Option<Account>, UsersFailure> {
+        if let Some(account) = self.accounts.by_id(user_id).await? {
+            return Ok(Some(account));
+        }
+        let lowered = user_id.localpart().to_ascii_lowercase();
+        match local_user(&self.server_name, &lowered) {
+            Some(lowered) if lowered != user_id => self.accounts.by_id(&lowered).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets `operation` pass once one of `flows` is complete; until then says what is missing.
+    pub(crate) async fn require(
+        &self,
+        operation: &Operation,
+        flows: Flows,
+        proof: Option<&Proof>,
+    ) -> Result<(), AuthenticationError> {
+        let session = proof.and_then(|proof| proof.session.as_deref());
+        let mut challenge = self.interactive.resume(session, operation, flows);
+        let Some(proof) = proof else {
+            return Err(AuthenticationError::Challenge(challenge));
+        };
+        let Some(name) = proof.stage.as_deref() else {
+            return Err(AuthenticationError::Challenge(challenge));
+        };
+        let Some(stage) = offered(flows, name) else {
+            challenge.failure = Some(Failure::UnknownStage);
+            return Err(AuthenticationError::Challenge(challenge));
+        };
+        if let Some(failure) = self.attempt(stage, operation, proof).await? {
+            challenge.failure = Some(failure);
+            return Err(AuthenticationError::Challenge(challenge));
+        }
+        match self.interactive.complete(challenge, stage, operation) {
+            None => Ok(()),
+            Some(challenge) => Err(AuthenticationError::Challenge(challenge)),
+        }
+    }
+
+    /// Checks one stage; gives why it failed, if it did.
+    async fn attempt(
+        &self,
+        stage: Stage,
+        operation: &Operation,
+        proof: &Proof,
+    ) -> Result<Option<Failure>, AuthenticationError> {
+        match stage {
+            Stage::Dummy => Ok(None),
+            Stage::RegistrationToken => {
+                let token = proof.token.as_deref().unwrap_or_default();
+                let valid = self.invitations.is_valid(token).await?;
+                Ok((!valid).then_some(Failure::WrongToken))
+            }
+            Stage::Password => {
+                let wrong = Ok(Some(Failure::WrongPassword));
+                let Some(asking) = operation.user.as_ref() else {
+                    return wrong;
+                };
+                let user = proof.user.as_deref().unwrap_or(asking.as_str());
+                let password = proof.password.as_deref().unwrap_or_default();
+                match self.by_password(user, password).await {
+                    Ok(account) if account.user_id == *asking => Ok(None),
+                    Ok(_) | Err(AuthenticationError::WrongPassword) => wrong,
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+}
+
+fn stored_hash(account: Option<&Account>) -> Option<&str> {
+    account?.password_hash.as_deref()
+}
+
+/// The stage of this name, if a flow has it.
+fn offered(flows: Flows, name: &str) -> Option<Stage> {
+    let mut stages = flows.iter().copied().flatten().copied();
+    stages.find(|stage| stage.as_str() == name)
+}
+
+/// The local user that `user`, a localpart or a full user id, names.
+pub(crate) fn local_user(server_name: &OwnedServerName, user: &str) -> Option<OwnedUserId> {
+    let user_id = if user.starts_with('@') {
+        UserId::parse(user).ok()?
+    } else {
+        UserId::parse(format!("@{user}:{server_name}")).ok()?
+    };
+    (user_id.server_name() == server_name).then_some(user_id)
+}

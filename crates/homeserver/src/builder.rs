@@ -1,0 +1,215 @@
+//! Building a homeserver: engine, store, and every component over it.
+
+use std::{path::Path, sync::Arc};
+
+use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
+use homeserver_storage::{
+    CommitError, Engine, EngineError, StorageError, Store, TableSpec, engines::memory::MemoryEngine,
+};
+use homeserver_users::{Failure, Users};
+use ruma::OwnedServerName;
+
+use crate::{
+    Homeserver,
+    app::{
+        passwords::{PasswordError, Passwords},
+        settings::{self, SERVER_NAME},
+        tokens,
+    },
+    config::{Config, EngineKind, StorageConfig},
+    http::Components,
+    signing_key::{self, SigningKeyError},
+};
+
+/// A homeserver could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Not a server name.
+    #[error("{0:?} is not a server name")]
+    ServerName(String),
+    /// The database belongs to another server name, which user ids in it hold for ever.
+    #[error("the database was made for {stored}, and cannot become that of {configured}")]
+    OtherServerName {
+        /// The name in the database.
+        stored: String,
+        /// The name in the configuration.
+        configured: OwnedServerName,
+    },
+    /// The data folder cannot be made.
+    #[error("cannot make the folder {path}")]
+    Folder {
+        /// The folder.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The engine cannot be opened.
+    #[error("cannot open the {engine} database in {path}")]
+    Engine {
+        /// The engine's name.
+        engine: &'static str,
+        /// Its folder.
+        path: String,
+        /// What is wrong.
+        source: EngineError,
+    },
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] homeserver_storage::OpenError),
+    /// The database cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The database cannot be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    SigningKey(#[from] SigningKeyError),
+    /// The first password hash failed.
+    #[error(transparent)]
+    Password(PasswordFailure),
+    /// Accounts cannot be read.
+    #[error(transparent)]
+    Users(#[from] Failure),
+}
+
+/// Why passwords cannot be hashed here.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PasswordFailure(PasswordError);
+
+impl From<PasswordError> for OpenError {
+    fn from(error: PasswordError) -> Self {
+        Self::Password(PasswordFailure(error))
+    }
+}
+
+/// Collects what a homeserver is made of; [`HomeserverBuilder::open`] makes it.
+#[derive(Debug)]
+pub struct HomeserverBuilder {
+    server_name: Option<String>,
+    config: Config,
+    engine: Option<Arc<dyn Engine>>,
+    runtime: Option<Runtime>,
+}
+
+impl HomeserverBuilder {
+    pub(crate) fn new(server_name: &str) -> Self {
+        Self {
+            server_name: Some(server_name.to_owned()),
+            config: Config::default(),
+            engine: None,
+            runtime: None,
+        }
+    }
+
+    pub(crate) fn configured(config: Config) -> Self {
+        Self {
+            server_name: None,
+            config,
+            engine: None,
+            runtime: None,
+        }
+    }
+
+    /// Everything but the server name, which the builder was given.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Keeps everything in this engine instead of the configured one.
+    #[must_use]
+    pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Clock, randomness and pools, which several homeservers may share. Background tasks are each
+    /// homeserver's own.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Opens the database and starts the background tasks. Must be called within a tokio runtime.
+    pub async fn open(self) -> Result<Homeserver, OpenError> {
+        let mut config = self.config;
+        if let Some(name) = self.server_name {
+            let parsed = OwnedServerName::try_from(name.as_str());
+            config.server_name = parsed.map_err(|_| OpenError::ServerName(name))?;
+        }
+        let runtime = Runtime {
+            tasks: Tasks::default(),
+            memory: MemoryBudget::new(config.storage.cache_bytes),
+            ..self.runtime.unwrap_or_else(Runtime::system)
+        };
+        let in_folder = self.engine.is_none() && config.storage.engine != EngineKind::Memory;
+        let engine = match self.engine {
+            Some(engine) => engine,
+            None => open_engine(&config.storage, &runtime)?,
+        };
+        let store = Store::open(engine, TABLES, &runtime).await?;
+        check_server_name(&store, &config.server_name).await?;
+        let signing_key = if in_folder {
+            signing_key::in_folder(&config.storage.path, &runtime)?
+        } else {
+            signing_key::in_store(&store, &runtime).await?
+        };
+        let users = Users::open(&store, &runtime);
+        let passwords = Passwords::open(runtime.clone()).await?;
+        let components = Components::assemble(&config, runtime, store, users, passwords);
+        Ok(Homeserver::new(config, components))
+    }
+}
+
+/// The tables of all crates.
+const TABLES: &[&[TableSpec]] = &[homeserver_users::TABLES, &tokens::TABLES, &settings::TABLES];
+
+/// Opens the configured engine; its folder is made if it is missing.
+fn open_engine(config: &StorageConfig, _runtime: &Runtime) -> Result<Arc<dyn Engine>, OpenError> {
+    match config.engine {
+        EngineKind::Memory => Ok(Arc::new(MemoryEngine::new())),
+        EngineKind::Fjall | EngineKind::Sled => {
+            make_folder(&config.path)?;
+            Err(OpenError::Engine {
+                engine: "embedded",
+                path: config.path.display().to_string(),
+                source: EngineError::Closed,
+            })
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), OpenError> {
+    std::fs::create_dir_all(path).map_err(|source| OpenError::Folder {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// The name is written by the first start and compared by all others.
+async fn check_server_name(store: &Store, configured: &OwnedServerName) -> Result<(), OpenError> {
+    let stored = match settings::read(store, SERVER_NAME).await? {
+        Some(stored) => stored,
+        None => {
+            let batch = settings::initial(SERVER_NAME, configured.as_str());
+            match store.commit(batch).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Conflict { .. }) => settings::read(store, SERVER_NAME)
+                    .await?
+                    .unwrap_or_default(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    if stored == configured.as_str() {
+        return Ok(());
+    }
+    Err(OpenError::OtherServerName {
+        stored,
+        configured: configured.clone(),
+    })
+}

@@ -1,0 +1,85 @@
+//! A user's own account: who am I, password, OpenID token, addresses (of which there are none).
+
+use axum::extract::State;
+use homeserver_users::Accounts;
+use ruma::{
+    OwnedServerName,
+    api::client::account::{change_password, get_3pids, request_openid_token, whoami},
+    authentication::TokenType,
+};
+
+use super::{ApiError, Interactive, Routes, Ruma, login::OWN_PASSWORD};
+use crate::app::{
+    authentication::Authenticator,
+    login::{BriefTokens, OPENID_TOKEN_LIFETIME},
+    passwords::Passwords,
+    session::{Session, Sessions},
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .ruma(whoami)
+        .ruma(change_password)
+        .ruma(addresses)
+        .ruma(openid_token)
+}
+
+async fn whoami(
+    session: Session,
+    Ruma(_): Ruma<whoami::v3::Request>,
+) -> Result<Ruma<whoami::v3::Response>, ApiError> {
+    let mut response = whoami::v3::Response::new(session.user, false);
+    response.device_id = Some(session.device);
+    Ok(Ruma(response))
+}
+
+async fn change_password(
+    State(authenticator): State<Authenticator>,
+    State(accounts): State<Accounts>,
+    State(passwords): State<Passwords>,
+    State(sessions): State<Sessions>,
+    session: Session,
+    interactive: Interactive<change_password::v3::Request>,
+) -> Result<Ruma<change_password::v3::Response>, ApiError> {
+    let operation = interactive.operation(Some(&session));
+    let request = &interactive.request;
+    Passwords::check(&request.new_password)?;
+    authenticator
+        .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
+        .await?;
+    let hash = passwords.hash(&request.new_password).await?;
+    accounts
+        .set_password_hash(session.user_number, Some(hash))
+        .await?;
+    if request.logout_devices {
+        sessions
+            .end_all(session.user_number, Some(&session.device))
+            .await?;
+    }
+    Ok(Ruma(change_password::v3::Response::new()))
+}
+
+async fn addresses(
+    _session: Session,
+    Ruma(_): Ruma<get_3pids::v3::Request>,
+) -> Result<Ruma<get_3pids::v3::Response>, ApiError> {
+    Ok(Ruma(get_3pids::v3::Response::new(Vec::new())))
+}
+
+async fn openid_token(
+    State(server_name): State<OwnedServerName>,
+    State(tokens): State<BriefTokens>,
+    session: Session,
+    Ruma(request): Ruma<request_openid_token::v3::Request>,
+) -> Result<Ruma<request_openid_token::v3::Response>, ApiError> {
+    if request.user_id != session.user {
+        return Err(ApiError::forbidden("Not your own user id"));
+    }
+    let token = tokens.for_openid(session.user_number).await?;
+    Ok(Ruma(request_openid_token::v3::Response::new(
+        token,
+        TokenType::Bearer,
+        server_name,
+        OPENID_TOKEN_LIFETIME,
+    )))
+}

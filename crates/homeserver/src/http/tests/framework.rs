@@ -1,0 +1,190 @@
+//! Routing, CORS, bodies, tokens: what all endpoints share.
+
+use axum::body::Body;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::fresh;
+
+const LOGIN: &str = "/_matrix/client/v3/login";
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_unrecognized() {
+    let fresh = fresh().await;
+    let cases = [
+        (Method::GET, "/_matrix/client/v3/no_such_thing", 404),
+        (Method::GET, "/_matrix/client/v9/login", 404),
+        (Method::DELETE, "/_matrix/client/versions", 405),
+        (Method::PUT, LOGIN, 405),
+        (Method::POST, "/", 405),
+    ];
+    for (method, path, expected) in cases {
+        let answer = fresh.send(method, path, None, Value::Null).await;
+        answer.refused(expected, "M_UNRECOGNIZED");
+        assert_eq!(answer.headers["access-control-allow-origin"], "*", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn options_is_answered_everywhere_and_does_nothing() {
+    let fresh = fresh().await;
+    for path in ["/_matrix/client/versions", LOGIN, WHOAMI, "/nowhere"] {
+        let answer = fresh.send(Method::OPTIONS, path, None, Value::Null).await;
+        assert_eq!((answer.status, answer.body), (204, Value::Null), "{path}");
+        let headers = answer.headers;
+        assert_eq!(headers["access-control-allow-origin"], "*");
+        assert_eq!(
+            headers["access-control-allow-methods"],
+            "GET, POST, PUT, DELETE, OPTIONS"
+        );
+        assert_eq!(
+            headers["access-control-allow-headers"],
+            "X-Requested-With, Content-Type, Authorization"
+        );
+    }
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body() {
+    let fresh = fresh().await;
+    let answer = fresh
+        .send(Method::HEAD, "/_matrix/client/versions", None, Value::Null)
+        .await;
+    assert_eq!((answer.status, answer.body), (200, Value::Null));
+    assert_eq!(answer.headers["access-control-allow-origin"], "*");
+}
+
+#[tokio::test]
+async fn bodies_that_cannot_be_read_say_why() {
+    let fresh = fresh().await;
+    let cases = [
+        ("{", "M_NOT_JSON"),
+        ("not json", "M_NOT_JSON"),
+        ("", "M_NOT_JSON"),
+        ("[]", "M_BAD_JSON"),
+        ("7", "M_BAD_JSON"),
+        ("{\"type\": 7}", "M_BAD_JSON"),
+        ("{}", "M_MISSING_PARAM"),
+        ("{\"type\": \"m.login.password\"}", "M_MISSING_PARAM"),
+    ];
+    for (body, code) in cases {
+        let answer = fresh
+            .send_bytes(Method::POST, LOGIN, None, Body::from(body))
+            .await;
+        answer.refused(400, code);
+    }
+    let refresh = "/_matrix/client/v3/refresh";
+    fresh
+        .post(refresh, None, json!({}))
+        .await
+        .refused(400, "M_MISSING_PARAM");
+    let body = Body::from(&b"{\"refresh_token\": \"\xff\"}"[..]);
+    let answer = fresh.send_bytes(Method::POST, refresh, None, body).await;
+    answer.refused(400, "M_NOT_JSON");
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_large_are_refused() {
+    let fresh = fresh().await;
+    let body = format!("{{\"type\": \"{}\"}}", "a".repeat(crate::http::MAX_BODY));
+    let answer = fresh
+        .send_bytes(Method::POST, LOGIN, None, Body::from(body))
+        .await;
+    answer.refused(413, "M_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn tokens_come_in_header_or_query() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    fresh
+        .get(WHOAMI, None)
+        .await
+        .refused(401, "M_MISSING_TOKEN");
+    fresh
+        .get(WHOAMI, Some(""))
+        .await
+        .refused(401, "M_MISSING_TOKEN");
+    fresh
+        .get(&format!("{WHOAMI}?access_token="), None)
+        .await
+        .refused(401, "M_MISSING_TOKEN");
+    let answer = fresh.get(WHOAMI, Some("wrong")).await;
+    answer.refused(401, "M_UNKNOWN_TOKEN");
+    assert_eq!(answer.headers["access-control-allow-origin"], "*");
+    for almost in [&alice.token[1..], &alice.token[..alice.token.len() - 1]] {
+        fresh
+            .get(WHOAMI, Some(almost))
+            .await
+            .refused(401, "M_UNKNOWN_TOKEN");
+    }
+    let cases = [
+        (WHOAMI.to_owned(), Some(&*alice.token)),
+        (format!("{WHOAMI}?access_token={}", alice.token), None),
+        (
+            "/_matrix/client/r0/account/whoami".to_owned(),
+            Some(&*alice.token),
+        ),
+    ];
+    for (path, token) in cases {
+        let body = fresh.get(&path, token).await.ok();
+        assert_eq!(
+            body,
+            json!({ "user_id": alice.user, "device_id": alice.device })
+        );
+    }
+}
+
+#[tokio::test]
+async fn tokens_in_the_query_can_be_forbidden() {
+    let fresh = super::fresh_with(|config| config.sessions.allow_token_in_query = false).await;
+    let alice = fresh.register("alice").await;
+    let path = format!("{WHOAMI}?access_token={}", alice.token);
+    fresh.get(&path, None).await.refused(401, "M_MISSING_TOKEN");
+    fresh.get(WHOAMI, Some(&alice.token)).await.ok();
+}
+
+#[tokio::test]
+async fn path_parameters_are_decoded_after_the_split() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    // A device id with a slash is one segment.
+    let mut login = super::by_password("alice");
+    login["device_id"] = "A/B%C".into();
+    fresh.post(LOGIN, None, login).await.ok();
+    let path = "/_matrix/client/v3/devices/A%2FB%25C";
+    let body = fresh.get(path, Some(&alice.token)).await.ok();
+    assert_eq!(body["device_id"], "A/B%C");
+    let broken = "/_matrix/client/v3/devices/%FF";
+    fresh
+        .get(broken, Some(&alice.token))
+        .await
+        .refused(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
+async fn too_many_requests_are_refused_for_a_while() {
+    let fresh = super::fresh_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.login.per_second = 1.0;
+        config.rate_limits.login.burst = 2;
+    })
+    .await;
+    let wrong = json!({ "type": "m.login.token", "token": "x" });
+    for _ in 0..2 {
+        fresh
+            .post(LOGIN, None, wrong.clone())
+            .await
+            .refused(403, "M_FORBIDDEN");
+    }
+    let answer = fresh.post(LOGIN, None, wrong.clone()).await;
+    answer.refused(429, "M_LIMIT_EXCEEDED");
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(answer.body["retry_after_ms"], 1000);
+    fresh.clock.advance(std::time::Duration::from_secs(1));
+    fresh
+        .post(LOGIN, None, wrong)
+        .await
+        .refused(403, "M_FORBIDDEN");
+}
