@@ -1,4 +1,7 @@
 //! The backends. Each implements [`Engine`](crate::Engine), and nothing else.
 
+pub mod faulty;
+pub mod fjall;
 mod local;
 pub mod memory;
+pub mod sled;

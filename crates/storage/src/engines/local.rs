@@ -1,15 +1,19 @@
 //! What engines of one process share: the last position, its publication, closing after a failure.
 
-use std::sync::Arc;
+use std::{future::Future, path::Path, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    Position,
-    engine::{BatchResult, CommitFailure, Durability, EngineError, Group},
+    Position, ScanRange,
+    engine::{
+        BatchResult, CommitFailure, Direction, Durability, Engine, EngineError, Group, KeyRange,
+    },
     judge::{WriteSet, asserted_keys, judge},
+    system::JOURNAL,
 };
 
 /// The committing half of an engine whose only writer is this process.
@@ -76,13 +80,105 @@ impl Local {
         std::mem::replace(&mut self.state.lock().open, false)
     }
 
-    /// Runs `job` while no commit does, unless commits are refused.
-    pub(crate) fn between_commits<T>(&self, job: impl FnOnce() -> T) -> Option<T> {
+    /// The last position given.
+    pub(crate) fn last(&self) -> Position {
+        self.state.lock().last
+    }
+
+    /// Runs a write of the engine's own while no commit runs, unless commits are refused.
+    pub(crate) fn between_commits(
+        &self,
+        write: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         let state = self.state.lock();
-        state.open.then(job)
+        if state.open {
+            write()
+        } else {
+            Err(EngineError::Closed)
+        }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Position> {
         self.durable.subscribe()
+    }
+}
+
+/// Makes the folder of a database, durably.
+pub(crate) fn prepare_folder(path: &Path) -> Result<(), EngineError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|source| EngineError::Io {
+        what: "cannot make folder",
+        path: path.to_owned(),
+        source,
+    })?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+/// Makes the entries of a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> Result<(), EngineError> {
+    std::fs::File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| EngineError::Io {
+            what: "cannot sync folder",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The journal must not go beyond the last position given: rows are missing otherwise.
+pub(crate) fn check_last_position(
+    engine: &dyn Engine,
+    last: Position,
+    file: &Path,
+) -> Result<(), EngineError> {
+    let journal = ScanRange::<Position>::all().bytes(JOURNAL.spec().id);
+    let newest = at_once(engine.scan(&journal, Direction::Backward, 1))?;
+    let newest = newest.first().map(|(key, _)| JOURNAL.read_key(key));
+    match newest.transpose() {
+        Ok(newest) if newest.unwrap_or(0) <= last => Ok(()),
+        _ => Err(EngineError::Damaged {
+            file: file.to_owned(),
+            why: format!("the journal goes beyond its last position {last}"),
+        }),
+    }
+}
+
+/// The result of a call to an engine that blocks: it is ready when first polled.
+pub(crate) fn at_once<T>(
+    call: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    call.now_or_never().unwrap_or_else(|| {
+        Err(EngineError::Backend {
+            engine: "blocking",
+            message: "suspended in a call although it blocks".to_owned(),
+        })
+    })
+}
+
+/// Rows written at once by a copy.
+const COPY_STEP: usize = 1_000;
+
+/// Gives every row of `from`, in order and in steps, to `write`.
+pub(crate) async fn copy_rows(
+    from: &dyn Engine,
+    mut write: impl FnMut(Vec<(&[u8], Option<&[u8]>)>) -> Result<(), EngineError> + Send,
+) -> Result<(), EngineError> {
+    let mut range = KeyRange::everything();
+    loop {
+        let rows = from.scan(&range, Direction::Forward, COPY_STEP).await?;
+        let Some((last, _)) = rows.last() else {
+            return Ok(());
+        };
+        // The smallest key after `last`.
+        range.start = [last, [0].as_slice()].concat();
+        let puts = rows
+            .iter()
+            .map(|(key, value)| (key.as_ref(), Some(value.as_ref())));
+        write(puts.collect())?;
     }
 }

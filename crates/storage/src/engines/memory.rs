@@ -15,6 +15,7 @@ use crate::{
     engine::{
         BatchResult, CommitFailure, Direction, Durability, Engine, EngineError, Group, KeyRange,
     },
+    system::POSITION_KEY,
 };
 
 /// A database that ends with the process. Several stores may share one, as nodes would.
@@ -37,6 +38,15 @@ impl MemoryEngine {
         Self {
             rows: RwLock::default(),
             local: Local::new(0),
+        }
+    }
+
+    /// A database with these rows, for what a crash left.
+    pub(crate) fn with_rows(rows: BTreeMap<Bytes, Bytes>) -> Self {
+        let last = Local::position(rows.get(POSITION_KEY).map(Bytes::as_ref));
+        Self {
+            rows: RwLock::new(rows),
+            local: Local::new(last.unwrap_or(0)),
         }
     }
 }

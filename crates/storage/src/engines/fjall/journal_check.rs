@@ -1,0 +1,273 @@
+//! Reads fjall's journal before fjall does.
+//!
+//! fjall ends its replay at the first entry that it cannot read, cuts the file there, and says
+//! nothing: right for the torn end of a write that was never acknowledged, wrong for damage in the
+//! middle, which would drop acknowledged batches. The two are told apart by what follows: after a
+//! torn end there is no whole batch. Sequence numbers, which fjall's checksums do not cover, must
+//! rise from batch to batch.
+//!
+//! The layout is that of fjall 3 (`journal/entry.rs` there); a test writes with fjall and reads
+//! here, so that a new layout is noticed.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, ErrorKind, Read, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::engine::EngineError;
+
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const CLEAR: u8 = 4;
+const MAGIC: &[u8; 4] = b"FJL\x03";
+/// Bytes of the smallest batch: start, end.
+const SMALLEST: usize = 13 + 13;
+/// Bytes read at once when looking for zeros.
+const CHUNK: usize = 64 * 1024;
+
+/// Fails if a journal in the database folder is damaged in its middle.
+pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
+    let mut seqno = None;
+    for path in journals(folder)? {
+        let file = File::open(&path).map_err(failed(&path))?;
+        let mut reader = BufReader::new(file);
+        let end = whole_batches(&mut reader, &mut seqno).map_err(|error| match error {
+            Broken::Order(at) => damaged(&path, at, "batches are out of order"),
+            Broken::Io(source) => failed(&path)(source),
+        })?;
+        reader.seek(SeekFrom::Start(end)).map_err(failed(&path))?;
+        if torn_end_or_zeros(&mut reader).map_err(failed(&path))? == Rest::Batches {
+            return Err(damaged(
+                &path,
+                end,
+                "whole batches follow what cannot be read",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn damaged(path: &Path, at: u64, why: &str) -> EngineError {
+    EngineError::Damaged {
+        file: path.to_owned(),
+        why: format!("at byte {at}: {why}"),
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> EngineError {
+    let path = path.to_owned();
+    move |source| EngineError::Io {
+        what: "cannot read",
+        path: path.clone(),
+        source,
+    }
+}
+
+/// The journals of a database, oldest first.
+fn journals(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed(folder))? {
+        let path = entry.map_err(failed(folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "jnl") {
+            let number = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+enum Broken {
+    Order(u64),
+    Io(io::Error),
+}
+
+/// Reads whole batches from the start; gives where they end.
+fn whole_batches(reader: &mut impl Read, seqno: &mut Option<u64>) -> Result<u64, Broken> {
+    let mut end = 0;
+    while let Some(batch) = read_batch(reader).map_err(Broken::Io)? {
+        if seqno.is_some_and(|before| batch.seqno <= before) {
+            return Err(Broken::Order(end));
+        }
+        *seqno = Some(batch.seqno);
+        end += batch.length;
+    }
+    Ok(end)
+}
+
+struct BatchFound {
+    seqno: u64,
+    length: u64,
+}
+
+/// One whole batch, or nothing if what comes is none.
+fn read_batch(reader: &mut impl Read) -> io::Result<Option<BatchFound>> {
+    match parse_batch(reader) {
+        Ok(found) => Ok(found),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_batch(reader: &mut impl Read) -> io::Result<Option<BatchFound>> {
+    if array::<1>(reader)? != [START] {
+        return Ok(None);
+    }
+    let count = u32::from_le_bytes(array(reader)?);
+    let seqno = u64::from_le_bytes(array(reader)?);
+    let mut length = 13;
+    let mut hash = Xxh3::new();
+    for _ in 0..count {
+        let Some(read) = parse_item(reader, &mut hash)? else {
+            return Ok(None);
+        };
+        length += read;
+    }
+    let ended = array::<1>(reader)? == [END];
+    let checksum = u64::from_le_bytes(array(reader)?);
+    let whole = ended && array::<4>(reader)? == *MAGIC && checksum == hash.digest();
+    Ok(whole.then_some(BatchFound {
+        seqno,
+        length: length + 13,
+    }))
+}
+
+/// One entry within a batch; gives its length.
+fn parse_item(reader: &mut impl Read, hash: &mut Xxh3) -> io::Result<Option<u64>> {
+    let tag = array::<1>(reader)?;
+    hash.update(&tag);
+    match tag[0] {
+        ITEM => {
+            // Value type, compression, keyspace (8), key length (2), value length (4), stored
+            // length (4).
+            let header = array::<20>(reader)?;
+            hash.update(&header);
+            let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = header;
+            let key = u64::from(u16::from_le_bytes([k0, k1]));
+            let value = u64::from(u32::from_le_bytes([v0, v1, v2, v3]));
+            let mut body = Vec::new();
+            reader.by_ref().take(key + value).read_to_end(&mut body)?;
+            hash.update(&body);
+            Ok((body.len() as u64 == key + value).then_some(21 + key + value))
+        }
+        CLEAR => {
+            hash.update(&array::<8>(reader)?);
+            Ok(Some(9))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    reader.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What comes after the last whole batch.
+#[derive(PartialEq)]
+enum Rest {
+    /// Zeros (the space that fjall reserves), or a torn batch.
+    Nothing,
+    /// Whole batches.
+    Batches,
+}
+
+fn torn_end_or_zeros(reader: &mut BufReader<File>) -> io::Result<Rest> {
+    let mut chunk = vec![0; CHUNK];
+    // The reserved space is never read into memory as a whole.
+    let first = loop {
+        let read = reader.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(Rest::Nothing);
+        }
+        if let Some(place) = chunk[..read].iter().position(|byte| *byte != 0) {
+            break chunk[place..read].to_vec();
+        }
+    };
+    let mut rest = first;
+    reader.read_to_end(&mut rest)?;
+    while rest.last() == Some(&0) {
+        rest.pop();
+    }
+    // The last checksum's trailer never ends in a zero, so nothing whole was cut off.
+    for place in 1..rest.len().saturating_sub(SMALLEST - 1) {
+        let mut candidate = &rest[place..];
+        let empty = candidate[1..5] == [0; 4];
+        if candidate[0] == START && !empty && parse_batch(&mut candidate).is_ok_and(|b| b.is_some())
+        {
+            return Ok(Rest::Batches);
+        }
+    }
+    Ok(Rest::Nothing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database with ten batches, killed without a clean close as far as its journal goes.
+    fn written() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let database = fjall::Database::builder(folder.path()).open().unwrap();
+        let rows = database
+            .keyspace("rows", fjall::KeyspaceCreateOptions::default)
+            .unwrap();
+        for number in 0..10_u8 {
+            let mut batch = database
+                .batch()
+                .durability(Some(fjall::PersistMode::SyncAll));
+            batch.insert(&rows, [1, number], vec![number; 300]);
+            batch.remove(&rows, [2, number]);
+            batch.commit().unwrap();
+        }
+        drop((rows, database));
+        let path = journals(folder.path()).unwrap().pop().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        while bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        (folder, path, bytes)
+    }
+
+    #[test]
+    fn what_fjall_writes_is_read() {
+        let (folder, path, bytes) = written();
+        check(folder.path()).unwrap();
+        let mut seqno = None;
+        let end = whole_batches(&mut bytes.as_slice(), &mut seqno)
+            .map_err(|_| ())
+            .unwrap();
+        assert_eq!(end, bytes.len() as u64, "in {}", path.display());
+    }
+
+    #[test]
+    fn a_torn_end_is_no_damage() {
+        let (folder, path, bytes) = written();
+        for cut in [1, 5, 13, 14, 200, 330] {
+            std::fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+            check(folder.path()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_flip_before_the_last_batch_is_damage() {
+        let (folder, path, bytes) = written();
+        for place in 0..bytes.len() - 400 {
+            let mut flipped = bytes.clone();
+            flipped[place] ^= 1 << (place % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            let checked = check(folder.path());
+            assert!(
+                matches!(checked, Err(EngineError::Damaged { .. })),
+                "byte {place}"
+            );
+        }
+    }
+}

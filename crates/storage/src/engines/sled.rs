@@ -1,0 +1,306 @@
+//! sled 0.34: embedded; selectable, tested like the default.
+//!
+//! Its own `flush` ends in `sync_file_range` on Linux, which survives a kill but no power loss:
+//! after the flush this engine calls `fdatasync` on its own handle of sled's one file. sled's
+//! recovery can leave a batch torn, or one missing before others, when its file is damaged: every
+//! group writes a [`marker`] of what it did, and the last ones are compared with the rows at open.
+
+mod marker;
+
+use std::{
+    fs::File,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::marker::Markers;
+use super::local::{Local, prepare_folder};
+use crate::{
+    Position,
+    engine::{
+        BatchResult, CommitFailure, Direction, Durability, Engine, EngineError, Group, KeyRange,
+    },
+    judge::WriteSet,
+    system::POSITION_KEY,
+};
+
+const NAME: &str = "sled";
+/// Rows removed by one write of [`Engine::drop_range`].
+const DROP_STEP: usize = 1_000;
+/// How often, and how long each time, opening waits for another engine's lock.
+const LOCK_TRIES: usize = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
+/// Bytes of pages kept in memory.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// A database of sled in one folder.
+pub struct SledEngine {
+    path: PathBuf,
+    database: sled::Db,
+    /// sled's one file, to be synced.
+    file: File,
+    local: Local,
+    markers: Mutex<Markers>,
+}
+
+impl std::fmt::Debug for SledEngine {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = formatter.debug_struct("SledEngine");
+        debug.field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl SledEngine {
+    /// Opens the database in the folder `path`, or makes one there. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::InUse`] when another process has it open, [`EngineError::Damaged`] when a
+    /// batch is torn or missing, or the file cannot be read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, EngineError> {
+        let engine = Self::open_unchecked(path.as_ref())?;
+        let last = engine.local.last();
+        super::local::check_last_position(&engine, last, &engine.file_path())?;
+        let markers = Markers::check(&engine).map_err(|why| engine.damaged(&why))?;
+        *engine.markers.lock() = markers;
+        Ok(engine)
+    }
+
+    /// Takes back torn batches and what came after them; gives how many groups that were.
+    pub(crate) fn repair(path: &Path) -> Result<u64, EngineError> {
+        let engine = Self::open_unchecked(path)?;
+        let undone = marker::undo(&engine).map_err(|why| engine.damaged(&why))?;
+        let forgotten = quietly(|| {
+            marker::forget(&engine)?;
+            engine.database.flush()
+        });
+        forgotten.map_err(|error| translate(&engine.path, error))?;
+        engine.sync()?;
+        Ok(undone)
+    }
+
+    /// Opens without comparing the markers with the rows, to save what can be read.
+    pub(crate) fn open_unchecked(path: &Path) -> Result<Self, EngineError> {
+        let path = path.to_owned();
+        prepare_folder(&path)?;
+        let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES);
+        let mut tries = 0;
+        let database = loop {
+            match quietly(|| config.open()).map_err(|error| translate(&path, error)) {
+                // An engine dropped a moment ago gives its lock back from another thread.
+                Err(EngineError::InUse { .. }) if tries < LOCK_TRIES => {
+                    tries += 1;
+                    std::thread::park_timeout(LOCK_WAIT);
+                }
+                opened => break opened?,
+            }
+        };
+        let open_file = File::open(path.join("db"));
+        let file = open_file.map_err(|source| EngineError::Io {
+            what: "cannot open",
+            path: path.join("db"),
+            source,
+        })?;
+        // What sled made when it was created (its file, its folders) is durable from here on.
+        let synced = file.sync_all();
+        synced.map_err(|source| EngineError::Io {
+            what: "cannot sync",
+            path: path.join("db"),
+            source,
+        })?;
+        super::local::sync_folder(&path)?;
+        let last =
+            quietly(|| database.get(POSITION_KEY)).map_err(|error| translate(&path, error))?;
+        let last = Local::position(last.as_deref()).ok_or_else(|| EngineError::Damaged {
+            file: path.join("db"),
+            why: "its position counter is not a number".to_owned(),
+        })?;
+        Ok(Self {
+            path,
+            database,
+            file,
+            local: Local::new(last),
+            markers: Mutex::default(),
+        })
+    }
+
+    fn file_path(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    fn damaged(&self, why: &str) -> EngineError {
+        EngineError::Damaged {
+            file: self.file_path(),
+            why: why.to_owned(),
+        }
+    }
+
+    fn lookup(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let found = quietly(|| self.database.get(key));
+        let found = found.map_err(|error| translate(&self.path, error))?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn write(&self, writes: &WriteSet<'_>, durability: Durability) -> Result<(), EngineError> {
+        let read = |key: &[u8]| self.lookup(key);
+        let (marker_key, marker) = self.markers.lock().next(writes, read)?;
+        let mut batch = sled::Batch::default();
+        for (key, value) in &writes.writes {
+            match value {
+                Some(value) => batch.insert(*key, *value),
+                None => batch.remove(*key),
+            }
+        }
+        batch.insert(marker_key.as_slice(), marker);
+        let applied = quietly(|| {
+            self.database.apply_batch(batch)?;
+            if durability == Durability::Durable {
+                self.database.flush()?;
+            }
+            Ok(())
+        });
+        applied.map_err(|error| translate(&self.path, error))?;
+        if durability == Durability::Durable {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.file.sync_data().map_err(|source| EngineError::Io {
+            what: "cannot sync",
+            path: self.file_path(),
+            source,
+        })
+    }
+}
+
+/// Runs a call of sled, which asserts what a damaged file can break; a panic is an error here.
+fn quietly<T>(call: impl FnOnce() -> sled::Result<T>) -> sled::Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(sled::Error::ReportableBug(
+            "sled gave up reading its file".to_owned(),
+        ))
+    })
+}
+
+/// An error of sled on the database in `path`.
+fn translate(path: &Path, error: sled::Error) -> EngineError {
+    let file = path.join("db");
+    let message = error.to_string();
+    match error {
+        sled::Error::Io(source) if message.contains("could not acquire lock") => {
+            drop(source);
+            EngineError::InUse {
+                path: path.to_owned(),
+            }
+        }
+        sled::Error::Io(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+            EngineError::Io {
+                what: "cannot use",
+                path: file,
+                source,
+            }
+        }
+        _ => EngineError::Damaged { file, why: message },
+    }
+}
+
+#[async_trait]
+impl Engine for SledEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.lookup(key)
+    }
+
+    async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, EngineError> {
+        keys.iter().map(|key| self.lookup(key)).collect()
+    }
+
+    async fn scan(
+        &self,
+        range: &KeyRange,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = quietly(|| {
+            let within = self
+                .database
+                .range(range.start.as_slice()..range.end.as_slice());
+            let visible = |row: &sled::Result<(sled::IVec, sled::IVec)>| !matches!(row, Ok((key, _)) if marker::is_marker(key));
+            match direction {
+                Direction::Forward => within.filter(visible).take(limit).collect(),
+                Direction::Backward => within.rev().filter(visible).take(limit).collect(),
+            }
+        });
+        let rows: Vec<_> = rows.map_err(|error| translate(&self.path, error))?;
+        let owned = |(key, value): (sled::IVec, sled::IVec)| {
+            (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))
+        };
+        Ok(rows.into_iter().map(owned).collect())
+    }
+
+    async fn commit(&self, group: &mut Group) -> Result<Vec<BatchResult>, CommitFailure> {
+        let read = |key: &[u8]| self.lookup(key);
+        self.local.commit(group, read, |writes, durability| {
+            let written = self.write(writes, durability);
+            written.map_err(|error| CommitFailure::Unknown(Arc::new(error)))
+        })
+    }
+
+    async fn drop_range(&self, range: &KeyRange) -> Result<(), EngineError> {
+        loop {
+            let rows = self.scan(range, Direction::Forward, DROP_STEP).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let writes = WriteSet {
+                writes: rows.iter().map(|(key, _)| (key.as_ref(), None)).collect(),
+            };
+            self.local
+                .between_commits(|| self.write(&writes, Durability::Durable))?;
+        }
+    }
+
+    fn watch(&self) -> watch::Receiver<Position> {
+        self.local.watch()
+    }
+
+    async fn checkpoint(&self, into: &Path) -> Result<(), EngineError> {
+        let copy = Self::open(into)?;
+        super::local::copy_rows(self, |writes| {
+            copy.write(&WriteSet { writes }, Durability::Lazy)
+        })
+        .await?;
+        copy.close().await
+    }
+
+    async fn idle(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), EngineError> {
+        if !self.local.close() {
+            return Ok(());
+        }
+        let flushed = quietly(|| self.database.flush());
+        flushed.map_err(|error| translate(&self.path, error))?;
+        self.sync()
+    }
+}
