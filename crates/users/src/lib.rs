@@ -180,3 +180,6 @@ async fn sweep_hourly(ground: Ground, tasks: homeserver_runtime::Tasks) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
