@@ -389,7 +389,7 @@ mod tests {
             told(&presences, token),
             [(ALICE, PresenceState::Online, false)]
         );
-        clock.advance(IDLE_AFTER - ACTIVE_FOR);
+        clock.advance(IDLE_AFTER.saturating_sub(ACTIVE_FOR));
         assert_eq!(
             told(&presences, token),
             [(ALICE, PresenceState::Unavailable, false)]

@@ -241,6 +241,19 @@ async fn malformed_uploads_are_refused_and_leave_nothing() {
             other => panic!("{shown}: {other:?}"),
         }
     }
+    assert!(
+        upload(&world, alice, &KeyUpload::default())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn malformed_one_time_keys_are_refused() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    world.device(alice, "D").await;
     let long_id = format!("{ALGORITHM}:{}", "i".repeat(200));
     let bad_keys = [
         ("noalgorithm", json!("k")),

@@ -7,6 +7,7 @@ use homeserver_events::{
     canonical::{parse_object, to_string},
     sign_json,
 };
+use homeserver_storage::Batch;
 use ruma::OwnedUserId;
 use serde_json::{Value, json, value::RawValue};
 
@@ -344,7 +345,7 @@ async fn valid_signatures_are_stored_and_seen_by_the_right_people() {
     // With the device its signature goes, also for a later device of that id.
     let devices = &world.users.devices;
     devices
-        .delete(alice.number, &[device_id("DEVICE")], Default::default())
+        .delete(alice.number, &[device_id("DEVICE")], Batch::default())
         .await
         .unwrap();
     world.device(alice.number, "DEVICE").await;
