@@ -109,15 +109,17 @@ pub fn redact_content(
     kept
 }
 
-/// Of `third_party_invite` only `signed` is kept.
+/// Of a `third_party_invite` object only `signed` is kept; without one it stays as an empty object,
+/// which is how the servers that introduced the rule read it.
 fn keep_signed_invite(content: &CanonicalObject, kept: &mut CanonicalObject) {
     const KEY: &str = "third_party_invite";
     let Some(invite) = content.get(KEY).and_then(CanonicalValue::as_object) else {
         return;
     };
-    let Some(signed) = invite.get("signed") else {
-        return;
-    };
-    let invite = CanonicalObject::from([("signed".to_owned(), signed.clone())]);
+    let signed = invite.get_key_value("signed");
+    let invite = signed
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .into_iter()
+        .collect();
     kept.insert(KEY.to_owned(), CanonicalValue::Object(invite));
 }

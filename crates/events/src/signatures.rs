@@ -213,6 +213,10 @@ fn required_servers_of(
 }
 
 /// Checks the signatures of every required server, then the content hash.
+///
+/// If the hash does not match, the redacted copy must stand on its own: a redaction may remove the
+/// `third_party_invite` that excused the sender's server from signing, so what the copy requires is
+/// checked as well. Otherwise anybody could forge invitations by breaking their hash.
 pub fn verify_event(
     event: &Pdu,
     rules: &'static Rules,
@@ -220,17 +224,21 @@ pub fn verify_event(
 ) -> Result<Verified, VerifyError> {
     let object = event.to_object()?;
     let redacted = redact_object(&object, rules);
-    for server in required_servers_of(event, &object, rules)? {
-        verify_json(&redacted, server.as_str(), &|key_id| {
-            let published = keys.key(&server, key_id)?;
-            published
-                .covers(event.origin_server_ts(), rules)
-                .then_some(published.key)
-        })?;
-    }
+    let verify = |servers: Vec<OwnedServerName>| {
+        servers.into_iter().try_for_each(|server| {
+            verify_json(&redacted, server.as_str(), &|key_id| {
+                let published = keys.key(&server, key_id)?;
+                published
+                    .covers(event.origin_server_ts(), rules)
+                    .then_some(published.key)
+            })
+        })
+    };
+    verify(required_servers_of(event, &object, rules)?)?;
     if content_hash_matches(&object) {
         return Ok(Verified::All);
     }
+    verify(required_servers_of(event, &redacted, rules)?)?;
     let json = crate::canonical::to_string(&redacted);
     let copy = Pdu::from_stored(json.as_bytes(), event.event_id().to_owned(), rules);
     copy.map(Verified::HashMismatch)

@@ -1,13 +1,11 @@
 //! The examples of the specification, from the project's table of vectors.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use homeserver_events::canonical::{self, Strictness};
 use homeserver_events::{CanonicalObject, RoomVersion, SigningKey, VerifyKey, hash, redaction};
 use serde_json::Value;
 
 fn vectors() -> Value {
-    serde_json::from_str(include_str!("../../../tests/data/vectors.json")).unwrap()
+    serde_json::from_str(include_str!("../../../../tests/data/vectors.json")).unwrap()
 }
 
 fn object(value: &Value) -> CanonicalObject {
