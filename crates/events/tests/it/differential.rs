@@ -165,12 +165,12 @@ proptest! {
         ]);
         let rules = their_rules(version);
         let expected = ruma_signatures::verify_event(&map, &theirs(&object), &rules);
-        let agree = match (&ours, &expected) {
+        let agree = matches!(
+            (&ours, &expected),
             (Ok(Verified::All), Ok(ruma_signatures::Verified::All))
-            | (Ok(Verified::HashMismatch(_)), Ok(ruma_signatures::Verified::Signatures)) => true,
-            (Err(_), Err(_)) => true,
-            _ => false,
-        };
+                | (Ok(Verified::HashMismatch(_)), Ok(ruma_signatures::Verified::Signatures))
+                | (Err(_), Err(_))
+        );
         prop_assert!(agree, "{ours:?} and {expected:?}");
 
         let servers = required_servers(&changed, version.rules()).unwrap();

@@ -90,7 +90,8 @@ proptest! {
             let again = canonical::parse(text.as_bytes(), Strictness::Lenient).unwrap();
             prop_assert_eq!(again, value);
             let (before, after): (f64, f64) = (number.parse().unwrap(), text.parse().unwrap());
-            prop_assert_eq!(before, after);
+            let zeroes = before.abs().to_bits() == 0 && after.abs().to_bits() == 0;
+            prop_assert!(zeroes || before.to_bits() == after.to_bits());
         }
     }
 
@@ -102,8 +103,8 @@ proptest! {
             let mut event = more.clone();
             event.insert("type".to_owned(), event_type.into());
             let mut content = content.clone();
-            for (index, key) in ["membership", "creator", "invite", "allow"].iter().enumerate() {
-                content.insert((*key).to_owned(), CanonicalValue::Integer(index as i64));
+            for (index, key) in (0..).zip(["membership", "creator", "invite", "allow"]) {
+                content.insert(key.to_owned(), CanonicalValue::Integer(index));
             }
             event.insert("content".to_owned(), CanonicalValue::Object(content));
             let once = redact_object(&event, rules);

@@ -25,7 +25,7 @@ pub(crate) fn user(id: &str) -> &UserId {
 #[derive(Clone)]
 pub(crate) struct Room {
     pub(crate) rules: &'static Rules,
-    pub(crate) room_id: OwnedRoomId,
+    pub(crate) id: OwnedRoomId,
     pub(crate) state: BTreeMap<(String, String), Pdu>,
     pub(crate) events: BTreeMap<OwnedEventId, Pdu>,
     last: Pdu,
@@ -94,7 +94,7 @@ impl Room {
             .unwrap();
         let mut room = Self {
             rules,
-            room_id: create.room_id().to_owned(),
+            id: create.room_id().to_owned(),
             state: BTreeMap::new(),
             events: BTreeMap::new(),
             last: create.clone(),
@@ -161,7 +161,7 @@ impl Room {
         self.clock += 1;
         let auth_events = self.selection(proposal);
         Draft {
-            room_id: Some(self.room_id.clone()),
+            room_id: Some(self.id.clone()),
             sender: UserId::parse(proposal.sender.as_str()).unwrap(),
             event_type: proposal.event_type.clone(),
             state_key: proposal.state_key.clone(),
