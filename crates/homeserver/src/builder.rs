@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
 use homeserver_storage::{
     CommitError, Engine, EngineError, StorageError, Store, TableSpec, engines::memory::MemoryEngine,
@@ -17,7 +18,7 @@ use crate::{
         tokens,
     },
     config::{Config, EngineKind, StorageConfig},
-    http::Components,
+    http::{Components, Foundation},
     signing_key::{self, SigningKeyError},
 };
 
@@ -68,6 +69,9 @@ pub enum OpenError {
     /// The first password hash failed.
     #[error(transparent)]
     Password(PasswordFailure),
+    /// Rooms cannot be read.
+    #[error(transparent)]
+    Rooms(#[from] RoomError),
     /// Accounts cannot be read.
     #[error(transparent)]
     Users(#[from] Failure),
@@ -159,14 +163,30 @@ impl HomeserverBuilder {
             signing_key::in_store(&store, &runtime).await?
         };
         let users = Users::open(&store, &runtime);
-        let passwords = Passwords::open(runtime.clone()).await?;
-        let components = Components::assemble(&config, runtime, store, users, passwords);
+        let rooms = RoomsOptions {
+            server_name: config.server_name.clone(),
+            signing_key: Arc::new(signing_key),
+            default_version: config.rooms.default_version.clone(),
+        };
+        let foundation = Foundation {
+            rooms: Rooms::open(store.clone(), &runtime, rooms).await?,
+            passwords: Passwords::open(runtime.clone()).await?,
+            runtime,
+            store,
+            users,
+        };
+        let components = Components::assemble(&config, foundation);
         Ok(Homeserver::new(config, components))
     }
 }
 
 /// The tables of all crates.
-const TABLES: &[&[TableSpec]] = &[homeserver_users::TABLES, &tokens::TABLES, &settings::TABLES];
+const TABLES: &[&[TableSpec]] = &[
+    homeserver_rooms::TABLES,
+    homeserver_users::TABLES,
+    &tokens::TABLES,
+    &settings::TABLES,
+];
 
 /// Opens the configured engine; its folder is made if it is missing.
 fn open_engine(config: &StorageConfig, _runtime: &Runtime) -> Result<Arc<dyn Engine>, OpenError> {

@@ -44,7 +44,7 @@ mod ruma_types;
 mod session;
 
 pub(crate) use address::{PeerAddress, TrustedProxies};
-pub(crate) use components::Components;
+pub(crate) use components::{Components, Foundation};
 pub(crate) use error::ApiError;
 pub(crate) use interactive::Interactive;
 pub(crate) use routes::Routes;

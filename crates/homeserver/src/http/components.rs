@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
+use homeserver_rooms::Rooms;
 use homeserver_runtime::Runtime;
 use homeserver_storage::Store;
 use homeserver_users::{
@@ -58,6 +59,8 @@ components! {
     limits: RateLimits,
     /// The database, for its journal.
     store: Store,
+    /// All rooms.
+    rooms: Arc<Rooms>,
     /// All that belongs to users, by number; prefer the part you need.
     users: Users,
     /// Accounts.
@@ -100,15 +103,26 @@ components! {
     operator: OperatorRegistration,
 }
 
+/// What has to be opened before the parts can be put together.
+#[derive(Debug)]
+pub(crate) struct Foundation {
+    pub(crate) runtime: Runtime,
+    pub(crate) store: Store,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) users: Users,
+    pub(crate) passwords: Passwords,
+}
+
 impl Components {
     /// Puts the parts together over an open store.
-    pub(crate) fn assemble(
-        config: &Config,
-        runtime: Runtime,
-        store: Store,
-        users: Users,
-        passwords: Passwords,
-    ) -> Self {
+    pub(crate) fn assemble(config: &Config, foundation: Foundation) -> Self {
+        let Foundation {
+            runtime,
+            store,
+            rooms,
+            users,
+            passwords,
+        } = foundation;
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
         let invitations = Invitations::new(
@@ -167,6 +181,7 @@ impl Components {
             server_name,
             limits,
             store,
+            rooms,
             users,
             passwords,
             invitations,
