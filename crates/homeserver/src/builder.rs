@@ -3,9 +3,14 @@
 use std::{path::Path, sync::Arc};
 
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
-use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
+use homeserver_runtime::{MemoryBudget, PoolClosed, Runtime, Tasks};
 use homeserver_storage::{
-    CommitError, Engine, EngineError, StorageError, Store, TableSpec, engines::memory::MemoryEngine,
+    CommitError, Engine, EngineError, StorageError, Store, TableSpec,
+    engines::{
+        fjall::{FjallEngine, FjallOptions},
+        memory::MemoryEngine,
+        sled::SledEngine,
+    },
 };
 use homeserver_users::{Failure, Users};
 use ruma::OwnedServerName;
@@ -21,6 +26,9 @@ use crate::{
     http::{Components, Foundation},
     signing_key::{self, SigningKeyError},
 };
+
+/// Share of the memory budget for the engine's own cache, in percent.
+const ENGINE_CACHE_SHARE: u8 = 50;
 
 /// A homeserver could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +62,17 @@ pub enum OpenError {
         /// What is wrong.
         source: EngineError,
     },
+    /// The data is in the files of another engine.
+    #[error("the data is in {stored} files; `homeserver storage convert` makes {configured} ones")]
+    OtherEngine {
+        /// The configured engine.
+        configured: &'static str,
+        /// The engine that wrote the data.
+        stored: &'static str,
+    },
+    /// The engine was not opened, because the process is shutting down.
+    #[error(transparent)]
+    Pool(PoolClosed),
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] homeserver_storage::OpenError),
@@ -153,7 +172,7 @@ impl HomeserverBuilder {
         let in_folder = self.engine.is_none() && config.storage.engine != EngineKind::Memory;
         let engine = match self.engine {
             Some(engine) => engine,
-            None => open_engine(&config.storage, &runtime)?,
+            None => open_engine(&config.storage, &runtime).await?,
         };
         let store = Store::open(engine, TABLES, &runtime).await?;
         check_server_name(&store, &config.server_name).await?;
@@ -188,19 +207,51 @@ const TABLES: &[&[TableSpec]] = &[
     &settings::TABLES,
 ];
 
-/// Opens the configured engine; its folder is made if it is missing.
-fn open_engine(config: &StorageConfig, _runtime: &Runtime) -> Result<Arc<dyn Engine>, OpenError> {
-    match config.engine {
-        EngineKind::Memory => Ok(Arc::new(MemoryEngine::new())),
-        EngineKind::Fjall | EngineKind::Sled => {
-            make_folder(&config.path)?;
-            Err(OpenError::Engine {
-                engine: "embedded",
-                path: config.path.display().to_string(),
-                source: EngineError::Closed,
-            })
+/// Opens the configured engine, off the async workers: after a crash that replays a journal. Its
+/// folder is made if it is missing.
+async fn open_engine(
+    config: &StorageConfig,
+    runtime: &Runtime,
+) -> Result<Arc<dyn Engine>, OpenError> {
+    let name = match config.engine {
+        EngineKind::Memory => return Ok(Arc::new(MemoryEngine::new())),
+        EngineKind::Fjall => "fjall",
+        EngineKind::Sled => "sled",
+    };
+    make_folder(&config.path)?;
+    refuse_other_engine(&config.path, name)?;
+    let kind = config.engine;
+    let path = config.path.join(name);
+    let cache_bytes = runtime.memory.share(ENGINE_CACHE_SHARE);
+    let open = move || -> Result<Arc<dyn Engine>, EngineError> {
+        match kind {
+            EngineKind::Sled => Ok(Arc::new(SledEngine::open(&path)?)),
+            _ => Ok(Arc::new(FjallEngine::open(
+                &path,
+                FjallOptions { cache_bytes },
+            )?)),
         }
+    };
+    let opened = runtime.blocking.run(open).await;
+    opened
+        .map_err(OpenError::Pool)?
+        .map_err(|source| OpenError::Engine {
+            engine: name,
+            path: config.path.join(name).display().to_string(),
+            source,
+        })
+}
+
+/// An engine must not start empty beside the data of another.
+fn refuse_other_engine(folder: &Path, configured: &'static str) -> Result<(), OpenError> {
+    let other = if configured == "fjall" { "sled" } else { "fjall" };
+    if folder.join(other).exists() && !folder.join(configured).exists() {
+        return Err(OpenError::OtherEngine {
+            configured,
+            stored: other,
+        });
     }
+    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), OpenError> {
