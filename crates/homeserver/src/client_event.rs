@@ -7,6 +7,8 @@
 //!
 //! Specification: client-server API, "Room event format", "Stripped state".
 
+pub(crate) mod present;
+
 use bytes::Bytes;
 use ruma::{EventId, RoomId, UserId};
 use serde::Deserialize;
@@ -85,12 +87,23 @@ impl ReadEvent {
         }
     }
 
+    /// An event that is written as this object, `unsigned` included.
+    pub(crate) fn verbatim(object: &serde_json::Map<String, serde_json::Value>) -> Option<Self> {
+        let json = serde_json::to_vec(object).ok()?;
+        let members = Bytes::from(json).slice(1..);
+        let members = members.slice(..members.len().saturating_sub(1));
+        Some(Self {
+            body: EventBody { members },
+            unsigned: Vec::new(),
+        })
+    }
+
     /// Writes the event as a JSON object. `room` is left out in /sync, where it is the key of the
     /// object around the events.
     pub(crate) fn write(&self, out: &mut Vec<u8>, room: Option<&RoomId>) {
         out.push(b'{');
         out.extend_from_slice(&self.body.members);
-        if let Some(room) = room {
+        if let Some(room) = room.filter(|_| !self.body.members.is_empty()) {
             member(out, "room_id", room.as_str());
         }
         out.extend_from_slice(&self.unsigned);

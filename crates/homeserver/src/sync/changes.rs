@@ -34,11 +34,12 @@ pub(crate) struct Changes {
     pub(crate) one_time_keys: BTreeMap<String, u64>,
     /// Algorithms for which the device has an unused fallback key.
     pub(crate) unused_fallback_types: Vec<String>,
+    /// Whether the two above are news.
+    pub(crate) keys_changed: bool,
 }
 
 impl Changes {
-    /// Whether there is nothing that a waiting client would want to be woken for. Key counts are
-    /// always there and do not count.
+    /// Whether there is nothing that a waiting client would want to be woken for.
     pub(crate) fn is_empty(&self) -> bool {
         self.joined.is_empty()
             && self.invited.is_empty()
@@ -48,6 +49,7 @@ impl Changes {
             && self.account_data.is_empty()
             && self.to_device.is_empty()
             && self.device_lists.is_empty()
+            && !self.keys_changed
     }
 }
 

@@ -6,8 +6,8 @@
 
 use std::{fmt, str::FromStr};
 
-/// A position of the journal.
-type Position = u64;
+use homeserver_storage::Position;
+use homeserver_users::StreamToken;
 
 /// Where a device stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,12 +20,10 @@ pub(crate) struct SyncToken {
     pub(crate) to_device: Position,
     /// The number of the device that the token was given to.
     pub(crate) device: u64,
-    /// The life of the server process in which the next two were counted.
-    pub(crate) boot: u64,
     /// Typing changes up to here were told.
-    pub(crate) typing: u64,
+    pub(crate) typing: StreamToken,
     /// Presence changes up to here were told.
-    pub(crate) presence: u64,
+    pub(crate) presence: StreamToken,
 }
 
 /// The text is not a sync token.
@@ -34,7 +32,7 @@ pub(crate) struct SyncToken {
 pub(crate) struct NotASyncToken;
 
 /// Numbers in a token.
-const NUMBERS: usize = 7;
+const NUMBERS: usize = 8;
 
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,13 +41,13 @@ impl fmt::Display for SyncToken {
             position,
             to_device,
             device,
-            boot,
             typing,
             presence,
         } = self;
         write!(
             f,
-            "s{epoch:x}_{position}_{to_device}_{device}_{boot:x}_{typing}_{presence}"
+            "s{epoch:x}_{position}_{to_device}_{device}_{:x}_{}_{:x}_{}",
+            typing.boot, typing.counter, presence.boot, presence.counter
         )
     }
 }
@@ -62,22 +60,36 @@ impl FromStr for SyncToken {
         let mut numbers = [0; NUMBERS];
         let mut parts = text.split('_');
         for (index, number) in numbers.iter_mut().enumerate() {
-            let radix = if matches!(index, 0 | 4) { 16 } else { 10 };
+            let radix = if matches!(index, 0 | 4 | 6) { 16 } else { 10 };
             let part = parts.next().ok_or(NotASyncToken)?;
             *number = u64::from_str_radix(part, radix).map_err(|_| NotASyncToken)?;
         }
         if parts.next().is_some() {
             return Err(NotASyncToken);
         }
-        let [epoch, position, to_device, device, boot, typing, presence] = numbers;
+        let [
+            epoch,
+            position,
+            to_device,
+            device,
+            typing_boot,
+            typing,
+            presence_boot,
+            presence,
+        ] = numbers;
         Ok(Self {
             epoch,
             position,
             to_device,
             device,
-            boot,
-            typing,
-            presence,
+            typing: StreamToken {
+                boot: typing_boot,
+                counter: typing,
+            },
+            presence: StreamToken {
+                boot: presence_boot,
+                counter: presence,
+            },
         })
     }
 }
@@ -98,8 +110,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_again(numbers: [u64; NUMBERS]) {
-            let [epoch, position, to_device, device, boot, typing, presence] = numbers;
-            let token = SyncToken { epoch, position, to_device, device, boot, typing, presence };
+            let [epoch, position, to_device, device, boot, counter, ..] = numbers;
+            let typing = StreamToken { boot, counter };
+            let presence = StreamToken { boot: numbers[6], counter: numbers[7] };
+            let token = SyncToken { epoch, position, to_device, device, typing, presence };
             prop_assert_eq!(token.to_string().parse(), Ok(token));
         }
 
@@ -113,26 +127,14 @@ mod tests {
 
     #[test]
     fn broken_tokens_are_refused() {
-        for text in [
-            "",
-            "s",
-            "s1_2_3_4_5_6",
-            "s1_2_3_4_5_6_7_8",
-            "1_2_3_4_5_6_7",
-            "s1_2_3_4_5_6_x",
-        ] {
+        for text in ["", "s", "s1_2_3_4_5_6_7", "s1_2_3_4_5_6_7_8_9", "1_2_3_4_5_6_7_8", "s1_2_3_4_5_6_7_x"] {
             assert_eq!(text.parse::<SyncToken>(), Err(NotASyncToken), "{text}");
         }
     }
 
     #[test]
     fn another_epoch_or_an_unreached_position_starts_anew() {
-        let token = SyncToken {
-            epoch: 7,
-            position: 10,
-            to_device: 10,
-            ..SyncToken::default()
-        };
+        let token = SyncToken { epoch: 7, position: 10, to_device: 10, ..SyncToken::default() };
         assert!(token.continues(7, 10));
         assert!(!token.continues(8, 10));
         assert!(!token.continues(7, 9));

@@ -1,0 +1,203 @@
+//! End-to-end encryption keys: uploads, queries, claims, cross-signing.
+//!
+//! Specification: client-server API, "End-to-End Encryption".
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use homeserver_users::{CrossSigningUpload, KeyUpload, SignatureFailure, Users};
+use ruma::{
+    OneTimeKeyAlgorithm, UInt, UserId,
+    api::client::keys::{
+        claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures,
+        upload_signing_keys,
+    },
+    serde::Raw,
+};
+use serde_json::json;
+
+use crate::{
+    app::session::Session,
+    http::{ApiError, Routes, Ruma},
+    sync::{SyncEngine, token::SyncToken},
+};
+
+/// Users in one query or claim.
+const MAX_USERS: usize = 10_000;
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .ruma(upload)
+        .ruma(query)
+        .ruma(claim)
+        .ruma(changes)
+        .ruma(signatures)
+}
+
+async fn upload(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<upload_keys::v3::Request>,
+) -> Result<Ruma<upload_keys::v3::Response>, ApiError> {
+    let upload = KeyUpload {
+        device_keys: request.device_keys.map(Raw::into_json),
+        one_time_keys: by_name(request.one_time_keys),
+        fallback_keys: by_name(request.fallback_keys),
+    };
+    let owner = (session.user_number, &*session.user);
+    let counts = users.keys.upload(owner, &session.device, &upload).await?;
+    let counts = counts.into_iter().map(|(algorithm, count)| {
+        let count = UInt::try_from(count).unwrap_or(UInt::MAX);
+        (OneTimeKeyAlgorithm::from(algorithm), count)
+    });
+    Ok(Ruma(upload_keys::v3::Response::new(counts.collect())))
+}
+
+fn by_name<K: ToString, T>(keys: BTreeMap<K, Raw<T>>) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
+    let keys = keys.into_iter();
+    keys.map(|(name, key)| (name.to_string(), key.into_json()))
+        .collect()
+}
+
+async fn query(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<get_keys::v3::Request>,
+) -> Result<Ruma<get_keys::v3::Response>, ApiError> {
+    check_count(request.device_keys.len())?;
+    let reader = (session.user_number, &*session.user);
+    let mut response = get_keys::v3::Response::new();
+    for (user, devices) in request.device_keys {
+        if is_remote(&session, &user) {
+            unreachable_server(&mut response.failures, &user);
+            continue;
+        }
+        let Some(number) = users.known_number(&user).await? else {
+            continue;
+        };
+        let keys = users.keys.of_user(number, &devices, reader.0).await?;
+        let keys = keys.into_iter();
+        let keys = keys.map(|(device, keys)| (device, Raw::from_json(keys)));
+        response.device_keys.insert(user.clone(), keys.collect());
+        let found = users.cross_signing.keys((number, &user), reader).await?;
+        if let Some(key) = found.master {
+            response.master_keys.insert(user.clone(), Raw::from_json(key));
+        }
+        if let Some(key) = found.self_signing {
+            let key = Raw::from_json(key);
+            response.self_signing_keys.insert(user.clone(), key);
+        }
+        if let Some(key) = found.user_signing {
+            response.user_signing_keys.insert(user, Raw::from_json(key));
+        }
+    }
+    Ok(Ruma(response))
+}
+
+async fn claim(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<claim_keys::v3::Request>,
+) -> Result<Ruma<claim_keys::v3::Response>, ApiError> {
+    check_count(request.one_time_keys.len())?;
+    let mut response = claim_keys::v3::Response::new(BTreeMap::new());
+    for (user, devices) in request.one_time_keys {
+        if is_remote(&session, &user) {
+            unreachable_server(&mut response.failures, &user);
+            continue;
+        }
+        let Some(number) = users.known_number(&user).await? else {
+            continue;
+        };
+        let mut claimed = BTreeMap::new();
+        for (device, algorithm) in devices {
+            let key = users.keys.claim(number, &device, algorithm.as_str()).await?;
+            let Some(key) = key else { continue };
+            let Ok(name) = key.name.as_str().try_into() else {
+                continue;
+            };
+            claimed.insert(device, BTreeMap::from([(name, Raw::from_json(key.key))]));
+        }
+        if !claimed.is_empty() {
+            response.one_time_keys.insert(user, claimed);
+        }
+    }
+    Ok(Ruma(response))
+}
+
+async fn changes(
+    State(sync): State<SyncEngine>,
+    session: Session,
+    Ruma(request): Ruma<get_key_changes::v3::Request>,
+) -> Result<Ruma<get_key_changes::v3::Response>, ApiError> {
+    let parse = |name: &str, text: &str| {
+        let token = text.parse::<SyncToken>();
+        token.map_err(|_| ApiError::invalid_param(format!("`{name}` is not a token of /sync")))
+    };
+    let from = parse("from", &request.from)?;
+    let to = parse("to", &request.to)?;
+    let changes = sync.device_list_changes(&session, from, to).await?;
+    Ok(Ruma(get_key_changes::v3::Response::new(
+        changes.changed,
+        changes.left,
+    )))
+}
+
+async fn signatures(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<upload_signatures::v3::Request>,
+) -> Result<axum::Json<serde_json::Value>, ApiError> {
+    let signed = request.signed_keys.into_iter().map(|(user, keys)| {
+        let keys = keys.iter().map(|(id, key)| (id.to_owned(), key.to_owned()));
+        (user, keys.collect())
+    });
+    let signer = (session.user_number, &*session.user);
+    let signed = signed.collect();
+    let failures = users.cross_signing.add_signatures(signer, &signed).await?;
+    // Not ruma's type: its failures cannot be made outside of it.
+    let mut answer = serde_json::Map::new();
+    for (user, keys) in failures {
+        let keys = keys.into_iter().map(|(id, failure)| {
+            let errcode = match failure {
+                SignatureFailure::NotFound => "M_NOT_FOUND",
+                SignatureFailure::InvalidSignature => "M_INVALID_SIGNATURE",
+                _ => "M_INVALID_PARAM",
+            };
+            (id, json!({ "errcode": errcode, "error": failure.to_string() }))
+        });
+        let keys: serde_json::Map<_, _> = keys.collect();
+        answer.insert(user.to_string(), keys.into());
+    }
+    Ok(axum::Json(json!({ "failures": answer })))
+}
+
+/// Keys of users of other servers are there once there is federation.
+fn is_remote(session: &Session, user: &UserId) -> bool {
+    user.server_name() != session.user.server_name()
+}
+
+fn unreachable_server(failures: &mut BTreeMap<String, serde_json::Value>, user: &UserId) {
+    let error = json!({ "errcode": "M_UNKNOWN", "error": "This server does not federate" });
+    failures.insert(user.server_name().to_string(), error);
+}
+
+fn check_count(users: usize) -> Result<(), ApiError> {
+    if users > MAX_USERS {
+        return Err(ApiError::invalid_param(format!(
+            "At most {MAX_USERS} users at once"
+        )));
+    }
+    Ok(())
+}
+
+/// The upload of a request for cross-signing keys.
+pub(super) fn cross_signing_upload(
+    request: upload_signing_keys::v3::Request,
+) -> CrossSigningUpload {
+    CrossSigningUpload {
+        master: request.master_key.map(Raw::into_json),
+        self_signing: request.self_signing_key.map(Raw::into_json),
+        user_signing: request.user_signing_key.map(Raw::into_json),
+    }
+}

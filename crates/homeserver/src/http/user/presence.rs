@@ -1,0 +1,66 @@
+//! `PUT` and `GET /presence/{userId}/status`.
+//!
+//! Specification: client-server API, "Presence".
+
+use axum::extract::State;
+use homeserver_rooms::Rooms;
+use homeserver_users::Users;
+use ruma::{
+    api::client::presence::{get_presence, set_presence},
+    presence::PresenceState,
+};
+
+use super::caller;
+use crate::{
+    app::{acquaintance::share_a_room, session::Session},
+    http::{ApiError, Routes, Ruma},
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::new().ruma(set).ruma(read)
+}
+
+async fn set(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<set_presence::v3::Request>,
+) -> Result<Ruma<set_presence::v3::Response>, ApiError> {
+    let user = caller(&session, &request.user_id)?;
+    let known = [
+        PresenceState::Online,
+        PresenceState::Offline,
+        PresenceState::Unavailable,
+    ];
+    if !known.contains(&request.presence) {
+        return Err(ApiError::invalid_param("No such state of presence"));
+    }
+    users
+        .presence
+        .set(user, request.presence, request.status_msg);
+    Ok(Ruma(set_presence::v3::Response::new()))
+}
+
+async fn read(
+    State(users): State<Users>,
+    State(rooms): State<Rooms>,
+    session: Session,
+    Ruma(request): Ruma<get_presence::v3::Request>,
+) -> Result<Ruma<get_presence::v3::Response>, ApiError> {
+    let account = users.accounts.by_id(&request.user_id).await?;
+    let Some(account) = account.filter(|account| account.is_active()) else {
+        return Err(ApiError::not_found("Nothing is known of this user"));
+    };
+    if account.number != session.user_number
+        && !share_a_room(&rooms, &session.user, &request.user_id).await?
+    {
+        return Err(ApiError::forbidden("You share no room with this user"));
+    }
+    let Some(presence) = users.presence.of(account.number) else {
+        return Ok(Ruma(get_presence::v3::Response::new(PresenceState::Offline)));
+    };
+    let mut response = get_presence::v3::Response::new(presence.state);
+    response.status_msg = presence.status;
+    response.currently_active = Some(presence.currently_active);
+    response.last_active_ago = presence.last_active_ago;
+    Ok(Ruma(response))
+}

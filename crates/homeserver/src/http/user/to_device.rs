@@ -1,0 +1,53 @@
+//! `PUT /sendToDevice/{eventType}/{txnId}`.
+//!
+//! Specification: client-server API, "Send-to-Device messaging".
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use homeserver_users::{Recipient, ToDeviceRequest, Users};
+use ruma::{
+    api::client::to_device::send_event_to_device, to_device::DeviceIdOrAllDevices,
+};
+
+use crate::{
+    app::session::Session,
+    http::{ApiError, Routes, Ruma},
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::new().ruma(send)
+}
+
+/// Users and devices that do not exist get nothing, and the sender is not told: that would say who
+/// does.
+async fn send(
+    State(users): State<Users>,
+    session: Session,
+    Ruma(request): Ruma<send_event_to_device::v3::Request>,
+) -> Result<Ruma<send_event_to_device::v3::Response>, ApiError> {
+    let mut messages = BTreeMap::new();
+    for (user, of_user) in request.messages {
+        let Some(number) = users.known_number(&user).await? else {
+            continue;
+        };
+        let of_user = of_user.into_iter().map(|(device, content)| {
+            let recipient = match device {
+                DeviceIdOrAllDevices::AllDevices => Recipient::AllDevices,
+                DeviceIdOrAllDevices::DeviceId(device) => Recipient::Device(device),
+            };
+            (recipient, content.into_json())
+        });
+        messages.insert(number, of_user.collect());
+    }
+    users
+        .inbox
+        .send(&ToDeviceRequest {
+            sender: session.user,
+            event_type: request.event_type.to_string(),
+            messages,
+            transaction: Some((session.device_number, request.txn_id.to_string())),
+        })
+        .await?;
+    Ok(Ruma(send_event_to_device::v3::Response::new()))
+}

@@ -1,0 +1,219 @@
+//! Waking those who wait for news.
+//!
+//! One task reads the journal as it grows and knocks on the doors of the requests that wait for
+//! what happened. A parked request costs its place in the maps here and nothing else; a knock too
+//! many costs one look, a knock too few cannot be: a request parks first and looks then.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use homeserver_runtime::Runtime;
+use homeserver_storage::{Entry, Position, Store};
+use homeserver_users::journal as users_journal;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Journal entries read at once.
+const ENTRIES_AT_ONCE: usize = 500;
+
+/// What somebody may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Bell {
+    /// Something happened in this room: an event, a public receipt.
+    Room(u64),
+    /// Something happened to this user.
+    User(u64),
+    /// Something happened to this device.
+    Device(u64),
+    /// Some user's device list changed.
+    DeviceLists,
+}
+
+/// Who waits for what. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wakeups {
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last_id: u64,
+    doors: HashMap<Bell, BTreeMap<u64, Arc<Notify>>>,
+}
+
+/// A place in the waiting room; leaving it is dropping it.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    wakeups: Wakeups,
+    id: u64,
+    bells: Vec<Bell>,
+    knock: Arc<Notify>,
+}
+
+impl Wakeups {
+    /// Nobody waits; a task that reads the journal runs until shutdown.
+    pub(crate) fn start(store: &Store, runtime: &Runtime) -> Self {
+        let wakeups = Self::default();
+        let task = wakeups.clone().follow(store.clone(), runtime.clone());
+        runtime.tasks.spawn(task);
+        wakeups
+    }
+
+    /// Takes a place. What happens from now on is not missed.
+    pub(crate) fn park(&self, bells: Vec<Bell>) -> Parked {
+        let knock = Arc::new(Notify::new());
+        let mut waiting = self.waiting.lock();
+        waiting.last_id += 1;
+        let id = waiting.last_id;
+        for bell in &bells {
+            let door = waiting.doors.entry(*bell).or_default();
+            door.insert(id, Arc::clone(&knock));
+        }
+        Parked {
+            wakeups: self.clone(),
+            id,
+            bells,
+            knock,
+        }
+    }
+
+    fn ring(&self, bell: Bell) {
+        if let Some(door) = self.waiting.lock().doors.get(&bell) {
+            // One permit is kept for those who have not begun to wait.
+            door.values().for_each(|knock| knock.notify_one());
+        }
+    }
+
+    async fn follow(self, store: Store, runtime: Runtime) {
+        let mut grown = store.subscribe();
+        let mut told: Position = *grown.borrow_and_update();
+        loop {
+            tokio::select! {
+                () = runtime.tasks.stopping() => return,
+                changed = grown.changed() => if changed.is_err() { return },
+            }
+            let upto = *grown.borrow_and_update();
+            while told < upto {
+                match store.journal().read_all(told, upto, ENTRIES_AT_ONCE).await {
+                    Ok(entries) => {
+                        for (_, entry) in &entries {
+                            self.announce(entry);
+                        }
+                        told = match entries.last() {
+                            Some((last, _)) if entries.len() == ENTRIES_AT_ONCE => *last,
+                            _ => upto,
+                        };
+                    }
+                    Err(error) => {
+                        // Nobody is left asleep: everybody looks for themselves.
+                        tracing::error!(%error, "the journal could not be read for wake-ups");
+                        self.ring_all();
+                        told = upto;
+                    }
+                }
+            }
+        }
+    }
+
+    fn announce(&self, entry: &Entry) {
+        use homeserver_rooms::journal as rooms_journal;
+
+        let number = |index: usize| entry.numbers.get(index).copied().unwrap_or_default();
+        match entry.kind {
+            rooms_journal::ROOM_EVENT
+            | rooms_journal::STATE_CHANGED
+            | users_journal::RECEIPT_CHANGED => self.ring(Bell::Room(number(0))),
+            rooms_journal::FORGOTTEN | users_journal::PRIVATE_RECEIPT_CHANGED => {
+                self.ring(Bell::User(number(1)));
+            }
+            users_journal::ACCOUNT_DATA_CHANGED | users_journal::SIGNATURE_ADDED => {
+                self.ring(Bell::User(number(0)));
+            }
+            users_journal::DEVICE_LIST_CHANGED => self.ring(Bell::DeviceLists),
+            users_journal::ONE_TIME_KEYS_CHANGED | users_journal::DEVICE_DELETED => {
+                self.ring(Bell::Device(number(1)));
+            }
+            users_journal::TO_DEVICE_SENT => {
+                for device in &entry.numbers {
+                    self.ring(Bell::Device(*device));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ring_all(&self) {
+        let waiting = self.waiting.lock();
+        let doors = waiting.doors.values();
+        doors.flat_map(BTreeMap::values).for_each(|knock| knock.notify_one());
+    }
+
+    /// Requests that wait, for tests.
+    #[cfg(test)]
+    fn doors(&self) -> usize {
+        self.waiting.lock().doors.len()
+    }
+}
+
+impl Parked {
+    /// Waits for a knock; one that came since the place was taken counts.
+    pub(crate) async fn knocked(&self) {
+        self.knock.notified().await;
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        let mut waiting = self.wakeups.waiting.lock();
+        for bell in &self.bells {
+            if let Some(door) = waiting.doors.get_mut(bell) {
+                door.remove(&self.id);
+                if door.is_empty() {
+                    waiting.doors.remove(bell);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn a_knock_before_waiting_is_not_lost_and_places_are_given_back() {
+        let wakeups = Wakeups::default();
+        let parked = wakeups.park(vec![Bell::Room(1), Bell::User(2)]);
+        wakeups.ring(Bell::User(2));
+        parked.knocked().await;
+        assert!(parked.knocked().now_or_never().is_none());
+        wakeups.ring(Bell::Room(3));
+        assert!(parked.knocked().now_or_never().is_none());
+        drop(parked);
+        assert_eq!(wakeups.doors(), 0);
+    }
+
+    #[test]
+    fn entries_ring_the_bells_of_those_they_concern() {
+        let wakeups = Wakeups::default();
+        // (kind, numbers, bell)
+        let cases: [(u16, &[u64], Bell); 6] = [
+            (homeserver_rooms::journal::ROOM_EVENT, &[7, 9], Bell::Room(7)),
+            (users_journal::RECEIPT_CHANGED, &[7, 9], Bell::Room(7)),
+            (users_journal::PRIVATE_RECEIPT_CHANGED, &[7, 9], Bell::User(9)),
+            (users_journal::ACCOUNT_DATA_CHANGED, &[9, 7], Bell::User(9)),
+            (users_journal::ONE_TIME_KEYS_CHANGED, &[9, 4], Bell::Device(4)),
+            (users_journal::TO_DEVICE_SENT, &[3, 4], Bell::Device(4)),
+        ];
+        for (kind, numbers, bell) in cases {
+            let parked = wakeups.park(vec![bell]);
+            let other = wakeups.park(vec![Bell::Room(1), Bell::User(1), Bell::Device(1)]);
+            wakeups.announce(&Entry::new(kind, numbers));
+            assert!(parked.knocked().now_or_never().is_some(), "{kind:x}");
+            assert!(other.knocked().now_or_never().is_none(), "{kind:x}");
+        }
+    }
+}
