@@ -1,5 +1,6 @@
 //! What the server does, without saying how the request came: no axum, no status codes.
 
+pub(crate) mod acquaintance;
 pub(crate) mod authentication;
 pub(crate) mod interactive;
 pub(crate) mod invitation;
@@ -7,6 +8,10 @@ pub(crate) mod limits;
 pub(crate) mod login;
 pub(crate) mod operator;
 pub(crate) mod passwords;
+pub(crate) mod profiles;
+pub(crate) mod push_rules;
+pub(crate) mod pushers;
+pub(crate) mod receipts;
 pub(crate) mod registration;
 pub(crate) mod session;
 pub(crate) mod settings;

@@ -19,6 +19,7 @@ use crate::{
     Homeserver,
     app::{
         passwords::{PasswordError, Passwords},
+        pushers,
         settings::{self, SERVER_NAME},
         tokens,
     },
@@ -205,6 +206,7 @@ const TABLES: &[&[TableSpec]] = &[
     homeserver_users::TABLES,
     &tokens::TABLES,
     &settings::TABLES,
+    pushers::TABLES,
 ];
 
 /// Opens the configured engine, off the async workers: after a crash that replays a journal. Its

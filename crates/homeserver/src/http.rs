@@ -42,6 +42,8 @@ mod register;
 mod routes;
 mod ruma_types;
 mod session;
+mod sync;
+mod user;
 
 pub(crate) use address::{PeerAddress, TrustedProxies};
 pub(crate) use components::{Components, Foundation};
@@ -82,6 +84,8 @@ fn client_routes() -> Routes {
         .merge(discovery::routes())
         .merge(login::routes())
         .merge(register::routes())
+        .merge(sync::routes())
+        .merge(user::routes())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use homeserver_rooms::{RoomError, Rooms};
 use homeserver_runtime::Runtime;
@@ -98,7 +98,7 @@ pub(crate) enum SyncError {
 #[derive(Clone, Debug)]
 pub(crate) struct SyncEngine {
     store: Store,
-    rooms: Rooms,
+    rooms: Arc<Rooms>,
     users: Users,
     rules: PushRules,
     runtime: Runtime,
@@ -112,7 +112,7 @@ impl SyncEngine {
     /// An engine over these rooms and users. Starts the task that wakes waiting requests.
     pub(crate) fn start(
         store: &Store,
-        rooms: Rooms,
+        rooms: Arc<Rooms>,
         users: Users,
         rules: PushRules,
         runtime: &Runtime,

@@ -28,8 +28,8 @@ pub mod journal {
 
     use crate::numbers::{RoomNumber, UserNumber};
 
-    /// An event arrived in a room. Numbers: room, event. Topics: the room, and the local user whose
-    /// membership it changes.
+    /// An event arrived in a room. Numbers: room, event, the local user whose membership it changes
+    /// (zero if none). Topics: the room, and that user.
     pub const ROOM_EVENT: u16 = 0x0100;
     /// The resolved state of a room changed without an event that is shown: a switch. Numbers:
     /// room. The roots are in the state log, at and before the position of the entry.
@@ -255,7 +255,11 @@ impl Appended {
         Entry {
             kind: journal::ROOM_EVENT,
             version: journal::VERSION,
-            numbers: SmallVec::from_slice(&[self.event.room.0, self.event.number.0]),
+            numbers: SmallVec::from_slice(&[
+                self.event.room.0,
+                self.event.number.0,
+                self.member.map_or(0, |(user, _)| user.0),
+            ]),
         }
     }
 

@@ -21,6 +21,7 @@ mod event;
 mod execute;
 mod history;
 mod live;
+mod members;
 mod numbering;
 mod numbers;
 mod reads;

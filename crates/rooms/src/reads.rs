@@ -416,7 +416,7 @@ impl Rooms {
         self.with_keys(items).await
     }
 
-    async fn with_keys(&self, items: Vec<Item>) -> Result<Vec<(StateKey, EventNumber)>, RoomError> {
+    pub(crate) async fn with_keys(&self, items: Vec<Item>) -> Result<Vec<(StateKey, EventNumber)>, RoomError> {
         let mut found = Vec::with_capacity(items.len());
         for item in items {
             found.push((self.numbering.key_name(item.key).await?, item.event));

@@ -99,6 +99,18 @@ impl States {
         self.drive(room, pending, look).await
     }
 
+    /// All keys but those of the type that lies at `left_out`.
+    pub(crate) async fn except(
+        &self,
+        room: RoomNumber,
+        pending: &PendingNodes,
+        root: StateRoot,
+        left_out: KeyHash,
+    ) -> Result<Vec<Item>, RoomError> {
+        let look = |nodes: &AtHand<'_>| crate::tree::scan_except(nodes, root, left_out);
+        self.drive(room, pending, look).await
+    }
+
     pub(crate) async fn difference(
         &self,
         room: RoomNumber,

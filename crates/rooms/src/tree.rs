@@ -12,6 +12,7 @@
 
 mod diff;
 mod edit;
+mod except;
 mod hash;
 mod node;
 mod read;
@@ -20,6 +21,7 @@ pub(crate) use diff::{Difference, difference};
 pub(crate) use edit::{Change, Edited, edit};
 pub(crate) use hash::{KeyHash, TreeSecret};
 pub(crate) use node::{Item, Node, NodeId, SealedNode};
+pub(crate) use except::scan_except;
 pub(crate) use read::{find, scan_all, scan_type};
 
 use std::sync::Arc;

@@ -382,7 +382,8 @@ fn put_messages(batch: &mut Batch, request: &ToDeviceRequest, deliveries: &[Deli
             .iter()
             .map(|one| journal::device(one.device))
             .collect();
-        let position = batch.append(&journal::entry(journal::TO_DEVICE_SENT, &[]), &topics);
+        let devices: Vec<u64> = deliveries.iter().map(|one| one.device.0).collect();
+        let position = batch.append(&journal::entry(journal::TO_DEVICE_SENT, &devices), &topics);
         for delivery in deliveries {
             let row = MessageRow {
                 sender: request.sender.to_string(),

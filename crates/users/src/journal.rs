@@ -41,7 +41,7 @@ pub const DEVICE_LIST_CHANGED: u16 = 0x0207;
 pub const ONE_TIME_KEYS_CHANGED: u16 = 0x0208;
 /// A user signed a key of another, which only the signer can see.
 pub const SIGNATURE_ADDED: u16 = 0x0209;
-/// Messages were put into the inboxes of devices.
+/// Messages were put into the inboxes of devices. Numbers: the devices.
 pub const TO_DEVICE_SENT: u16 = 0x020a;
 
 /// The newest version of every entry above.

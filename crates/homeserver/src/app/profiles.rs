@@ -7,7 +7,7 @@
 //!
 //! Specification: client-server API, "Profiles", "Events on Change of Profile Information".
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_rooms::{
     Membership, NewEvent, RoomAction, RoomCommand, RoomError, Rooms, UserNumber as RoomUserNumber,
@@ -40,7 +40,7 @@ const SHOWN_IN_ROOMS: [&str; 2] = ["displayname", "avatar_url"];
 #[derive(Clone, Debug)]
 pub(crate) struct ProfileChanges {
     store: Store,
-    rooms: Rooms,
+    rooms: Arc<Rooms>,
     users: Users,
     runtime: Runtime,
     /// Up to where rooms were told.
@@ -60,7 +60,7 @@ enum TellError {
 
 impl ProfileChanges {
     /// Profiles of these users. Starts the reader that tells the rooms.
-    pub(crate) fn start(store: &Store, rooms: Rooms, users: Users, runtime: &Runtime) -> Self {
+    pub(crate) fn start(store: &Store, rooms: Arc<Rooms>, users: Users, runtime: &Runtime) -> Self {
         let profiles = Self {
             store: store.clone(),
             rooms,

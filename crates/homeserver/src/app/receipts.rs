@@ -40,14 +40,14 @@ pub(crate) enum MarkError {
 /// Notes what members of rooms tell. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct RoomMarks {
-    rooms: Rooms,
+    rooms: Arc<Rooms>,
     users: Users,
     runtime: Runtime,
 }
 
 impl RoomMarks {
     /// Marks in these rooms.
-    pub(crate) fn new(rooms: Rooms, users: Users, runtime: Runtime) -> Self {
+    pub(crate) fn new(rooms: Arc<Rooms>, users: Users, runtime: Runtime) -> Self {
         Self { rooms, users, runtime }
     }
 

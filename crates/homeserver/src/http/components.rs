@@ -18,9 +18,11 @@ use crate::{
     app::{
         authentication::Authenticator, interactive::InteractiveSessions, invitation::Invitations,
         limits::RateLimits, login::BriefTokens, operator::OperatorRegistration,
-        passwords::Passwords, registration::Registration, session::Sessions,
+        passwords::Passwords, profiles::ProfileChanges, push_rules::PushRules, pushers::Pushers,
+        receipts::RoomMarks, registration::Registration, session::Sessions,
     },
     config::{Config, MediaConfig, RoomsConfig, SessionConfig, WellKnownConfig},
+    sync::SyncEngine,
 };
 
 /// Declares [`Components`] and lets axum hand out each of its fields by type.
@@ -101,6 +103,16 @@ components! {
     brief_tokens: BriefTokens,
     /// Nonces of the operators' registration endpoint.
     operator: OperatorRegistration,
+    /// What changed for a device.
+    sync: SyncEngine,
+    /// Push rules.
+    push_rules: PushRules,
+    /// Pushers.
+    pushers: Pushers,
+    /// Profiles, and the rooms that are told of them.
+    profile_changes: ProfileChanges,
+    /// Receipts, read markers, typing.
+    room_marks: RoomMarks,
 }
 
 /// What has to be opened before the parts can be put together.
@@ -123,6 +135,7 @@ impl Components {
             users,
             passwords,
         } = foundation;
+        let push_rules = PushRules::new(users.clone());
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
         let invitations = Invitations::new(
@@ -177,6 +190,23 @@ impl Components {
             cross_signing: users.cross_signing.clone(),
             device_lists: users.device_lists.clone(),
             inbox: users.inbox.clone(),
+            sync: SyncEngine::start(
+                &store,
+                Arc::clone(&rooms),
+                users.clone(),
+                push_rules.clone(),
+                &runtime,
+            ),
+            pushers: Pushers::new(store.clone()),
+            profile_changes: ProfileChanges::start(
+                &store,
+                Arc::clone(&rooms),
+                users.clone(),
+                &runtime,
+            ),
+            room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
+            push_rules,
+            rooms,
             runtime,
             server_name,
             limits,

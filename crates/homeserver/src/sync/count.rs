@@ -17,11 +17,8 @@ use std::{
 };
 
 use homeserver_events::{
-    PowerLevel,
-    auth::Levels,
-    push::{
-        Context, MAX_THREAD_HOPS, PushEvent, Relation, Rules, SenderLevel, SenderPermission,
-    },
+    Pdu, PowerLevel,
+    push::{Context, MAX_THREAD_HOPS, PushEvent, Relation, Rules, SenderPermission},
 };
 use homeserver_rooms::{Membership, Room, RoomNumber, StateRoot, VisibleEvent};
 use homeserver_storage::Position;
@@ -42,9 +39,6 @@ const EVENTS_COUNTED: usize = 500;
 
 /// Pairs of user and room whose counts are remembered.
 const MEMOS: usize = 50_000;
-
-/// Kinds of notification that power levels can restrict.
-const NOTIFICATION_KINDS: [&str; 1] = ["room"];
 
 /// Counts of one room by thread root; `None` is the main timeline.
 type ByThread = BTreeMap<Option<OwnedEventId>, Counts>;
@@ -165,7 +159,7 @@ impl Pass<'_> {
                 continue;
             }
             let around = surroundings.of(self, room, event).await?;
-            let permission = around.permission(pdu.sender());
+            let permission = around.permission(room, pdu.sender());
             let context = Context {
                 member_count: around.members,
                 display_name: around.display_name.as_deref(),
@@ -253,7 +247,8 @@ struct Surroundings {
 struct Around {
     members: u64,
     display_name: Option<String>,
-    levels: Option<Levels>,
+    create: Option<Pdu>,
+    power_levels: Option<Pdu>,
 }
 
 impl Surroundings {
@@ -284,18 +279,18 @@ impl Surroundings {
             found.extend(events.into_iter().map(|event| (number, event)));
         }
         let pdu = |number: Option<_>| Some(found.get(&number?)?.pdu());
-        let levels = pdu(create).map(|create| Levels::new(room.rules, create, pdu(power).cloned()));
         let around = Arc::new(Around {
             members,
             display_name: pdu(member).and_then(display_name),
-            levels,
+            create: pdu(create).cloned(),
+            power_levels: pdu(power).cloned(),
         });
         self.known.insert(root, Arc::clone(&around));
         Ok(around)
     }
 }
 
-fn display_name(member: &homeserver_events::Pdu) -> Option<String> {
+fn display_name(member: &Pdu) -> Option<String> {
     #[derive(Deserialize)]
     struct Content {
         displayname: Option<String>,
@@ -304,25 +299,15 @@ fn display_name(member: &homeserver_events::Pdu) -> Option<String> {
 }
 
 impl Around {
-    fn permission(&self, sender: &UserId) -> SenderPermission {
-        let Some(levels) = &self.levels else {
-            return SenderPermission {
-                sender: SenderLevel::Level(0),
-                needed: BTreeMap::new(),
-            };
-        };
-        let sender = match levels.user(sender) {
-            Ok(PowerLevel::Creator) => SenderLevel::Creator,
-            Ok(PowerLevel::Level(level)) => SenderLevel::Level(level),
-            Err(_) => SenderLevel::Level(0),
-        };
-        let needed = NOTIFICATION_KINDS.iter().filter_map(|kind| {
-            let level = levels.notification(kind).ok()?;
-            Some(((*kind).to_owned(), level))
-        });
-        SenderPermission {
-            sender,
-            needed: needed.collect(),
+    fn permission(&self, room: &Room, sender: &UserId) -> SenderPermission {
+        match &self.create {
+            Some(create) => {
+                SenderPermission::new(room.rules, create, self.power_levels.clone(), sender)
+            }
+            None => SenderPermission {
+                sender: PowerLevel::Finite(0),
+                power_levels: None,
+            },
         }
     }
 }

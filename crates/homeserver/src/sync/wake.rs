@@ -122,9 +122,14 @@ impl Wakeups {
 
         let number = |index: usize| entry.numbers.get(index).copied().unwrap_or_default();
         match entry.kind {
-            rooms_journal::ROOM_EVENT
-            | rooms_journal::STATE_CHANGED
-            | users_journal::RECEIPT_CHANGED => self.ring(Bell::Room(number(0))),
+            rooms_journal::ROOM_EVENT => {
+                self.ring(Bell::Room(number(0)));
+                // Whose membership changes: an invited user is not in the room.
+                self.ring(Bell::User(number(2)));
+            }
+            rooms_journal::STATE_CHANGED | users_journal::RECEIPT_CHANGED => {
+                self.ring(Bell::Room(number(0)));
+            }
             rooms_journal::FORGOTTEN | users_journal::PRIVATE_RECEIPT_CHANGED => {
                 self.ring(Bell::User(number(1)));
             }
@@ -200,7 +205,8 @@ mod tests {
     fn entries_ring_the_bells_of_those_they_concern() {
         let wakeups = Wakeups::default();
         // (kind, numbers, bell)
-        let cases: [(u16, &[u64], Bell); 6] = [
+        let cases: [(u16, &[u64], Bell); 7] = [
+            (homeserver_rooms::journal::ROOM_EVENT, &[7, 9, 5], Bell::User(5)),
             (homeserver_rooms::journal::ROOM_EVENT, &[7, 9], Bell::Room(7)),
             (users_journal::RECEIPT_CHANGED, &[7, 9], Bell::Room(7)),
             (users_journal::PRIVATE_RECEIPT_CHANGED, &[7, 9], Bell::User(9)),

@@ -2,6 +2,8 @@
 //!
 //! Specification: client-server API, "Client Config" and "Room Tagging".
 
+use std::sync::Arc;
+
 use axum::{extract::State, http::StatusCode};
 use homeserver_rooms::Rooms;
 use homeserver_users::{Scope, Users};
@@ -75,7 +77,7 @@ async fn global(
 
 async fn set_of_room(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<set_room_account_data::v3::Request>,
 ) -> Result<Ruma<set_room_account_data::v3::Response>, ApiError> {
@@ -90,7 +92,7 @@ async fn set_of_room(
 
 async fn of_room(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<get_room_account_data::v3::Request>,
 ) -> Result<Ruma<get_room_account_data::v3::Response>, ApiError> {
@@ -104,7 +106,7 @@ async fn of_room(
 
 async fn tags(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<get_tags::v3::Request>,
 ) -> Result<Ruma<get_tags::v3::Response>, ApiError> {
@@ -120,7 +122,7 @@ async fn tags(
 
 async fn set_tag(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<create_tag::v3::Request>,
 ) -> Result<Ruma<create_tag::v3::Response>, ApiError> {
@@ -137,7 +139,7 @@ async fn set_tag(
 
 async fn remove_tag(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<delete_tag::v3::Request>,
 ) -> Result<Ruma<delete_tag::v3::Response>, ApiError> {

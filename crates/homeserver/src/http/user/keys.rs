@@ -17,8 +17,8 @@ use ruma::{
 use serde_json::json;
 
 use crate::{
-    app::session::Session,
-    http::{ApiError, Routes, Ruma},
+    app::{authentication::Authenticator, session::Session},
+    http::{ApiError, Interactive, Routes, Ruma, login::OWN_PASSWORD},
     sync::{SyncEngine, token::SyncToken},
 };
 
@@ -32,6 +32,7 @@ pub(super) fn routes() -> Routes {
         .ruma(claim)
         .ruma(changes)
         .ruma(signatures)
+        .ruma(cross_signing)
 }
 
 async fn upload(
@@ -191,13 +192,32 @@ fn check_count(users: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The upload of a request for cross-signing keys.
-pub(super) fn cross_signing_upload(
-    request: upload_signing_keys::v3::Request,
-) -> CrossSigningUpload {
-    CrossSigningUpload {
+/// No authentication is asked for a first upload, for the same keys again, and for nothing at all:
+/// clients probe with an empty body.
+async fn cross_signing(
+    State(users): State<Users>,
+    State(authenticator): State<Authenticator>,
+    session: Session,
+    interactive: Interactive<upload_signing_keys::v3::Request>,
+) -> Result<Ruma<upload_signing_keys::v3::Response>, ApiError> {
+    let operation = interactive.operation(Some(&session));
+    let request = interactive.request;
+    let upload = CrossSigningUpload {
         master: request.master_key.map(Raw::into_json),
         self_signing: request.self_signing_key.map(Raw::into_json),
         user_signing: request.user_signing_key.map(Raw::into_json),
+    };
+    let is_probe =
+        upload.master.is_none() && upload.self_signing.is_none() && upload.user_signing.is_none();
+    if is_probe {
+        return Ok(Ruma(upload_signing_keys::v3::Response::new()));
     }
+    let owner = (session.user_number, &*session.user);
+    let keys = &users.cross_signing;
+    if keys.needs_authentication(owner, &upload).await? {
+        let proof = interactive.proof.as_ref();
+        authenticator.require(&operation, OWN_PASSWORD, proof).await?;
+    }
+    keys.upload(owner, &upload).await?;
+    Ok(Ruma(upload_signing_keys::v3::Response::new()))
 }

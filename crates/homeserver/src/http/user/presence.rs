@@ -2,6 +2,8 @@
 //!
 //! Specification: client-server API, "Presence".
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use homeserver_rooms::Rooms;
 use homeserver_users::Users;
@@ -42,7 +44,7 @@ async fn set(
 
 async fn read(
     State(users): State<Users>,
-    State(rooms): State<Rooms>,
+    State(rooms): State<Arc<Rooms>>,
     session: Session,
     Ruma(request): Ruma<get_presence::v3::Request>,
 ) -> Result<Ruma<get_presence::v3::Response>, ApiError> {
