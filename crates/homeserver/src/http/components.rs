@@ -211,7 +211,6 @@ impl Components {
             server_name,
             limits,
             store,
-            rooms,
             users,
             passwords,
             invitations,
