@@ -13,6 +13,7 @@ use homeserver_events::{
     required_servers, sign_json, verify_event,
 };
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::room_version_rules::RoomVersionRules;
@@ -563,5 +564,61 @@ proptest! {
         ours.sort();
         theirs.sort();
         prop_assert_eq!(ours, theirs);
+    }
+}
+
+/// The comparison above is worth something only if histories have both outcomes in them.
+#[test]
+fn histories_have_allowed_and_refused_events() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut allowed, mut refused) = (0, 0);
+    for _ in 0..100 {
+        let histories = (any_version(), prop::collection::vec(step(), 1..24));
+        let (version, steps) = histories.new_tree(&mut runner).unwrap().current();
+        let mut room = Room::new(version);
+        for step in &steps {
+            let event = proposal(&room, step);
+            match room.try_event(&event) {
+                Ok(_) => allowed += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(
+        allowed > 200 && refused > 200,
+        "{allowed} allowed, {refused} refused"
+    );
+}
+
+proptest! {
+    #![proptest_config(cases(2_000))]
+
+    /// What this crate takes for an event, ruma does too. (Not the reverse: ruma looks at fewer
+    /// fields.)
+    #[test]
+    fn accepted_forms_agree(
+        version in any_version(),
+        field in prop::sample::select(vec![
+            "type", "sender", "room_id", "state_key", "content", "depth", "prev_events",
+            "auth_events", "origin_server_ts", "hashes", "signatures", "event_id",
+        ]),
+        value in prop::option::of(prop_oneof![
+            crate::properties::value(),
+            "[@!$][a-z]{0,300}:one.example".prop_map(Into::into),
+            (-3_i64..3).prop_map(homeserver_events::CanonicalValue::Integer),
+        ]),
+    ) {
+        let mut room = Room::new(version);
+        let event = room.build(&room::message(ALICE, "m.room.message", json!({})));
+        let mut object = event.to_object().unwrap();
+        match value {
+            Some(value) => object.insert(field.to_owned(), value),
+            None => object.remove(field),
+        };
+        if Pdu::from_object(object.clone(), version.rules()).is_ok() {
+            let rules = their_rules(version).event_format;
+            let result = ruma_state_res::check_pdu_format(&theirs(&object), &rules);
+            prop_assert_eq!(result, Ok(()));
+        }
     }
 }
