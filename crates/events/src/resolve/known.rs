@@ -43,7 +43,8 @@ pub struct Above {
     pub limit: usize,
 }
 
-/// What a resolution needs to go on. Everything in it must be supplied.
+/// What a resolution needs to go on. Everything in it must be supplied; what is in several fields
+/// comes from one moment, as the states that are being resolved never change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Need {
     /// Events of which the links are needed.
@@ -63,6 +64,9 @@ impl Need {
 }
 
 /// What a [`Need`] is answered with.
+///
+/// It may bring more than was asked for, at the expense of the limits: links of links save rounds
+/// where the caller has them at hand.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     /// For [`Need::links`].

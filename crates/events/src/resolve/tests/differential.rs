@@ -11,13 +11,13 @@ use super::{
 };
 use crate::RoomVersion;
 
-/// Cases by default. Each builds and resolves a room of up to forty events, twice.
+/// Cases by default. Each builds a room of up to forty events and resolves it several times.
 const CASES: u32 = 2_000;
 
-fn config() -> ProptestConfig {
+fn config(default: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
-        ..ProptestConfig::with_cases(cases(CASES))
+        ..ProptestConfig::with_cases(cases(default))
     }
 }
 
@@ -31,7 +31,7 @@ fn versions() -> impl Strategy<Value = RoomVersion> {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn resolves_like_the_peer(version in versions(), actions in actions(30)) {
@@ -39,6 +39,10 @@ proptest! {
         forked.check(&forked.states);
         forked.check(&forked.states[..2]);
     }
+}
+
+proptest! {
+    #![proptest_config(config(CASES / 4))]
 
     /// The order of the states and the numbers of the events mean nothing.
     #[test]

@@ -38,6 +38,8 @@ enum Deed {
     Level(i64),
     JoinRule(&'static str),
     StateDefault(i64),
+    /// No user's deed: some event is found out to be rejected.
+    Reject(usize),
     /// The fork goes on from what it and the fork of the target resolve to.
     Merge,
 }
@@ -53,6 +55,7 @@ pub(super) fn actions(most: usize) -> impl Strategy<Value = Vec<Action>> {
         3 => prop::sample::select(vec![0, 50, 99, 100]).prop_map(Deed::Level),
         2 => prop::sample::select(vec!["public", "invite", "knock"]).prop_map(Deed::JoinRule),
         1 => prop::sample::select(vec![0, 50, 100]).prop_map(Deed::StateDefault),
+        1 => any::<usize>().prop_map(Deed::Reject),
         1 => Just(Deed::Merge),
     ];
     // The first two users may do most, so they act most.
@@ -201,11 +204,18 @@ impl ForkedRoom {
             .into()
     }
 
+    /// Where there are no join rules, the peer lets nobody join, while for this crate, as for other
+    /// servers, the room is invite-only then. So nobody joins a fork that lost its join rules.
+    fn lacks_join_rules(&self, fork: usize) -> bool {
+        !self.states[fork].contains_key(&key("m.room.join_rules", ""))
+    }
+
     pub(super) fn act(&mut self, action: &Action) {
         let (actor, target) = (USERS[action.actor], USERS[action.target]);
         let fork = action.fork;
         let (event_type, state_key, content) = match &action.deed {
             Deed::Topic => ("m.room.topic", "", json!({ "topic": "x" })),
+            Deed::Join if self.lacks_join_rules(fork) => return,
             Deed::Join => ("m.room.member", actor, json!({ "membership": "join" })),
             Deed::Leave => ("m.room.member", actor, json!({ "membership": "leave" })),
             Deed::Invite => ("m.room.member", target, json!({ "membership": "invite" })),
@@ -222,6 +232,7 @@ impl ForkedRoom {
                 levels["state_default"] = (*level).into();
                 ("m.room.power_levels", "", levels)
             }
+            Deed::Reject(choice) => return self.room.reject(*choice),
             Deed::Merge => return self.merge(fork, action.target % self.states.len()),
         };
         self.send(
@@ -234,9 +245,11 @@ impl ForkedRoom {
         );
     }
 
+    /// The power levels of a fork; a resolution may have left it without any.
     fn levels(&self, fork: usize) -> Value {
-        let number = self.states[fork][&key("m.room.power_levels", "")];
-        serde_json::from_str(self.room.event(number).event.content_str()).unwrap()
+        let number = self.states[fork].get(&key("m.room.power_levels", ""));
+        let event = number.map(|number| &self.room.event(*number).event);
+        event.map_or_else(|| json!({}), |event| event.content_as().unwrap())
     }
 
     /// Both must agree at every merge, not only at the end.

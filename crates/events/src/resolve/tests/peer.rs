@@ -12,16 +12,15 @@ use super::super::LoadedEvent;
 use super::{EventNumber, State, TestRoom};
 
 /// An event as `ruma-state-res` takes it.
-#[derive(Clone)]
-struct PeerEvent {
+struct PeerEvent<'a> {
     id: OwnedEventId,
-    loaded: LoadedEvent,
+    loaded: &'a LoadedEvent,
     event_type: TimelineEventType,
     auth: Vec<OwnedEventId>,
 }
 
-impl PeerEvent {
-    fn new(room: &TestRoom, loaded: &LoadedEvent) -> Self {
+impl<'a> PeerEvent<'a> {
+    fn new(room: &TestRoom, loaded: &'a LoadedEvent) -> Self {
         let auth = loaded
             .links
             .auth
@@ -31,13 +30,13 @@ impl PeerEvent {
         Self {
             id: loaded.event.event_id().to_owned(),
             event_type: loaded.event.event_type().into(),
-            loaded: loaded.clone(),
+            loaded,
             auth,
         }
     }
 }
 
-impl Event for PeerEvent {
+impl Event for PeerEvent<'_> {
     type Id = OwnedEventId;
 
     fn event_id(&self) -> &Self::Id {
@@ -94,12 +93,15 @@ pub(super) fn resolve(room: &TestRoom, states: &[State]) -> State {
         .iter()
         .map(|state| as_set(room, &closure(room, state.values())))
         .collect();
+    let events = room.all().map(|loaded| PeerEvent::new(room, loaded));
+    let events: HashMap<OwnedEventId, PeerEvent<'_>> =
+        events.map(|event| (event.id.clone(), event)).collect();
     let resolved = ruma_state_res::resolve(
         &rules.authorization,
         rules.state_res.v2_rules().unwrap(),
         &maps,
         chains,
-        |id| room.by_id(id).map(|loaded| PeerEvent::new(room, loaded)),
+        |id| events.get(id),
         |conflicted| {
             let conflicted = conflicted
                 .values()

@@ -109,8 +109,17 @@ impl TestRoom {
         &self.events[&number]
     }
 
-    pub(super) fn by_id(&self, id: &EventId) -> Option<&LoadedEvent> {
-        self.events.get(self.numbers.get(id)?)
+    pub(super) fn all(&self) -> impl Iterator<Item = &LoadedEvent> {
+        self.events.values()
+    }
+
+    /// Marks one of the events as rejected, but never the create event or join rules.
+    pub(super) fn reject(&mut self, choice: usize) {
+        let number = (choice % self.events.len()) as u64 + 1;
+        if let Some(loaded) = self.events.get_mut(&(number ^ self.mask)) {
+            let kept = ["m.room.create", "m.room.join_rules"];
+            loaded.rejected = !kept.contains(&loaded.event.event_type());
+        }
     }
 
     pub(super) fn id(&self, number: EventNumber) -> &EventId {

@@ -183,6 +183,30 @@ fn if_none_is_allowed_the_least_deep_stays() {
     assert_eq!(room.resolve(&[&[low], &[high]], "m.room.topic", ""), low);
 }
 
+/// Unlike in later versions, what authorises an event is in the state or nowhere.
+#[test]
+fn an_events_own_auth_events_do_not_count() {
+    let mut room = Room::new();
+    let mallory = "@mallory:m.org";
+    let join = json!({ "membership": "join" });
+    let joined = room.send(6, "mallory", mallory, "m.room.member", mallory, &join);
+    let low = room.topic(10, "low", ALICE);
+    let levels = json!({ "users": { ALICE: 100, BOB: 50 }, "state_default": 0 });
+    let open = room.send(9, "open", ALICE, "m.room.power_levels", "", &levels);
+    let other = room.send(8, "other", ALICE, "m.room.power_levels", "", &levels);
+    room.base.insert(key("m.room.member", mallory), joined);
+    let high = room.topic(12, "high", mallory);
+    assert_eq!(
+        room.resolve(&[&[low, open], &[high, other]], "m.room.topic", ""),
+        high
+    );
+    room.base.remove(&key("m.room.member", mallory));
+    assert_eq!(
+        room.resolve(&[&[low, open], &[high, other]], "m.room.topic", ""),
+        low
+    );
+}
+
 #[test]
 fn equal_depths_are_ordered_by_sha1() {
     let mut room = Room::new();
