@@ -2,6 +2,7 @@
 
 pub(crate) mod acquaintance;
 pub(crate) mod authentication;
+pub(crate) mod closing;
 pub(crate) mod interactive;
 pub(crate) mod invitation;
 pub(crate) mod limits;

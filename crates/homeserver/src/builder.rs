@@ -18,6 +18,7 @@ use ruma::OwnedServerName;
 use crate::{
     Homeserver,
     app::{
+        closing,
         passwords::{PasswordError, Passwords},
         pushers,
         settings::{self, SERVER_NAME},
@@ -196,6 +197,7 @@ impl HomeserverBuilder {
             users,
         };
         let components = Components::assemble(&config, foundation);
+        components.closing.resume().await?;
         Ok(Homeserver::new(config, components))
     }
 }
@@ -207,6 +209,7 @@ const TABLES: &[&[TableSpec]] = &[
     &tokens::TABLES,
     &settings::TABLES,
     pushers::TABLES,
+    &closing::TABLES,
 ];
 
 /// Opens the configured engine, off the async workers: after a crash that replays a journal. Its
@@ -246,7 +249,11 @@ async fn open_engine(
 
 /// An engine must not start empty beside the data of another.
 fn refuse_other_engine(folder: &Path, configured: &'static str) -> Result<(), OpenError> {
-    let other = if configured == "fjall" { "sled" } else { "fjall" };
+    let other = if configured == "fjall" {
+        "sled"
+    } else {
+        "fjall"
+    };
     if folder.join(other).exists() && !folder.join(configured).exists() {
         return Err(OpenError::OtherEngine {
             configured,

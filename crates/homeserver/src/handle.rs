@@ -7,7 +7,7 @@ use homeserver_users::{Failure, Users};
 use ruma::ServerName;
 
 use crate::{
-    HomeserverBuilder, ListenError,
+    Administration, ClientError, HomeserverBuilder, ListenError, LocalUser,
     config::{Config, Surface},
     http::{self, Components},
     listen,
@@ -104,6 +104,20 @@ impl Homeserver {
         self.listen().await?;
         self.components.runtime.tasks.stopping().await;
         Ok(())
+    }
+
+    /// A user of this homeserver (a full user id), to act as within the process.
+    pub async fn user(&self, user: &str) -> Result<LocalUser, ClientError> {
+        LocalUser::open(&self.components, user).await
+    }
+
+    /// What an operator does with accounts.
+    pub fn administration(&self) -> Administration {
+        Administration::new(self.clone())
+    }
+
+    pub(crate) fn components(&self) -> &Components {
+        &self.components
     }
 
     /// What belongs to its users.

@@ -15,8 +15,10 @@
 //! Inside, imports run downwards: `http` (routes, requests, errors) knows `app` (what the server
 //! does), which knows `sync` and the crates below.
 
+mod administration;
 mod app;
 mod builder;
+mod client;
 mod client_event;
 pub mod config;
 mod handle;
@@ -25,7 +27,9 @@ mod listen;
 mod signing_key;
 mod sync;
 
+pub use administration::{Administration, AdministrationError};
 pub use builder::{HomeserverBuilder, OpenError};
+pub use client::{ClientError, LocalUser, UserEvent, UserEvents};
 pub use handle::{Homeserver, Listening};
 pub use listen::ListenError;
 

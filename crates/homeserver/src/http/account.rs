@@ -4,13 +4,17 @@ use axum::extract::State;
 use homeserver_users::Accounts;
 use ruma::{
     OwnedServerName,
-    api::client::account::{change_password, get_3pids, request_openid_token, whoami},
+    api::client::account::{
+        ThirdPartyIdRemovalStatus, change_password, deactivate, get_3pids, request_openid_token,
+        whoami,
+    },
     authentication::TokenType,
 };
 
 use super::{ApiError, Interactive, Routes, Ruma, login::OWN_PASSWORD};
 use crate::app::{
     authentication::Authenticator,
+    closing::Closing,
     login::{BriefTokens, OPENID_TOKEN_LIFETIME},
     passwords::Passwords,
     session::{Session, Sessions},
@@ -20,6 +24,7 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .ruma(whoami)
         .ruma(change_password)
+        .ruma(deactivate)
         .ruma(addresses)
         .ruma(openid_token)
 }
@@ -57,6 +62,24 @@ async fn change_password(
             .await?;
     }
     Ok(Ruma(change_password::v3::Response::new()))
+}
+
+async fn deactivate(
+    State(authenticator): State<Authenticator>,
+    State(closing): State<Closing>,
+    session: Session,
+    interactive: Interactive<deactivate::v3::Request>,
+) -> Result<Ruma<deactivate::v3::Response>, ApiError> {
+    let operation = interactive.operation(Some(&session));
+    authenticator
+        .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
+        .await?;
+    closing
+        .close(session.user_number, interactive.request.erase)
+        .await?;
+    // No address was ever bound on an identity server.
+    let unbound = ThirdPartyIdRemovalStatus::Success;
+    Ok(Ruma(deactivate::v3::Response::new(unbound)))
 }
 
 async fn addresses(

@@ -16,10 +16,11 @@ use ruma::OwnedServerName;
 use super::TrustedProxies;
 use crate::{
     app::{
-        authentication::Authenticator, interactive::InteractiveSessions, invitation::Invitations,
-        limits::RateLimits, login::BriefTokens, operator::OperatorRegistration,
-        passwords::Passwords, profiles::ProfileChanges, push_rules::PushRules, pushers::Pushers,
-        receipts::RoomMarks, registration::Registration, session::Sessions,
+        authentication::Authenticator, closing::Closing, interactive::InteractiveSessions,
+        invitation::Invitations, limits::RateLimits, login::BriefTokens,
+        operator::OperatorRegistration, passwords::Passwords, profiles::ProfileChanges,
+        push_rules::PushRules, pushers::Pushers, receipts::RoomMarks, registration::Registration,
+        session::Sessions,
     },
     config::{Config, MediaConfig, RoomsConfig, SessionConfig, WellKnownConfig},
     sync::SyncEngine,
@@ -101,6 +102,8 @@ components! {
     registration: Registration,
     /// Login and OpenID tokens.
     brief_tokens: BriefTokens,
+    /// Closes accounts.
+    closing: Closing,
     /// Nonces of the operators' registration endpoint.
     operator: OperatorRegistration,
     /// What changed for a device.
@@ -144,19 +147,28 @@ impl Components {
             users.accounts.clone(),
             config.registration.clone(),
         );
+        let sessions = Sessions::new(
+            runtime.clone(),
+            store.clone(),
+            users.accounts.clone(),
+            users.devices.clone(),
+            Duration::from_secs(config.sessions.access_token_lifetime),
+        );
         Self {
             session_config: Arc::new(config.sessions.clone()),
             rooms_config: Arc::new(config.rooms.clone()),
             media_config: Arc::new(config.media.clone()),
             well_known: Arc::new(config.well_known.clone()),
             proxies: TrustedProxies::new(&config.http.trusted_proxies),
-            sessions: Sessions::new(
-                runtime.clone(),
-                store.clone(),
-                users.accounts.clone(),
-                users.devices.clone(),
-                Duration::from_secs(config.sessions.access_token_lifetime),
-            ),
+            closing: Closing {
+                runtime: runtime.clone(),
+                store: store.clone(),
+                accounts: users.accounts.clone(),
+                profiles: users.profiles.clone(),
+                sessions: sessions.clone(),
+                rooms: Arc::clone(&rooms),
+            },
+            sessions,
             authenticator: Authenticator {
                 server_name: server_name.clone(),
                 accounts: users.accounts.clone(),

@@ -1,6 +1,7 @@
 //! Endpoints over the assembled router, without sockets, on the memory engine.
 
 mod accounts;
+mod closing;
 mod devices;
 mod discovery;
 mod framework;

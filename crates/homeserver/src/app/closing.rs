@@ -1,0 +1,151 @@
+//! Closing an account for good: no way in any more, out of all rooms, profile gone.
+//!
+//! What is to be done is written down first and struck off last, so that a closing which a crash
+//! interrupts is finished by the next start. Every step may be repeated.
+//!
+//! Specification: client-server API, `/account/deactivate`.
+
+use std::sync::Arc;
+
+use homeserver_rooms::{Membership, MembershipChange, RoomAction, RoomCommand, RoomError, Rooms};
+use homeserver_runtime::Runtime;
+use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec, row};
+use homeserver_users::{
+    AccountState, Accounts, ChangeAccountError, Failure, ProfileError, Profiles, UserNumber,
+};
+use serde::{Deserialize, Serialize};
+
+use super::session::{SessionError, Sessions};
+
+/// Row of [`CLOSINGS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClosingRow {
+    /// Whether what the user wrote is to be hidden from those who join later.
+    erase: bool,
+}
+row!(ClosingRow, 1);
+
+/// (user number) → how: accounts whose closing is not finished
+const CLOSINGS: Table<u64, ClosingRow> = Table::new(0x86, "closings of accounts");
+
+/// The tables above.
+pub(crate) const TABLES: [TableSpec; 1] = [CLOSINGS.spec()];
+
+/// Closings taken up again at one start; more wait for the next.
+const MAX_RESUMED: usize = 1_000;
+
+/// An account was not closed, or not wholly; the next start goes on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClosingError {
+    /// The account could not be closed.
+    #[error(transparent)]
+    Account(#[from] ChangeAccountError),
+    /// Its tokens could not be ended.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Its rooms could not be left.
+    #[error(transparent)]
+    Rooms(#[from] RoomError),
+    /// Its profile could not be cleared.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The store could not do it.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+impl From<StorageError> for ClosingError {
+    fn from(error: StorageError) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+/// Closes accounts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Closing {
+    pub(crate) runtime: Runtime,
+    pub(crate) store: Store,
+    pub(crate) accounts: Accounts,
+    pub(crate) profiles: Profiles,
+    pub(crate) sessions: Sessions,
+    pub(crate) rooms: Arc<Rooms>,
+}
+
+impl Closing {
+    /// Closes an account.
+    pub(crate) async fn close(&self, user: UserNumber, erase: bool) -> Result<(), ClosingError> {
+        let row = ClosingRow { erase };
+        let mut batch = Batch::new();
+        batch.put(&CLOSINGS, &user.0, &row);
+        self.store.commit(batch).await.map_err(Failure::from)?;
+        self.carry_out(user, &row).await
+    }
+
+    /// Takes up in the background what the last run left unfinished.
+    pub(crate) async fn resume(&self) -> Result<(), StorageError> {
+        let range = ScanRange::all();
+        let rows = self
+            .store
+            .scan(&CLOSINGS, range, Direction::Forward, MAX_RESUMED)
+            .await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let closing = self.clone();
+        self.runtime.tasks.spawn(async move {
+            for (user, row) in rows {
+                if closing.runtime.tasks.is_stopping() {
+                    return;
+                }
+                if let Err(error) = closing.carry_out(UserNumber(user), &row).await {
+                    tracing::warn!(%error, user, "an account is not wholly closed");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn carry_out(&self, user: UserNumber, row: &ClosingRow) -> Result<(), ClosingError> {
+        let state = if row.erase {
+            AccountState::Erased
+        } else {
+            AccountState::Deactivated
+        };
+        self.accounts.deactivate(user, state).await?;
+        self.sessions.end_all(user, None).await?;
+        self.leave_rooms(user).await?;
+        self.profiles.clear(user).await?;
+        let mut batch = Batch::new();
+        batch.delete(&CLOSINGS, &user.0);
+        self.store.commit(batch).await.map_err(Failure::from)?;
+        Ok(())
+    }
+
+    async fn leave_rooms(&self, user: UserNumber) -> Result<(), ClosingError> {
+        let account = self.accounts.by_number(user).await?;
+        let Some(account) = account else {
+            return Ok(());
+        };
+        let number = self.rooms.user_number(&account.user_id).await?;
+        let memberships = self.rooms.memberships(number, self.store.durable()).await?;
+        for membership in memberships {
+            match membership.membership {
+                Membership::Join | Membership::Invite | Membership::Knock => {}
+                Membership::Leave | Membership::Ban => continue,
+            }
+            let room = self.rooms.room_by_number(membership.room).await?;
+            let action = RoomAction::Membership {
+                room: room.id.clone(),
+                change: MembershipChange::Leave,
+                reason: None,
+            };
+            let command = RoomCommand::new(account.user_id.clone(), action);
+            match self.rooms.execute(command).await {
+                // A room whose rules do not let go is left behind, as any other server would.
+                Ok(_) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

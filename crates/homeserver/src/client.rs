@@ -1,0 +1,392 @@
+//! A client within the process: a user of this homeserver, without tokens and HTTP.
+//!
+//! What it does goes through the same rooms as everybody's requests, with the same rules; what it
+//! is told is what the user may see, in the order of the journal.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use homeserver_rooms::{
+    CreateRoom, EventNumber, MemberProfile, Membership, MembershipChange, NewEvent, Reader,
+    RoomAction, RoomAnswer, RoomCommand, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
+};
+use homeserver_storage::{Entry, Position, StorageError, Store};
+use homeserver_users::{Failure, Profiles, UserNumber};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
+    UInt, UserId,
+};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::watch;
+
+use crate::http::Components;
+
+/// Journal entries read in one go.
+const ENTRIES_AT_ONCE: usize = 100;
+
+/// What was asked of the homeserver was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no such account, or it is closed.
+    #[error("{0} is not a user of this homeserver")]
+    NoSuchUser(String),
+    /// The content is not JSON.
+    #[error("the content cannot be written as JSON")]
+    Content(#[from] serde_json::Error),
+    /// The alias leads nowhere.
+    #[error("there is no room {0}")]
+    NoSuchRoom(OwnedRoomOrAliasId),
+    /// The room refused.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// What belongs to the user could not be read.
+    #[error(transparent)]
+    Users(#[from] Failure),
+    /// The journal could not be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The rooms answered something else than was asked.
+    #[error("an unexpected answer")]
+    Answer,
+}
+
+/// A user of this homeserver, within the process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LocalUser {
+    user: OwnedUserId,
+    number: UserNumber,
+    rooms: Arc<Rooms>,
+    profiles: Profiles,
+    store: Store,
+}
+
+impl LocalUser {
+    pub(crate) async fn open(components: &Components, user: &str) -> Result<Self, ClientError> {
+        let missing = || ClientError::NoSuchUser(user.to_owned());
+        let user_id = UserId::parse(user).map_err(|_| missing())?;
+        let account = components.accounts.by_id(&user_id).await?;
+        let account = account.filter(homeserver_users::Account::is_active);
+        let account = account.ok_or_else(missing)?;
+        Ok(Self {
+            user: account.user_id,
+            number: account.number,
+            rooms: Arc::clone(&components.rooms),
+            profiles: components.profiles.clone(),
+            store: components.store.clone(),
+        })
+    }
+
+    /// The user id.
+    pub fn user_id(&self) -> &UserId {
+        &self.user
+    }
+
+    /// Makes a room.
+    pub async fn create_room(&self, mut room: CreateRoom) -> Result<OwnedRoomId, ClientError> {
+        room.profile = self.profile().await?;
+        match self.act(RoomAction::Create(Box::new(room))).await? {
+            RoomAnswer::Created { room, .. } => Ok(room),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Joins a room by id or alias. Gives its id.
+    pub async fn join(
+        &self,
+        room: impl Into<OwnedRoomOrAliasId>,
+    ) -> Result<OwnedRoomId, ClientError> {
+        let named = room.into();
+        let room = match OwnedRoomId::try_from(named.clone()) {
+            Ok(room) => room,
+            Err(alias) => {
+                let target = self.rooms.alias(&alias).await?;
+                let target = target.ok_or(ClientError::NoSuchRoom(named))?;
+                target.room.id.clone()
+            }
+        };
+        let change = MembershipChange::Join {
+            profile: self.profile().await?,
+            third_party_signed: None,
+        };
+        self.change_membership(&room, change).await?;
+        Ok(room)
+    }
+
+    /// Leaves a room, or refuses its invite.
+    pub async fn leave(&self, room: &RoomId) -> Result<(), ClientError> {
+        self.change_membership(room, MembershipChange::Leave).await
+    }
+
+    /// Invites somebody.
+    pub async fn invite(&self, room: &RoomId, user: &UserId) -> Result<(), ClientError> {
+        let change = MembershipChange::Invite {
+            user: user.to_owned(),
+            profile: MemberProfile::default(),
+            is_direct: false,
+        };
+        self.change_membership(room, change).await
+    }
+
+    /// Sends an event. Gives its id once it is on disk.
+    pub async fn send(
+        &self,
+        room: &RoomId,
+        event_type: &str,
+        content: &impl Serialize,
+    ) -> Result<OwnedEventId, ClientError> {
+        self.send_event(room, event_type, None, content).await
+    }
+
+    /// Sends a state event. Gives its id once it is on disk.
+    pub async fn send_state(
+        &self,
+        room: &RoomId,
+        event_type: &str,
+        state_key: &str,
+        content: &impl Serialize,
+    ) -> Result<OwnedEventId, ClientError> {
+        self.send_event(room, event_type, Some(state_key), content)
+            .await
+    }
+
+    /// Everything that happens from now on in rooms that the user is in, and to the user.
+    pub fn events(&self) -> UserEvents {
+        self.events_after(self.store.durable())
+    }
+
+    /// Like [`LocalUser::events`], from a position on that [`UserEvent::position`] gave.
+    pub fn events_after(&self, position: Position) -> UserEvents {
+        UserEvents {
+            user: self.clone(),
+            after: position,
+            ready: VecDeque::new(),
+            durable: self.store.subscribe(),
+        }
+    }
+
+    async fn send_event(
+        &self,
+        room: &RoomId,
+        event_type: &str,
+        state_key: Option<&str>,
+        content: &impl Serialize,
+    ) -> Result<OwnedEventId, ClientError> {
+        let event = NewEvent {
+            event_type: event_type.to_owned(),
+            state_key: state_key.map(str::to_owned),
+            content: to_raw_value(content)?,
+            timestamp: None,
+        };
+        let room = room.to_owned();
+        match self.act(RoomAction::Send { room, event }).await? {
+            RoomAnswer::Sent { event, .. } => Ok(event),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    async fn change_membership(
+        &self,
+        room: &RoomId,
+        change: MembershipChange,
+    ) -> Result<(), ClientError> {
+        let action = RoomAction::Membership {
+            room: room.to_owned(),
+            change,
+            reason: None,
+        };
+        self.act(action).await.map(drop)
+    }
+
+    async fn act(&self, action: RoomAction) -> Result<RoomAnswer, ClientError> {
+        let command = RoomCommand::new(self.user.clone(), action);
+        Ok(self.rooms.execute(command).await?)
+    }
+
+    async fn profile(&self) -> Result<MemberProfile, Failure> {
+        Ok(MemberProfile {
+            displayname: self.profiles.text(self.number, "displayname").await?,
+            avatar_url: self.profiles.text(self.number, "avatar_url").await?,
+        })
+    }
+}
+
+/// An event as a user within the process is told of it.
+#[derive(Clone, Debug)]
+pub struct UserEvent {
+    /// The room.
+    pub room: OwnedRoomId,
+    /// Where it stands in the journal; [`LocalUser::events_after`] goes on from there.
+    pub position: Position,
+    event: VisibleEvent,
+}
+
+impl UserEvent {
+    /// The event's id.
+    pub fn event_id(&self) -> &ruma::EventId {
+        self.event.pdu().event_id()
+    }
+
+    /// Who sent it.
+    pub fn sender(&self) -> &UserId {
+        self.event.pdu().sender()
+    }
+
+    /// Its type.
+    pub fn event_type(&self) -> &str {
+        self.event.pdu().event_type()
+    }
+
+    /// Its state key, if it is a state event.
+    pub fn state_key(&self) -> Option<&str> {
+        self.event.pdu().state_key()
+    }
+
+    /// When its server says that it was sent.
+    pub fn sent_at(&self) -> MilliSecondsSinceUnixEpoch {
+        let millis = UInt::new_saturating(self.event.pdu().origin_server_ts());
+        MilliSecondsSinceUnixEpoch(millis)
+    }
+
+    /// Its content as JSON.
+    pub fn content(&self) -> &RawValue {
+        self.event.pdu().content()
+    }
+
+    /// Its content as a type of ruma's or of one's own.
+    pub fn content_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.content().get())
+    }
+}
+
+/// The stream of a user's events.
+#[derive(Debug)]
+pub struct UserEvents {
+    user: LocalUser,
+    after: Position,
+    ready: VecDeque<UserEvent>,
+    durable: watch::Receiver<Position>,
+}
+
+impl UserEvents {
+    /// The next event; `None` once the homeserver has stopped.
+    pub async fn next(&mut self) -> Option<Result<UserEvent, ClientError>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            let durable = *self.durable.borrow_and_update();
+            if self.after < durable {
+                if let Err(error) = self.read(durable).await {
+                    return Some(Err(error));
+                }
+            } else {
+                self.durable.changed().await.ok()?;
+            }
+        }
+    }
+
+    async fn read(&mut self, durable: Position) -> Result<(), ClientError> {
+        let journal = self.user.store.journal();
+        let entries = journal
+            .read_all(self.after, durable, ENTRIES_AT_ONCE)
+            .await?;
+        let full = entries.len() == ENTRIES_AT_ONCE;
+        let last = entries.last().map(|(position, _)| *position);
+        let upto = last.filter(|_| full).unwrap_or(durable);
+        let rooms = Arc::clone(&self.user.rooms);
+        let reader = rooms.reader(self.user.user.clone(), upto).await?;
+        for (position, entry) in entries {
+            if let Some(event) = self.user.read_one(&reader, position, &entry).await? {
+                self.ready.push_back(event);
+            }
+        }
+        self.after = upto;
+        Ok(())
+    }
+}
+
+impl LocalUser {
+    /// The event of a journal entry, if it is one and concerns the user.
+    async fn read_one(
+        &self,
+        reader: &Reader,
+        position: Position,
+        entry: &Entry,
+    ) -> Result<Option<UserEvent>, ClientError> {
+        let &[room, event, ..] = entry.numbers.as_slice() else {
+            return Ok(None);
+        };
+        if entry.kind != journal::ROOM_EVENT {
+            return Ok(None);
+        }
+        let number = self.rooms.user_number(&self.user).await?;
+        let room = RoomNumber(room);
+        let membership = self.rooms.membership(number, room, position).await?;
+        let concerned = membership.is_some_and(|membership| {
+            membership.membership == Membership::Join || membership.since == position
+        });
+        let room = self.rooms.room_by_number(room).await?;
+        let numbers = [EventNumber(event)];
+        let mut events = self.rooms.visible(reader, &room, &numbers).await?;
+        // The first event of a room comes before its creator's membership.
+        let event = events.pop();
+        let event = event.filter(|event| concerned || event.pdu().sender() == self.user);
+        Ok(event.map(|event| UserEvent {
+            room: room.id.clone(),
+            position,
+            event,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::tests::fresh;
+
+    #[tokio::test]
+    async fn events_are_told_to_those_in_the_room_in_order() {
+        let fresh = fresh().await;
+        for name in ["alice", "bob", "eve"] {
+            let administration = fresh.homeserver.administration();
+            administration.create_user(name, None, false).await.unwrap();
+        }
+        let user = async |name: &str| {
+            let id = format!("@{name}:localhost");
+            fresh.homeserver.user(&id).await.unwrap()
+        };
+        let (alice, bob, eve) = (user("alice").await, user("bob").await, user("eve").await);
+        let (mut to_bob, mut to_eve) = (bob.events(), eve.events());
+        let room = alice.create_room(CreateRoom::default()).await.unwrap();
+        alice.invite(&room, bob.user_id()).await.unwrap();
+        bob.join(room.clone()).await.unwrap();
+        let mut sent = Vec::new();
+        for n in 0..10 {
+            let content = json!({ "msgtype": "m.text", "body": n.to_string() });
+            sent.push(alice.send(&room, "m.room.message", &content).await.unwrap());
+        }
+        // Eve is told nothing of all this, only of what is hers.
+        let own = eve.create_room(CreateRoom::default()).await.unwrap();
+        let first = to_eve.next().await.unwrap().unwrap();
+        assert_eq!(
+            (first.room.clone(), first.event_type()),
+            (own, "m.room.create")
+        );
+
+        let mut received = Vec::new();
+        let mut memberships = Vec::new();
+        while received.len() < sent.len() {
+            let event = to_bob.next().await.unwrap().unwrap();
+            match event.event_type() {
+                "m.room.message" => received.push(event.event_id().to_owned()),
+                "m.room.member" => memberships.push(event.state_key().unwrap().to_owned()),
+                _ => {}
+            }
+        }
+        assert_eq!(received, sent);
+        assert_eq!(memberships, ["@bob:localhost", "@bob:localhost"]);
+        assert!(eve.join(room).await.is_err());
+    }
+}

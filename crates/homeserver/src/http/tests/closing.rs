@@ -1,0 +1,71 @@
+use serde_json::json;
+
+use super::{by_password, fresh, own_password};
+use crate::rooms::{CreateRoom, Membership, Preset};
+
+const DEACTIVATE: &str = "/_matrix/client/v3/account/deactivate";
+
+#[tokio::test]
+async fn a_closed_account_is_out_of_its_rooms_and_nobody_gets_in() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let other = fresh.login("alice").await;
+    fresh.register("bob").await;
+    let bob = fresh.homeserver.user("@bob:localhost").await.unwrap();
+    let room = CreateRoom {
+        preset: Some(Preset::PublicChat),
+        ..CreateRoom::default()
+    };
+    let room = bob.create_room(room).await.unwrap();
+    let local = fresh.homeserver.user(&alice.user).await.unwrap();
+    local.join(room.clone()).await.unwrap();
+
+    fresh
+        .post(DEACTIVATE, None, json!({}))
+        .await
+        .refused(401, "M_MISSING_TOKEN");
+    let asked = fresh.post(DEACTIVATE, Some(&alice.token), json!({})).await;
+    assert_eq!(asked.status, 401);
+    assert!(fresh.is_good(&alice.token).await);
+    let body = json!({ "auth": own_password("alice"), "erase": true });
+    let closed = fresh.post(DEACTIVATE, Some(&alice.token), body).await.ok();
+    assert_eq!(closed["id_server_unbind_result"], "success");
+
+    assert!(!fresh.is_good(&alice.token).await && !fresh.is_good(&other.token).await);
+    let login = fresh
+        .post("/_matrix/client/v3/login", None, by_password("alice"))
+        .await;
+    login.refused(403, "M_USER_DEACTIVATED");
+    let again =
+        json!({ "username": "alice", "password": "p", "auth": { "type": "m.login.dummy" } });
+    fresh
+        .post("/_matrix/client/v3/register", None, again)
+        .await
+        .refused(400, "M_USER_IN_USE");
+    assert!(fresh.homeserver.user(&alice.user).await.is_err());
+
+    let components = fresh.homeserver.components();
+    let rooms = &components.rooms;
+    let number = rooms
+        .user_number(&ruma::UserId::parse(&alice.user).unwrap())
+        .await
+        .unwrap();
+    let memberships = rooms
+        .memberships(number, components.store.durable())
+        .await
+        .unwrap();
+    assert_eq!(memberships.len(), 1);
+    assert_eq!(memberships[0].membership, Membership::Leave);
+
+    // An operator's new password does not open it again.
+    let reset = fresh
+        .homeserver
+        .administration()
+        .reset_password("alice", "new")
+        .await;
+    assert!(reset.is_err());
+    let login = fresh
+        .post("/_matrix/client/v3/login", None, by_password("alice"))
+        .await;
+    login.refused(403, "M_USER_DEACTIVATED");
+}
