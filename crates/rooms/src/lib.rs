@@ -15,6 +15,7 @@ mod command;
 mod commands;
 mod decide;
 mod delta;
+mod description;
 mod edit;
 mod error;
 mod event;
@@ -50,6 +51,7 @@ pub use command::{
 };
 pub use commands::{MAX_INITIAL_STATE, MAX_INVITES};
 pub use delta::journal;
+pub use description::Description;
 pub use error::RoomError;
 pub use history::{Context, HistoryPage, MAX_PAGE, Wanted};
 pub use numbering::StateKey;
