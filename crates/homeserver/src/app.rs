@@ -3,6 +3,7 @@
 pub(crate) mod acquaintance;
 pub(crate) mod authentication;
 pub(crate) mod closing;
+pub(crate) mod ignored;
 pub(crate) mod interactive;
 pub(crate) mod invitation;
 pub(crate) mod limits;
@@ -14,6 +15,8 @@ pub(crate) mod push_rules;
 pub(crate) mod pushers;
 pub(crate) mod receipts;
 pub(crate) mod registration;
+pub(crate) mod reports;
+pub(crate) mod rooms;
 pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod tokens;

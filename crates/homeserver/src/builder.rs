@@ -21,6 +21,7 @@ use crate::{
         closing,
         passwords::{PasswordError, Passwords},
         pushers,
+        reports,
         settings::{self, SERVER_NAME},
         tokens,
     },
@@ -206,6 +207,7 @@ impl HomeserverBuilder {
 const TABLES: &[&[TableSpec]] = &[
     homeserver_rooms::TABLES,
     homeserver_users::TABLES,
+    reports::TABLES,
     &tokens::TABLES,
     &settings::TABLES,
     pushers::TABLES,

@@ -39,6 +39,7 @@ mod limits;
 mod login;
 mod operator;
 mod register;
+mod rooms;
 mod routes;
 mod ruma_types;
 mod session;
@@ -84,6 +85,7 @@ fn client_routes() -> Routes {
         .merge(discovery::routes())
         .merge(login::routes())
         .merge(register::routes())
+        .merge(rooms::routes())
         .merge(sync::routes())
         .merge(user::routes())
 }

@@ -20,6 +20,8 @@ use crate::{
         invitation::Invitations, limits::RateLimits, login::BriefTokens,
         operator::OperatorRegistration, passwords::Passwords, profiles::ProfileChanges,
         push_rules::PushRules, pushers::Pushers, receipts::RoomMarks, registration::Registration,
+        reports::Reports,
+        rooms::{PublicRooms, RoomChanges, RoomReads},
         session::Sessions,
     },
     config::{Config, MediaConfig, RoomsConfig, SessionConfig, WellKnownConfig},
@@ -116,6 +118,14 @@ components! {
     profile_changes: ProfileChanges,
     /// Receipts, read markers, typing.
     room_marks: RoomMarks,
+    /// Changes in rooms.
+    room_changes: RoomChanges,
+    /// Reads of rooms.
+    room_reads: RoomReads,
+    /// The directory of rooms.
+    public_rooms: PublicRooms,
+    /// Reports by users.
+    reports: Reports,
 }
 
 /// What has to be opened before the parts can be put together.
@@ -190,6 +200,10 @@ impl Components {
                 accounts: users.accounts.clone(),
             },
             operator: OperatorRegistration::new(runtime.clone()),
+            room_changes: RoomChanges::new(Arc::clone(&rooms), &users),
+            room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
+            public_rooms: PublicRooms::new(Arc::clone(&rooms), server_name.clone()),
+            reports: Reports::new(store.clone(), runtime.clone()),
             accounts: users.accounts.clone(),
             devices: users.devices.clone(),
             profiles: users.profiles.clone(),

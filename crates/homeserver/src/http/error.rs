@@ -4,6 +4,7 @@
 //! Specification: client-server API, "Standard error response".
 
 mod accounts;
+mod rooms;
 mod sync;
 
 use std::time::Duration;

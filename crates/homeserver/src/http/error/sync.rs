@@ -20,12 +20,6 @@ impl From<FilterError> for ApiError {
     }
 }
 
-impl From<homeserver_rooms::RoomError> for ApiError {
-    fn from(error: homeserver_rooms::RoomError) -> Self {
-        Self::internal(&error)
-    }
-}
-
 impl From<SyncError> for ApiError {
     fn from(error: SyncError) -> Self {
         match error {

@@ -1,0 +1,21 @@
+//! What clients ask of rooms, beside what the rooms decide themselves: whose profile a membership
+//! event shows, who may be invited, which rooms are listed, what a page of history holds.
+//!
+//! Whether the room allows something is decided in `homeserver-rooms`, and every read of an event
+//! goes through its visibility check.
+
+mod change;
+mod content;
+mod nearest;
+mod page;
+mod public;
+mod read;
+mod relations;
+mod summary;
+
+pub(crate) use change::{ChangeError, RoomChanges, Transaction};
+pub(crate) use page::{MemberSelection, PageRequest, Selection};
+pub(crate) use public::{Listed, PublicRooms, PublicRoomsRequest};
+pub(crate) use read::{ReadError, RoomReads};
+pub(crate) use relations::RelationRequest;
+pub(crate) use summary::RoomSummary;

@@ -1,0 +1,194 @@
+//! Changing rooms: from a client's request to a room command.
+//!
+//! The checks here are those that need more than the room: profiles, settings of other users,
+//! aliases. Whether the room allows the change is decided by the room.
+//!
+//! Specification: client-server API, "Rooms" and "Sending events to a room".
+
+use std::sync::Arc;
+
+use homeserver_rooms::{
+    AliasTarget, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer, RoomCommand,
+    RoomError, Rooms,
+};
+use homeserver_users::{AccountData, Accounts, Failure, Profiles, Scope, Users};
+use ruma::{OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
+use serde::Deserialize;
+
+use super::content::{check_redaction, invited_by_state};
+use crate::app::session::Session;
+
+/// Account data in which a user says who may send invites.
+const INVITE_PERMISSION: &str = "m.invite_permission_config";
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    /// The room refuses, or could not tell.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// The user takes no invites.
+    #[error("{0} does not accept invites")]
+    InviteBlocked(OwnedUserId),
+    /// Invites by e-mail address or telephone number are not offered.
+    #[error("this server does not send third-party invites")]
+    NoThirdPartyInvites,
+    /// The content of the event is not what its type must hold.
+    #[error("{0}")]
+    BadContent(&'static str),
+    /// A profile or a setting could not be read.
+    #[error("a profile or a setting could not be read")]
+    Users(#[from] Failure),
+}
+
+/// A client's transaction id and what it is the id of.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    /// Method and path without the transaction id, the same for all versions of the path.
+    pub(crate) endpoint: String,
+    /// The id.
+    pub(crate) id: String,
+}
+
+/// Makes changes in rooms for users of this server.
+#[derive(Clone, Debug)]
+pub(crate) struct RoomChanges {
+    rooms: Arc<Rooms>,
+    accounts: Accounts,
+    profiles: Profiles,
+    account_data: AccountData,
+}
+
+impl RoomChanges {
+    /// Changes to these rooms by these users.
+    pub(crate) fn new(rooms: Arc<Rooms>, users: &Users) -> Self {
+        Self {
+            rooms,
+            accounts: users.accounts.clone(),
+            profiles: users.profiles.clone(),
+            account_data: users.account_data.clone(),
+        }
+    }
+
+    /// What a membership event shows of a user: nothing for users of other servers.
+    pub(crate) async fn profile_of(&self, user: &UserId) -> Result<MemberProfile, ChangeError> {
+        let Some(account) = self.accounts.by_id(user).await? else {
+            return Ok(MemberProfile::default());
+        };
+        Ok(MemberProfile {
+            displayname: self.profiles.text(account.number, "displayname").await?,
+            avatar_url: self.profiles.text(account.number, "avatar_url").await?,
+        })
+    }
+
+    /// The room that an id or alias stands for. An id is taken as it is.
+    pub(crate) async fn resolve(&self, name: &RoomOrAliasId) -> Result<OwnedRoomId, ChangeError> {
+        match <&RoomAliasId>::try_from(name) {
+            Ok(alias) => Ok(self.look_up_alias(alias).await?.room.id.clone()),
+            Err(_) => {
+                RoomId::parse(name.as_str()).map_err(|_| ChangeError::Room(RoomError::UnknownRoom))
+            }
+        }
+    }
+
+    /// Where an alias of this server points. Other servers are not asked.
+    pub(crate) async fn look_up_alias(
+        &self,
+        alias: &RoomAliasId,
+    ) -> Result<AliasTarget, ChangeError> {
+        let found = self.rooms.alias(alias).await?;
+        Ok(found.ok_or(RoomError::UnknownAlias)?)
+    }
+
+    /// Does what a client asked for.
+    pub(crate) async fn act(
+        &self,
+        session: &Session,
+        action: RoomAction,
+    ) -> Result<RoomAnswer, ChangeError> {
+        self.check_invites(&action).await?;
+        let mut command = RoomCommand::new(session.user.clone(), action);
+        command.device = Some(session.device.clone());
+        Ok(self.rooms.execute(command).await?)
+    }
+
+    /// Does what a client asked for, or answers as before if this was done already.
+    pub(crate) async fn act_once(
+        &self,
+        session: &Session,
+        transaction: Transaction,
+        action: RoomAction,
+    ) -> Result<RoomAnswer, ChangeError> {
+        self.check_invites(&action).await?;
+        let command = RoomCommand::new(session.user.clone(), action).with_transaction(
+            session.device.clone(),
+            transaction.endpoint,
+            transaction.id,
+        );
+        Ok(self.rooms.execute(command).await?)
+    }
+
+    /// Sends an event. Redactions may come this way in all room versions.
+    pub(crate) async fn send(
+        &self,
+        session: &Session,
+        room: OwnedRoomId,
+        event: NewEvent,
+        transaction: Option<Transaction>,
+    ) -> Result<RoomAnswer, ChangeError> {
+        if event.state_key.is_none() && event.event_type == "m.room.redaction" {
+            check_redaction(&event.content)?;
+        }
+        let action = RoomAction::Send { room, event };
+        match transaction {
+            Some(transaction) => self.act_once(session, transaction, action).await,
+            None => self.act(session, action).await,
+        }
+    }
+
+    /// Refuses an action that would invite a user of this server who takes no invites.
+    async fn check_invites(&self, action: &RoomAction) -> Result<(), ChangeError> {
+        match action {
+            RoomAction::Create(wanted) => {
+                for user in &wanted.invite {
+                    self.check_invite(user).await?;
+                }
+            }
+            RoomAction::Membership {
+                change: MembershipChange::Invite { user, .. },
+                ..
+            } => self.check_invite(user).await?,
+            RoomAction::Send { event, .. } => {
+                if let Some(user) = invited_by_state(event) {
+                    self.check_invite(&user).await?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn check_invite(&self, user: &UserId) -> Result<(), ChangeError> {
+        #[derive(Deserialize)]
+        struct Permission<'a> {
+            #[serde(borrow)]
+            default_action: Option<std::borrow::Cow<'a, str>>,
+        }
+        let Some(account) = self.accounts.by_id(user).await? else {
+            return Ok(());
+        };
+        let data = &self.account_data;
+        let datum = data.one(account.number, Scope::Global, INVITE_PERMISSION);
+        let Some(datum) = datum.await? else {
+            return Ok(());
+        };
+        // A value that is not understood blocks nobody, says the specification.
+        let permission = serde_json::from_str::<Permission<'_>>(datum.content.get());
+        match permission {
+            Ok(Permission {
+                default_action: Some(action),
+            }) if action == "block" => Err(ChangeError::InviteBlocked(user.to_owned())),
+            _ => Ok(()),
+        }
+    }
+}

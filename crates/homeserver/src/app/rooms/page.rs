@@ -1,0 +1,397 @@
+//! Pages of history, what surrounds an event, and who was a member at some time.
+//!
+//! Specification: client-server API, "Getting events for a room", "Lazy-loading room members".
+
+use std::collections::BTreeMap;
+
+use homeserver_rooms::{HistoryToken, Place, StateKey, Towards, VisibleEvent};
+use homeserver_storage::Position;
+use ruma::{EventId, OwnedUserId, RoomId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::read::{ReadError, RoomReads, Visit};
+use crate::{
+    app::{ignored::IgnoredUsers, session::Session},
+    sync::{
+        filter::{EventFilter, EventShape},
+        token::SyncToken,
+    },
+};
+
+/// Events in one page at most, whatever the client asks for.
+pub(crate) const MAX_PAGE: usize = 250;
+
+/// Which events of a page the client wants.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Selection {
+    /// The filter.
+    pub(crate) filter: EventFilter,
+    /// Whether member events of senders are wanted beside the events.
+    pub(crate) with_senders: bool,
+}
+
+impl Selection {
+    /// Whether an event is wanted by a reader who ignores these users.
+    fn wants(&self, event: &VisibleEvent, ignored: &IgnoredUsers) -> bool {
+        let pdu = event.pdu();
+        let is_hidden = ignored.hides(pdu.sender(), pdu.state_key().is_some());
+        !is_hidden
+            && self.filter.allows(EventShape {
+                event_type: pdu.event_type(),
+                sender: Some(pdu.sender().as_str()),
+                content: Some(pdu.content()),
+            })
+    }
+}
+
+/// What `/messages` asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct PageRequest {
+    /// Where to begin; at the end of the room that the direction starts from if absent.
+    pub(crate) from: Option<String>,
+    /// Where to stop.
+    pub(crate) to: Option<String>,
+    /// Which way.
+    pub(crate) towards: Towards,
+    /// How many events at most.
+    pub(crate) limit: usize,
+    /// Which events.
+    pub(crate) selection: Selection,
+}
+
+/// A page of events.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// The token it begins at.
+    pub(crate) start: String,
+    /// The token to go on from; absent at the end.
+    pub(crate) end: Option<String>,
+    /// The events in the direction asked for.
+    pub(crate) events: Vec<Box<RawValue>>,
+    /// State that helps to show them.
+    pub(crate) state: Vec<Box<RawValue>>,
+}
+
+/// An event and those around it.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// The token before all of them.
+    pub(crate) start: String,
+    /// The token after all of them.
+    pub(crate) end: String,
+    /// Before the event, newest first.
+    pub(crate) before: Vec<Box<RawValue>>,
+    /// The event.
+    pub(crate) event: Box<RawValue>,
+    /// After the event, oldest first.
+    pub(crate) after: Vec<Box<RawValue>>,
+    /// The state at the last of them.
+    pub(crate) state: Vec<Box<RawValue>>,
+}
+
+/// Whose member events are wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MemberSelection {
+    /// The time, as a token.
+    pub(crate) at: Option<String>,
+    /// With this membership.
+    pub(crate) only: Option<String>,
+    /// Or without this one.
+    pub(crate) not: Option<String>,
+}
+
+impl MemberSelection {
+    /// The two conditions are joined by "or", and neither means everybody.
+    fn wants(&self, membership: &str) -> bool {
+        match (&self.only, &self.not) {
+            (None, None) => true,
+            (only, not) => {
+                only.as_deref() == Some(membership)
+                    || not.as_deref().is_some_and(|not| not != membership)
+            }
+        }
+    }
+}
+
+impl RoomReads {
+    /// A page of the room's history.
+    pub(crate) async fn messages(
+        &self,
+        session: &Session,
+        room: &RoomId,
+        wanted: PageRequest,
+    ) -> Result<Page, ReadError> {
+        let visit = self.enter(&session.user, room).await?;
+        let to = wanted.to.as_deref().map(|to| self.token(to)).transpose()?;
+        let from = match &wanted.from {
+            Some(from) => self.token(from)?,
+            None => self.outermost(&visit, wanted.towards),
+        };
+        let limit = wanted.limit.min(MAX_PAGE);
+        let ignored = self.ignored_by(session).await?;
+        let selection = &wanted.selection;
+        let page = self
+            .rooms
+            .history(
+                &visit.reader,
+                &visit.room,
+                Some(from),
+                (wanted.towards, limit),
+                &|event| selection.wants(event, &ignored),
+            )
+            .await?;
+        let found = page.events.len();
+        let mut events = page.events;
+        if let Some(to) = to {
+            events.truncate(count_before(&events, to, wanted.towards));
+        }
+        let stopped = events.len() < found;
+        let end = page.next.filter(|_| !stopped);
+        let state = self.senders_of(&visit, selection, &events).await?;
+        Ok(Page {
+            start: from.to_string(),
+            end: end.map(|end| end.to_string()),
+            events: self
+                .present(session, &visit.room, &visit.reader, &events)
+                .await?,
+            state: self
+                .present(session, &visit.room, &visit.reader, &state)
+                .await?,
+        })
+    }
+
+    /// The place that a page without `from` begins at: the reader's newest, or the oldest there is.
+    fn outermost(&self, visit: &Visit, towards: Towards) -> HistoryToken {
+        let newest = self.rooms.token_at(visit.state.position);
+        match towards {
+            Towards::Older => newest,
+            Towards::Newer => HistoryToken {
+                place: Place::Start,
+                ..newest
+            },
+        }
+    }
+
+    /// Reads a token of `/messages` or the like, or of `/sync`.
+    pub(super) fn token(&self, text: &str) -> Result<HistoryToken, ReadError> {
+        if let Ok(sync) = text.parse::<SyncToken>() {
+            let token = HistoryToken::at_position(sync.epoch, sync.position);
+            return Ok(self.rooms.parse_token(&token.to_string())?);
+        }
+        Ok(self.rooms.parse_token(text)?)
+    }
+
+    /// The member events of those who sent `events`, as they were when each sent the newest of
+    /// them; only for readers who load members lazily.
+    async fn senders_of(
+        &self,
+        visit: &Visit,
+        selection: &Selection,
+        events: &[VisibleEvent],
+    ) -> Result<Vec<VisibleEvent>, ReadError> {
+        if !selection.with_senders {
+            return Ok(Vec::new());
+        }
+        let mut newest: BTreeMap<OwnedUserId, &VisibleEvent> = BTreeMap::new();
+        for event in events {
+            let known = newest
+                .entry(event.pdu().sender().to_owned())
+                .or_insert(event);
+            if event.history_key() > known.history_key() {
+                *known = event;
+            }
+        }
+        let mut numbers = Vec::with_capacity(newest.len());
+        for (sender, event) in newest {
+            let root = event.state_before();
+            let (room, key) = (&visit.room, sender.as_str());
+            numbers.extend(
+                self.rooms
+                    .state_value(room, root, "m.room.member", key)
+                    .await?,
+            );
+        }
+        Ok(self.rooms.state_events(&visit.state, &numbers).await?)
+    }
+
+    /// An event and what surrounds it.
+    pub(crate) async fn context(
+        &self,
+        session: &Session,
+        room: &RoomId,
+        event: &EventId,
+        limit: usize,
+        selection: &Selection,
+    ) -> Result<Surroundings, ReadError> {
+        let visit = self.enter(&session.user, room).await?;
+        let event = self
+            .rooms
+            .visible_by_id(&visit.reader, &visit.room, event)
+            .await?;
+        let event = event.ok_or(ReadError::NoSuchEvent)?;
+        let ignored = self.ignored_by(session).await?;
+        let around = self
+            .rooms
+            .context(
+                &visit.reader,
+                &visit.room,
+                event,
+                limit.min(MAX_PAGE),
+                &|event| selection.wants(event, &ignored),
+            )
+            .await?;
+        let last = around.after.last().unwrap_or(&around.event);
+        let shown = around
+            .before
+            .iter()
+            .chain(&around.after)
+            .chain([&around.event]);
+        let shown: Vec<_> = shown.collect();
+        let shown = selection.with_senders.then_some(shown.as_slice());
+        let state = self.state_after(&visit, last, shown).await?;
+        let state: Vec<_> = state
+            .into_iter()
+            .filter(|event| selection.wants(event, &ignored))
+            .collect();
+        let (room, reader) = (&visit.room, &visit.reader);
+        let mut middle = self.present(session, room, reader, &[around.event]).await?;
+        Ok(Surroundings {
+            start: around.start.to_string(),
+            end: around.end.to_string(),
+            before: self.present(session, room, reader, &around.before).await?,
+            event: middle.pop().ok_or(ReadError::NoSuchEvent)?,
+            after: self.present(session, room, reader, &around.after).await?,
+            state: self.present(session, room, reader, &state).await?,
+        })
+    }
+
+    /// The state after an event; of the members only the senders of `shown` if those are asked for.
+    async fn state_after(
+        &self,
+        visit: &Visit,
+        event: &VisibleEvent,
+        shown: Option<&[&VisibleEvent]>,
+    ) -> Result<Vec<VisibleEvent>, ReadError> {
+        let all = self
+            .rooms
+            .state_all(&visit.room, event.state_after())
+            .await?;
+        let needed = |key: &StateKey| {
+            key.event_type() != "m.room.member"
+                || shown.is_none_or(|shown| {
+                    let mut senders = shown.iter().map(|event| event.pdu().sender());
+                    senders.any(|sender| sender == key.state_key())
+                })
+        };
+        let needed = all.into_iter().filter(|(key, _)| needed(key));
+        let numbers: Vec<_> = needed.map(|(_, event)| event).collect();
+        Ok(self.rooms.state_events(&visit.state, &numbers).await?)
+    }
+
+    /// Member events, now or at some time.
+    pub(crate) async fn members(
+        &self,
+        session: &Session,
+        room: &RoomId,
+        wanted: MemberSelection,
+    ) -> Result<Vec<Box<RawValue>>, ReadError> {
+        #[derive(Deserialize)]
+        struct Content {
+            membership: String,
+        }
+        let mut visit = self.enter(&session.user, room).await?;
+        if let Some(at) = &wanted.at {
+            let token = self.token(at)?;
+            self.go_back(&mut visit, position_of(token)).await?;
+        }
+        let mut members = self.member_events(&visit.room, &visit.state).await?;
+        members.retain(|event| {
+            let content = serde_json::from_str::<Content>(event.pdu().content().get());
+            content.is_ok_and(|content| wanted.wants(&content.membership))
+        });
+        self.present(session, &visit.room, &visit.reader, &members)
+            .await
+    }
+
+    /// Turns a visit to an earlier state, if the reader may see events of that time.
+    async fn go_back(&self, visit: &mut Visit, to: Position) -> Result<(), ReadError> {
+        if to >= visit.state.position {
+            return Ok(());
+        }
+        let last = self.rooms.last_arrival(visit.room.number, to).await?;
+        let last = last.ok_or(ReadError::NotInRoom)?;
+        let seen = self
+            .rooms
+            .visible(&visit.reader, &visit.room, &[last.event])
+            .await?;
+        if seen.is_empty() {
+            return Err(ReadError::NotInRoom);
+        }
+        visit.state.root = self.rooms.state_at(visit.room.number, to).await?.root;
+        visit.state.position = to;
+        Ok(())
+    }
+}
+
+/// The position in the order of arrival that a token stands for, as near as it can be said.
+fn position_of(token: HistoryToken) -> Position {
+    match token.place {
+        Place::Before(key) if key.live => key.tie.saturating_sub(1).min(token.bound),
+        Place::After(key) if key.live => key.tie.min(token.bound),
+        _ => token.bound,
+    }
+}
+
+/// How many of a page's events, in its order, lie before the place where it is to stop.
+pub(super) fn count_before(events: &[VisibleEvent], stop: HistoryToken, towards: Towards) -> usize {
+    let beyond = |event: &VisibleEvent| {
+        let is_older = lies_before(event, stop);
+        match towards {
+            Towards::Older => is_older,
+            Towards::Newer => !is_older,
+        }
+    };
+    events.iter().position(beyond).unwrap_or(events.len())
+}
+
+/// Whether an event lies on the older side of a place.
+fn lies_before(event: &VisibleEvent, place: HistoryToken) -> bool {
+    match place.place {
+        Place::Start => false,
+        Place::Before(key) => event.history_key() < key,
+        Place::After(key) => event.history_key() <= key,
+        // What never arrived is history, older than every arrival.
+        Place::Bound => event
+            .position()
+            .is_none_or(|position| position <= place.bound),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_membership_conditions_are_joined_by_or() {
+        let cases = [
+            (None, None, ["join", "leave", "ban"].as_slice()),
+            (Some("join"), None, &["join"]),
+            (None, Some("join"), &["leave", "ban"]),
+            (Some("join"), Some("leave"), &["join", "ban"]),
+            (Some("leave"), Some("leave"), &["join", "leave", "ban"]),
+        ];
+        for (only, not, wanted) in cases {
+            let selection = MemberSelection {
+                at: None,
+                only: only.map(str::to_owned),
+                not: not.map(str::to_owned),
+            };
+            let all = ["join", "leave", "ban"].into_iter();
+            let found: Vec<_> = all
+                .filter(|membership| selection.wants(membership))
+                .collect();
+            assert_eq!(found, wanted, "{only:?} {not:?}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Everything under `/rooms`, and what finds rooms. One file per area.
+
+mod aliases;
+mod create;
+mod history;
+mod membership;
+mod public;
+mod relations;
+mod report;
+mod send;
+mod state;
+
+use super::Routes;
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .merge(create::routes())
+        .merge(membership::routes())
+        .merge(send::routes())
+        .merge(state::routes())
+        .merge(history::routes())
+        .merge(relations::routes())
+        .merge(aliases::routes())
+        .merge(public::routes())
+        .merge(report::routes())
+}
+
+#[cfg(test)]
+mod tests;

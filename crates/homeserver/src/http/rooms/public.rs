@@ -1,0 +1,128 @@
+//! `GET` and `POST /publicRooms`: the rooms that this server lists. `GET /room_summary`: what one
+//! room looks like from outside.
+//!
+//! Other servers are not asked: a list of another server is answered with 404.
+//!
+//! Specification: client-server API, "Published room directory", "Room summary".
+
+use axum::{extract::State, response::Response};
+use ruma::{
+    OwnedServerName,
+    api::client::{
+        directory::{get_public_rooms, get_public_rooms_filtered},
+        room::get_summary,
+    },
+    directory::RoomNetwork,
+};
+use serde::Serialize;
+
+use super::history::{count, json, token};
+use crate::{
+    app::{
+        rooms::{Listed, PublicRooms, PublicRoomsRequest, RoomReads, RoomSummary},
+        session::Session,
+    },
+    http::{ApiError, Routes, Ruma},
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .ruma(all)
+        .ruma(filtered)
+        .ruma(summary)
+        // The path that shipped clients ask.
+        .ruma_also(
+            &["/_matrix/client/unstable/im.nheko.summary/summary/{room}"],
+            summary,
+        )
+}
+
+/// The answer of both forms of `/publicRooms`.
+#[derive(Debug, Serialize)]
+struct PublicRoomsAnswer {
+    chunk: Vec<RoomSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    total_room_count_estimate: usize,
+}
+
+impl From<Listed> for PublicRoomsAnswer {
+    fn from(listed: Listed) -> Self {
+        Self {
+            chunk: listed.rooms,
+            next_batch: listed.next,
+            prev_batch: listed.previous,
+            total_room_count_estimate: listed.total,
+        }
+    }
+}
+
+async fn all(
+    State(directory): State<PublicRooms>,
+    Ruma(request): Ruma<get_public_rooms::v3::Request>,
+) -> Result<Response, ApiError> {
+    check_server(&directory, request.server)?;
+    let wanted = PublicRoomsRequest {
+        limit: request.limit.map(count),
+        since: token(request.since),
+        ..PublicRoomsRequest::default()
+    };
+    let listed = directory.list(&wanted).await?;
+    json(&PublicRoomsAnswer::from(listed))
+}
+
+async fn filtered(
+    State(directory): State<PublicRooms>,
+    _session: Session,
+    Ruma(request): Ruma<get_public_rooms_filtered::v3::Request>,
+) -> Result<Response, ApiError> {
+    check_server(&directory, request.server)?;
+    if let RoomNetwork::ThirdParty(_) = request.room_network {
+        // No third-party network is bridged here, so none lists a room.
+        return json(&PublicRoomsAnswer::from(Listed::default()));
+    }
+    let types = request.filter.room_types.iter();
+    let wanted = PublicRoomsRequest {
+        limit: request.limit.map(count),
+        since: token(request.since),
+        term: token(request.filter.generic_search_term),
+        types: types.map(|kind| kind.as_str().map(str::to_owned)).collect(),
+    };
+    let listed = directory.list(&wanted).await?;
+    json(&PublicRoomsAnswer::from(listed))
+}
+
+fn check_server(directory: &PublicRooms, server: Option<OwnedServerName>) -> Result<(), ApiError> {
+    match server {
+        Some(server) if server != *directory.server_name() => {
+            let message = "The list of another server cannot be fetched";
+            Err(ApiError::not_found(message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A room's summary and what the reader is to the room.
+#[derive(Debug, Serialize)]
+struct SummaryAnswer {
+    #[serde(flatten)]
+    summary: RoomSummary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<&'static str>,
+}
+
+async fn summary(
+    State(reads): State<RoomReads>,
+    session: Option<Session>,
+    Ruma(request): Ruma<get_summary::v1::Request>,
+) -> Result<Response, ApiError> {
+    let (summary, membership) = reads
+        .summary(session.as_ref(), &request.room_id_or_alias)
+        .await?;
+    json(&SummaryAnswer {
+        summary,
+        membership,
+    })
+}
