@@ -238,6 +238,13 @@ struct Working {
     finished: bool,
 }
 
+impl Working {
+    /// There is nothing to do.
+    fn end(mut self) {
+        self.finished = true;
+    }
+}
+
 impl Drop for Working {
     fn drop(&mut self) {
         if !self.finished {
@@ -248,7 +255,7 @@ impl Drop for Working {
 
 impl Shared {
     fn start(shared: &Arc<Self>) {
-        let mut working = Working {
+        let working = Working {
             shared: Arc::clone(shared),
             finished: false,
         };
@@ -259,14 +266,14 @@ impl Shared {
                 // An error means that the job panicked or never ran: `Working` closes the queue.
                 let drained = pool.run(move || {
                     working.shared.drain_blocking();
-                    working.finished = true;
+                    working.end();
                 });
                 let _ = drained.await;
             });
         } else {
             tasks.spawn(async move {
                 working.shared.drain().await;
-                working.finished = true;
+                working.end();
             });
         }
     }

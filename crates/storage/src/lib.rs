@@ -17,6 +17,8 @@ pub mod engines;
 pub mod journal;
 pub mod judge;
 pub mod key;
+pub mod maintenance;
+pub mod migrations;
 pub mod numbers;
 pub mod row;
 mod store;

@@ -14,7 +14,7 @@ use crate::{
     committer::{Committer, Work},
     engine::KeyRange,
     numbers::Known,
-    system::{META, REGISTERED, TABLES},
+    system::{META, REGISTERED, TABLES, UNFINISHED},
     table::{Collision, Registry},
 };
 
@@ -62,6 +62,9 @@ pub enum OpenError {
         /// Its format.
         found: u64,
     },
+    /// A conversion did not come to its end.
+    #[error("the database is an unfinished copy: remove it and convert again")]
+    Unfinished,
     /// A table number means something else in this program.
     #[error("table {id} is {stored:?} in the database and {declared:?} in this program")]
     OtherTable {
@@ -331,6 +334,9 @@ impl Store {
 
     /// Writes format and epoch into an empty database, or checks the format of a full one.
     async fn set_up(&self) -> Result<(), OpenError> {
+        if self.get(&META, &UNFINISHED).await?.is_some() {
+            return Err(OpenError::Unfinished);
+        }
         match self.meta("format").await? {
             Some(FORMAT) => return Ok(()),
             Some(found) => return Err(OpenError::Format { found }),

@@ -27,6 +27,9 @@ pub(crate) const MIGRATIONS: Table<u32, Bytes> = Table::new(0x09, "migrations");
 /// The key of the row that holds the last position given, table number included.
 pub(crate) const POSITION_KEY: &[u8] = b"\x01position\0\x01";
 
+/// The row of [`META`] that marks a copy which is not complete.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
 /// Every table of this crate.
 pub const TABLES: &[TableSpec] = &[
     META.spec(),

@@ -116,6 +116,11 @@ impl FjallEngine {
         Ok(engine)
     }
 
+    /// Cuts the journal where it is damaged; gives what was done, in words.
+    pub(crate) fn repair(path: &Path) -> Result<Vec<String>, EngineError> {
+        journal_check::cut_damage(path)
+    }
+
     fn write(&self, writes: &WriteSet<'_>, durability: Durability) -> Result<(), fjall::Error> {
         let mode = match durability {
             Durability::Durable => PersistMode::SyncData,

@@ -72,17 +72,22 @@ impl SledEngine {
         Ok(engine)
     }
 
-    /// Takes back torn batches and what came after them; gives how many groups that were.
-    pub(crate) fn repair(path: &Path) -> Result<u64, EngineError> {
+    /// Takes back torn batches and what came after them; gives what was done, in words.
+    pub(crate) fn repair(path: &Path) -> Result<Vec<String>, EngineError> {
         let engine = Self::open_unchecked(path)?;
         let undone = marker::undo(&engine).map_err(|why| engine.damaged(&why))?;
+        if undone == 0 {
+            return Ok(Vec::new());
+        }
         let forgotten = quietly(|| {
             marker::forget(&engine)?;
             engine.database.flush()
         });
         forgotten.map_err(|error| translate(&engine.path, error))?;
         engine.sync()?;
-        Ok(undone)
+        Ok(vec![format!(
+            "the last {undone} groups of batches were taken back"
+        )])
     }
 
     /// Opens without comparing the markers with the rows, to save what can be read.

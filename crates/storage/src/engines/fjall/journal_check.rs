@@ -29,33 +29,83 @@ const SMALLEST: usize = 13 + 13;
 /// Bytes read at once when looking for zeros.
 const CHUNK: usize = 64 * 1024;
 
-/// Fails if a journal in the database folder is damaged in its middle.
-pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
-    let mut seqno = None;
-    for path in journals(folder)? {
-        let file = File::open(&path).map_err(failed(&path))?;
-        let mut reader = BufReader::new(file);
-        let end = whole_batches(&mut reader, &mut seqno).map_err(|error| match error {
-            Broken::Order(at) => damaged(&path, at, "batches are out of order"),
-            Broken::Io(source) => failed(&path)(source),
-        })?;
-        reader.seek(SeekFrom::Start(end)).map_err(failed(&path))?;
-        if torn_end_or_zeros(&mut reader).map_err(failed(&path))? == Rest::Batches {
-            return Err(damaged(
-                &path,
-                end,
-                "whole batches follow what cannot be read",
-            ));
-        }
-    }
-    Ok(())
+/// Damage in the middle of a journal.
+struct Damage {
+    journal: PathBuf,
+    /// Where the whole batches before it end.
+    at: u64,
+    why: &'static str,
 }
 
-fn damaged(path: &Path, at: u64, why: &str) -> EngineError {
-    EngineError::Damaged {
-        file: path.to_owned(),
-        why: format!("at byte {at}: {why}"),
+/// Fails if a journal in the database folder is damaged in its middle.
+pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
+    match first_damage(folder)? {
+        None => Ok(()),
+        Some(damage) => Err(EngineError::Damaged {
+            file: damage.journal,
+            why: format!("at byte {}: {}", damage.at, damage.why),
+        }),
     }
+}
+
+/// Cuts the first damaged journal before its damage and sets all later ones aside, so that what
+/// remains is whole. A copy of each is kept beside it. Gives what was done, in words.
+pub(super) fn cut_damage(folder: &Path) -> Result<Vec<String>, EngineError> {
+    let Some(damage) = first_damage(folder)? else {
+        return Ok(Vec::new());
+    };
+    let mut done = Vec::new();
+    for journal in journals(folder)? {
+        if number(&journal) < number(&damage.journal) {
+            continue;
+        }
+        let aside = journal.with_extension("jnl-damaged");
+        std::fs::copy(&journal, &aside).map_err(failed(&aside))?;
+        if journal == damage.journal {
+            let file = File::options()
+                .write(true)
+                .open(&journal)
+                .map_err(failed(&journal))?;
+            file.set_len(damage.at).map_err(failed(&journal))?;
+            file.sync_all().map_err(failed(&journal))?;
+            done.push(format!(
+                "{} was cut at byte {}",
+                journal.display(),
+                damage.at
+            ));
+        } else {
+            std::fs::remove_file(&journal).map_err(failed(&journal))?;
+            done.push(format!("{} was set aside", journal.display()));
+        }
+    }
+    crate::engines::local::sync_folder(folder)?;
+    Ok(done)
+}
+
+fn first_damage(folder: &Path) -> Result<Option<Damage>, EngineError> {
+    let mut seqno = None;
+    for journal in journals(folder)? {
+        let file = File::open(&journal).map_err(failed(&journal))?;
+        let mut reader = BufReader::new(file);
+        let (end, in_order) = whole_batches(&mut reader, &mut seqno).map_err(failed(&journal))?;
+        let why = if in_order {
+            reader
+                .seek(SeekFrom::Start(end))
+                .map_err(failed(&journal))?;
+            match torn_end_or_zeros(&mut reader).map_err(failed(&journal))? {
+                Rest::Nothing => continue,
+                Rest::Batches => "whole batches follow what cannot be read",
+            }
+        } else {
+            "batches are out of order"
+        };
+        return Ok(Some(Damage {
+            journal,
+            at: end,
+            why,
+        }));
+    }
+    Ok(None)
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> EngineError {
@@ -83,22 +133,23 @@ fn journals(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-enum Broken {
-    Order(u64),
-    Io(io::Error),
+/// The number in a journal's file name.
+fn number(journal: &Path) -> Option<u64> {
+    journal.file_stem()?.to_str()?.parse().ok()
 }
 
-/// Reads whole batches from the start; gives where they end.
-fn whole_batches(reader: &mut impl Read, seqno: &mut Option<u64>) -> Result<u64, Broken> {
+/// Reads whole batches from the start; gives where they end, and whether that is not because the
+/// next one is out of order.
+fn whole_batches(reader: &mut impl Read, seqno: &mut Option<u64>) -> io::Result<(u64, bool)> {
     let mut end = 0;
-    while let Some(batch) = read_batch(reader).map_err(Broken::Io)? {
+    while let Some(batch) = read_batch(reader)? {
         if seqno.is_some_and(|before| batch.seqno <= before) {
-            return Err(Broken::Order(end));
+            return Ok((end, false));
         }
         *seqno = Some(batch.seqno);
         end += batch.length;
     }
-    Ok(end)
+    Ok((end, true))
 }
 
 struct BatchFound {
@@ -241,10 +292,8 @@ mod tests {
         let (folder, path, bytes) = written();
         check(folder.path()).unwrap();
         let mut seqno = None;
-        let end = whole_batches(&mut bytes.as_slice(), &mut seqno)
-            .map_err(|_| ())
-            .unwrap();
-        assert_eq!(end, bytes.len() as u64, "in {}", path.display());
+        let read = whole_batches(&mut bytes.as_slice(), &mut seqno).unwrap();
+        assert_eq!(read, (bytes.len() as u64, true), "in {}", path.display());
     }
 
     #[test]
@@ -259,7 +308,7 @@ mod tests {
     #[test]
     fn a_flip_before_the_last_batch_is_damage() {
         let (folder, path, bytes) = written();
-        for place in 0..bytes.len() - 400 {
+        for place in (0..bytes.len() - 400).step_by(7) {
             let mut flipped = bytes.clone();
             flipped[place] ^= 1 << (place % 8);
             std::fs::write(&path, &flipped).unwrap();
