@@ -288,12 +288,6 @@ impl Batch {
         self.ops.push(Op { key, value });
     }
 
-    /// A delete of bytes as they are, for ranges that nothing names any more.
-    pub(crate) fn delete_raw(&mut self, key: &[u8]) {
-        let key = self.raw(key);
-        self.ops.push(Op { key, value: None });
-    }
-
     pub(crate) fn ops(&self) -> &[Op] {
         &self.ops
     }

@@ -24,6 +24,10 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 const MAGIC: &[u8; 4] = b"FJL\x03";
+/// More items than any group has; see the limits of the committer.
+const MAX_ITEMS: u32 = 100_000;
+/// The greatest of the numbers of value, tombstone and the like.
+const MAX_VALUE_TYPE: u8 = 4;
 /// Bytes of the smallest batch: start, end.
 const SMALLEST: usize = 13 + 13;
 /// Bytes read at once when looking for zeros.
@@ -248,15 +252,41 @@ fn torn_end_or_zeros(reader: &mut BufReader<File>) -> io::Result<Rest> {
         rest.pop();
     }
     // The last checksum's trailer never ends in a zero, so nothing whole was cut off.
-    for place in 1..rest.len().saturating_sub(SMALLEST - 1) {
-        let mut candidate = &rest[place..];
-        let empty = candidate[1..5] == [0; 4];
-        if candidate[0] == START && !empty && parse_batch(&mut candidate).is_ok_and(|b| b.is_some())
-        {
-            return Ok(Rest::Batches);
-        }
-    }
-    Ok(Rest::Nothing)
+    let places = 1..rest.len().saturating_sub(SMALLEST - 1);
+    let found = places
+        .map(|place| &rest[place..])
+        .filter(|candidate| looks_like_batch(candidate))
+        .any(|mut candidate| parse_batch(&mut candidate).is_ok_and(|batch| batch.is_some()));
+    Ok(if found { Rest::Batches } else { Rest::Nothing })
+}
+
+/// Whether it may be worth parsing: tag, a plausible number of items, the head of the first.
+fn looks_like_batch(bytes: &[u8]) -> bool {
+    let [
+        START,
+        c0,
+        c1,
+        c2,
+        c3,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        first,
+        kind,
+        compression,
+        ..,
+    ] = bytes
+    else {
+        return false;
+    };
+    let count = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
+    let item = *first == ITEM && *kind <= MAX_VALUE_TYPE && *compression <= 1;
+    (1..=MAX_ITEMS).contains(&count) && (item || *first == CLEAR)
 }
 
 #[cfg(test)]
