@@ -18,7 +18,7 @@ const REPORT_FILED: u16 = 0x0310;
 const VERSION: u8 = 1;
 
 /// (position) → a report.
-const REPORTS: Table<u64, ReportRow> = Table::new(0x98, "reports");
+const REPORTS: Table<u64, ReportRow> = Table::new(0x9e, "reports");
 
 /// The tables of this module.
 pub(crate) const TABLES: &[TableSpec] = &[REPORTS.spec()];
