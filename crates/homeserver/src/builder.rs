@@ -2,10 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
+use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, PoolClosed, Runtime, Tasks};
 use homeserver_storage::{
-    CommitError, Engine, EngineError, StorageError, Store, TableSpec,
+    BlobError, BlobStore, CommitError, Engine, FileBlobs, MemoryBlobs, EngineError, StorageError, Store, TableSpec,
     engines::{
         fjall::{FjallEngine, FjallOptions},
         memory::MemoryEngine,
@@ -76,6 +77,9 @@ pub enum OpenError {
     /// The engine was not opened, because the process is shutting down.
     #[error(transparent)]
     Pool(PoolClosed),
+    /// The folder of uploads cannot be used.
+    #[error("cannot use the folder of uploads")]
+    Uploads(#[from] BlobError),
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] homeserver_storage::OpenError),
@@ -116,6 +120,7 @@ pub struct HomeserverBuilder {
     server_name: Option<String>,
     config: Config,
     engine: Option<Arc<dyn Engine>>,
+    blobs: Option<Arc<dyn BlobStore>>,
     runtime: Option<Runtime>,
 }
 
@@ -125,6 +130,7 @@ impl HomeserverBuilder {
             server_name: Some(server_name.to_owned()),
             config: Config::default(),
             engine: None,
+            blobs: None,
             runtime: None,
         }
     }
@@ -134,6 +140,7 @@ impl HomeserverBuilder {
             server_name: None,
             config,
             engine: None,
+            blobs: None,
             runtime: None,
         }
     }
@@ -149,6 +156,13 @@ impl HomeserverBuilder {
     #[must_use]
     pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
         self.engine = Some(engine);
+        self
+    }
+
+    /// Keeps uploads in this store instead of files.
+    #[must_use]
+    pub fn blobs(mut self, blobs: Arc<dyn BlobStore>) -> Self {
+        self.blobs = Some(blobs);
         self
     }
 
@@ -190,7 +204,18 @@ impl HomeserverBuilder {
             signing_key: Arc::new(signing_key),
             default_version: config.rooms.default_version.clone(),
         };
+        let media = MediaOptions {
+            server_name: config.server_name.clone(),
+            max_upload_size: config.media.max_upload_size,
+            max_bytes_per_user: None,
+            allow_legacy_unauthenticated: config.media.allow_legacy_unauthenticated,
+        };
+        let blobs = match self.blobs {
+            Some(blobs) => blobs,
+            None => open_blobs(&config, in_folder, &runtime)?,
+        };
         let foundation = Foundation {
+            media: Media::open(&store, blobs, &runtime, media),
             rooms: Rooms::open(store.clone(), &runtime, rooms).await?,
             passwords: Passwords::open(runtime.clone()).await?,
             runtime,
@@ -206,6 +231,7 @@ impl HomeserverBuilder {
 /// The tables of all crates.
 const TABLES: &[&[TableSpec]] = &[
     homeserver_rooms::TABLES,
+    homeserver_media::TABLES,
     homeserver_users::TABLES,
     reports::TABLES,
     &tokens::TABLES,
@@ -213,6 +239,21 @@ const TABLES: &[&[TableSpec]] = &[
     pushers::TABLES,
     &closing::TABLES,
 ];
+
+/// Uploads are files, in the configured folder or beside the database; in memory where nothing
+/// says where.
+fn open_blobs(
+    config: &Config,
+    in_folder: bool,
+    runtime: &Runtime,
+) -> Result<Arc<dyn BlobStore>, OpenError> {
+    let folder = match &config.media.path {
+        Some(folder) => folder.clone(),
+        None if in_folder => config.storage.path.join("media"),
+        None => return Ok(Arc::new(MemoryBlobs::new(runtime))),
+    };
+    Ok(Arc::new(FileBlobs::open(folder, runtime)?))
+}
 
 /// Opens the configured engine, off the async workers: after a crash that replays a journal. Its
 /// folder is made if it is missing.

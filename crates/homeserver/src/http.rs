@@ -37,6 +37,7 @@ mod error;
 mod interactive;
 mod limits;
 mod login;
+mod media;
 mod operator;
 mod register;
 mod rooms;
@@ -84,6 +85,7 @@ fn client_routes() -> Routes {
         .merge(devices::routes())
         .merge(discovery::routes())
         .merge(login::routes())
+        .merge(media::routes())
         .merge(register::routes())
         .merge(rooms::routes())
         .merge(sync::routes())

@@ -4,6 +4,8 @@
 //! A blob is written once and never changed. The row that names a blob is committed after the blob
 //! is durable; a blob that no row names is garbage, found by [`BlobStore::list`].
 
+mod memory;
+
 use std::{
     fmt,
     fmt::Write as _,
@@ -27,6 +29,8 @@ const CHUNK: usize = 64 * 1024;
 const FOLDER_DIGITS: usize = 2;
 /// The folder of uploads that are not complete.
 const INCOMING: &str = "incoming";
+
+pub use memory::MemoryBlobs;
 
 /// Names a blob: random, so that it tells nothing of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

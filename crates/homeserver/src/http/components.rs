@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
+use homeserver_media::Media;
 use homeserver_rooms::Rooms;
 use homeserver_runtime::Runtime;
 use homeserver_storage::Store;
@@ -66,6 +67,8 @@ components! {
     store: Store,
     /// All rooms.
     rooms: Arc<Rooms>,
+    /// Uploads and their thumbnails.
+    media: Media,
     /// All that belongs to users, by number; prefer the part you need.
     users: Users,
     /// Accounts.
@@ -135,6 +138,7 @@ pub(crate) struct Foundation {
     pub(crate) store: Store,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) users: Users,
+    pub(crate) media: Media,
     pub(crate) passwords: Passwords,
 }
 
@@ -146,6 +150,7 @@ impl Components {
             store,
             rooms,
             users,
+            media,
             passwords,
         } = foundation;
         let push_rules = PushRules::new(users.clone());
@@ -232,6 +237,7 @@ impl Components {
             ),
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
+            media,
             rooms,
             runtime,
             server_name,
