@@ -10,9 +10,9 @@ use homeserver_storage::{
 use homeserver_users::UserNumber;
 
 /// (user number, app id, pushkey) → the pusher as JSON.
-const PUSHERS: Table<(u64, String, String), Bytes> = Table::new(0x98, "pushers");
+const PUSHERS: Table<(u64, String, String), Bytes> = Table::new(0x9a, "pushers");
 /// (app id, pushkey, user number) → nothing. Who else has a pusher with this key.
-const PUSHER_OWNERS: Table<(String, String, u64), ()> = Table::new(0x99, "pusher_owners");
+const PUSHER_OWNERS: Table<(String, String, u64), ()> = Table::new(0x9b, "pusher_owners");
 
 /// The tables of this module.
 pub(crate) const TABLES: &[TableSpec] = &[PUSHERS.spec(), PUSHER_OWNERS.spec()];
