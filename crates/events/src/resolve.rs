@@ -72,7 +72,8 @@ pub enum Step {
     /// Call again with this.
     Need(Need),
     /// The value of every key on which the states do not agree; such a key that is not here has no
-    /// value. Everything else stays as it is in all of them.
+    /// value. There may also be keys that none of the states has, from events of their auth chains.
+    /// Everything else stays as it is in all of them.
     Done(BTreeMap<StateKey, EventNumber>),
     /// A bound was reached. Nothing may be concluded.
     OverLimit(Limit),

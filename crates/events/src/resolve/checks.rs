@@ -41,6 +41,10 @@ impl PartialState {
         self.applied.insert(key, event);
     }
 
+    pub(super) fn unset(&mut self, key: &StateKey) {
+        self.applied.remove(key);
+    }
+
     /// The value of a key; what the base may have for it was required before.
     fn value(&self, key: &StateKey, known: &Known) -> Option<EventNumber> {
         let beneath = || match self.base {

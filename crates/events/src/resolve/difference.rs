@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    AuthHeight, EventNumber,
+    AuthHeight, EventNumber, StateKey,
     conflict::{Conflict, StateSet},
     judge,
     known::Known,
@@ -52,7 +52,7 @@ impl Difference {
         budget: &mut Budget,
     ) -> Result<BTreeSet<EventNumber>, Stop> {
         loop {
-            self.queue_arrived(known)?;
+            self.queue_arrived(known, budget)?;
             let Some(&(height, number)) = self.partly.last() else {
                 break;
             };
@@ -63,7 +63,7 @@ impl Difference {
                     self.follow(higher.1, known, budget)?;
                 }
                 _ if self.conflicted.contains(&number)
-                    || self.stays_partly(height, number, known)? =>
+                    || self.stays_partly(height, number, known, budget)? =>
                 {
                     self.partly.remove(&(height, number));
                     self.follow(number, known, budget)?;
@@ -80,8 +80,20 @@ impl Difference {
     }
 
     /// Puts what was newly reached in line by its height.
-    fn queue_arrived(&mut self, known: &mut Known) -> Result<(), Stop> {
-        known.require_links(self.arrived.iter().copied())?;
+    fn queue_arrived(&mut self, known: &mut Known, budget: &mut Budget) -> Result<(), Stop> {
+        let arrived = self.arrived.iter().copied();
+        if arrived.clone().any(|number| known.links(number).is_none()) {
+            // Those in line will be followed next: asking for what they lead to saves rounds.
+            budget.spend_steps(self.partly.len())?;
+            let in_line = self
+                .partly
+                .iter()
+                .filter_map(|(_, number)| known.links(*number));
+            let next: Vec<_> = in_line
+                .flat_map(|links| links.auth.iter().copied())
+                .collect();
+            known.require_links(arrived.chain(next))?;
+        }
         for number in std::mem::take(&mut self.arrived) {
             let Some(links) = known.links(number) else {
                 continue;
@@ -133,29 +145,50 @@ impl Difference {
         height: AuthHeight,
         number: EventNumber,
         known: &mut Known,
+        budget: &mut Budget,
     ) -> Result<bool, Stop> {
-        let waiting = self.partly.iter().map(|(_, number)| *number);
-        let waiting: Vec<_> = waiting
-            .filter(|number| !self.conflicted.contains(number))
-            .collect();
-        known.require_events(waiting.iter().copied())?;
-        let key_of = |number: &EventNumber| known.event(*number).and_then(|e| judge::key(&e.event));
-        let keys: Vec<_> = waiting.iter().filter_map(key_of).collect();
-        let own_key = key_of(&number);
-        known.require_unconflicted(keys)?;
+        let own_key = self.own_key(number, known, budget)?;
         let in_all = own_key.is_some_and(|key| known.unconflicted(&key) == Some(number));
         let higher = if in_all {
             Some(number)
         } else {
             known.next_above(height)?
         };
-        match higher {
-            Some(reached) => {
-                let all = self.all.clone();
-                self.arrive(reached, &all);
-                Ok(false)
-            }
-            None => Ok(true),
+        let Some(reached) = higher else {
+            return Ok(true);
+        };
+        let all = self.all.clone();
+        self.arrive(reached, &all);
+        Ok(false)
+    }
+
+    /// The key of an event, after making sure that its unconflicted value is here. What is not here
+    /// yet is asked for together with that of all others in line.
+    fn own_key(
+        &self,
+        number: EventNumber,
+        known: &mut Known,
+        budget: &mut Budget,
+    ) -> Result<Option<StateKey>, Stop> {
+        let in_line = || self.partly.iter().map(|(_, number)| *number);
+        if known.event(number).is_none() {
+            budget.spend_steps(self.partly.len())?;
+            known.require_events(in_line().filter(|number| !self.conflicted.contains(number)))?;
         }
+        let key_of = |number| {
+            known
+                .event(number)
+                .and_then(|loaded| judge::key(&loaded.event))
+        };
+        let own_key = key_of(number);
+        if own_key
+            .as_ref()
+            .is_some_and(|key| !known.has_unconflicted(key))
+        {
+            budget.spend_steps(self.partly.len())?;
+            let keys: Vec<_> = in_line().filter_map(key_of).collect();
+            known.require_unconflicted(keys)?;
+        }
+        Ok(own_key)
     }
 }

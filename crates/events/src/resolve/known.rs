@@ -175,6 +175,10 @@ impl Known {
         self.events.get(&number)
     }
 
+    pub(super) fn has_unconflicted(&self, key: &StateKey) -> bool {
+        self.unconflicted.contains_key(key)
+    }
+
     /// The unconflicted value of a key that was required before.
     pub(super) fn unconflicted(&self, key: &StateKey) -> Option<EventNumber> {
         self.unconflicted.get(key).copied().flatten()

@@ -42,17 +42,16 @@ pub(super) fn resolve(
         Pass::Members,
         Pass::Others,
     ] {
-        let now = open.extract_if(.., |key, _| pass.takes(key));
-        let resolved: Vec<_> = now
-            .filter_map(|(key, events)| {
-                let winner = match pass {
-                    Pass::Others => deepest_allowed(rules, &events, &state, known),
-                    _ => last_allowed(rules, key, &events, &state, known),
-                };
-                Some((key.clone(), winner?))
-            })
-            .collect();
-        for (key, winner) in resolved {
+        let mut winners = Vec::new();
+        for (key, events) in open.extract_if(.., |key, _| pass.takes(key)) {
+            budget.spend_steps(events.len())?;
+            let winner = match pass {
+                Pass::Others => deepest_allowed(rules, &events, &state, known),
+                _ => last_allowed(rules, key, &events, &mut state, known),
+            };
+            winners.extend(winner.map(|winner| (key.clone(), winner)));
+        }
+        for (key, winner) in winners {
             state.set(key, winner);
         }
     }
@@ -92,24 +91,25 @@ fn by_depth(values: &[Option<EventNumber>], known: &Known) -> Vec<EventNumber> {
     events
 }
 
-/// Follows the events upwards for as long as each is allowed where the one before holds.
+/// Follows the events upwards for as long as each is allowed where the one before holds. Leaves the
+/// state as it was.
 fn last_allowed(
     rules: &'static Rules,
     key: &StateKey,
     events: &[EventNumber],
-    state: &PartialState,
+    state: &mut PartialState,
     known: &Known,
 ) -> Option<EventNumber> {
     let (first, rest) = events.split_first()?;
-    let mut state = state.clone();
     let mut winner = *first;
     for event in rest {
         state.set(key.clone(), winner);
-        if !checks::is_allowed(rules, *event, &state, known) {
+        if !checks::is_allowed(rules, *event, state, known) {
             break;
         }
         winner = *event;
     }
+    state.unset(key);
     Some(winner)
 }
 

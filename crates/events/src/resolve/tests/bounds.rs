@@ -170,3 +170,29 @@ fn old_history_and_many_members_are_not_walked() {
         assert!(usage.rounds < walked + 20, "{version:?}: {usage:?}");
     }
 }
+
+/// A partition on both sides of which many joined: few rounds, and each event loaded once.
+#[test]
+fn a_long_partition_takes_few_rounds() {
+    const MEMBERS: usize = 60;
+    for version in [RoomVersion::V1, RoomVersion::V11, RoomVersion::V12] {
+        let mut forked = ForkedRoom::new(version, 0);
+        for n in 0..MEMBERS {
+            for fork in 0..2 {
+                let member = format!("@m{n}:{fork}.org");
+                for name in ["one", "two"] {
+                    let join = json!({ "membership": "join", "displayname": name });
+                    assert!(forked.send(fork, &member, "m.room.member", &member, &join, 100));
+                }
+            }
+        }
+        let states = &forked.states[..2];
+        let (resolved, usage) = forked.room.resolve_within(states, Limits::default());
+        assert_eq!(resolved.unwrap(), forked.check(states));
+        assert!(usage.rounds < 20, "{version:?}: {usage:?}");
+        assert!(
+            usage.links.max(usage.events) <= 4 * MEMBERS + 20,
+            "{version:?}: {usage:?}"
+        );
+    }
+}
