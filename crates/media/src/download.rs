@@ -101,6 +101,10 @@ impl Media {
         access: Access,
         patience: Duration,
     ) -> Result<FileRow, DownloadError> {
+        // The first look is no waiting, however little patience there is.
+        if let Some(file) = self.file_now(server, id, access).await? {
+            return Ok(file);
+        }
         let wait = async {
             loop {
                 // Listening before looking: what arrives between the two is not missed.

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_PER_HOST: usize = 4;
 
 /// How long an idle connection is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How the client is set up, from the configuration.
 #[derive(Clone, Debug, Default)]
@@ -196,23 +196,23 @@ impl Outbound {
     async fn follow(&self, mut exchange: Exchange) -> Result<Answer, OutboundError> {
         let limits = exchange.limits;
         let follows = [Method::GET, Method::HEAD].contains(&exchange.method);
-        let mut left = if follows { limits.redirects } else { 0 };
+        let mut left = limits.redirects;
         loop {
             let response = self.send(&exchange).await?;
-            let target = redirect_target(&exchange.url, &response);
-            match target {
-                Some(target) if limits.redirects > 0 && follows => {
-                    left = left.checked_sub(1).ok_or(OutboundError::Redirect)?;
-                    let target = target.ok_or(OutboundError::Redirect)?;
-                    if target.origin() != exchange.url.origin() {
-                        // Credentials were meant for the first host only.
-                        exchange.headers.remove(header::AUTHORIZATION);
-                        exchange.headers.remove(header::COOKIE);
-                    }
-                    exchange.url = target;
-                }
-                _ => return read(exchange.url, response, limits.body).await,
+            let redirected = redirect_target(&exchange.url, &response);
+            if limits.redirects == 0 || !follows || matches!(redirected, Redirected::No) {
+                return read(exchange.url, response, limits.body).await;
             }
+            left = left.checked_sub(1).ok_or(OutboundError::Redirect)?;
+            let Redirected::To(target) = redirected else {
+                return Err(OutboundError::Redirect);
+            };
+            if target.origin() != exchange.url.origin() {
+                // Credentials were meant for the first host only.
+                exchange.headers.remove(header::AUTHORIZATION);
+                exchange.headers.remove(header::COOKIE);
+            }
+            exchange.url = target;
         }
     }
 
@@ -248,8 +248,14 @@ impl Outbound {
     }
 }
 
-/// Where a redirect leads: `None` if it is none, `Some(None)` if it leads nowhere.
-fn redirect_target(from: &Url, response: &reqwest::Response) -> Option<Option<Url>> {
+/// Whether and where an answer redirects.
+enum Redirected {
+    No,
+    Nowhere,
+    To(Url),
+}
+
+fn redirect_target(from: &Url, response: &reqwest::Response) -> Redirected {
     let redirects = [
         StatusCode::MOVED_PERMANENTLY,
         StatusCode::FOUND,
@@ -258,10 +264,11 @@ fn redirect_target(from: &Url, response: &reqwest::Response) -> Option<Option<Ur
         StatusCode::PERMANENT_REDIRECT,
     ];
     if !redirects.contains(&response.status()) {
-        return None;
+        return Redirected::No;
     }
     let location = response.headers().get(header::LOCATION);
-    Some(location.and_then(|value| from.join(value.to_str().ok()?).ok()))
+    let target = location.and_then(|value| from.join(value.to_str().ok()?).ok());
+    target.map_or(Redirected::Nowhere, Redirected::To)
 }
 
 /// Reads the body up to `limit` bytes; one more is an error, announced or not.

@@ -24,3 +24,6 @@ pub use address::{AddressPolicy, Denied};
 pub use client::{Answer, Exchange, Limits, Outbound, OutboundError, OutboundOptions, SetupError};
 /// A URL, as [`Exchange`] takes it.
 pub use reqwest::Url;
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,7 @@ enum Lookup {
     /// The operating system: hosts file, resolv.conf and whatever else it is set up to ask.
     System,
     /// The DNS servers of the configuration.
-    Servers(TokioResolver),
+    Servers(Box<TokioResolver>),
 }
 
 /// Resolves names and drops every address that the policy denies.
@@ -40,7 +40,7 @@ impl GuardedResolver {
         let lookup = if servers.is_empty() {
             Lookup::System
         } else {
-            Lookup::Servers(dns_client(servers)?)
+            Lookup::Servers(Box::new(dns_client(servers)?))
         };
         Ok(Self { lookup, policy })
     }

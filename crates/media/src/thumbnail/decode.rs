@@ -74,7 +74,7 @@ impl<'a> Source<'a> {
             Format::Gif => {
                 let mut gif = GifDecoder::new(reader).map_err(failed)?;
                 gif.set_limits(limits()).map_err(failed)?;
-                Ok(gif.into_frames().take(2).filter(Result::is_ok).count() == 2)
+                Ok(gif.into_frames().take(2).flatten().count() == 2)
             }
         }
     }
