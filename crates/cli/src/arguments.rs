@@ -28,6 +28,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Work on the database, while the server does not run
+    Storage {
+        #[command(subcommand)]
+        command: StorageCommand,
+    },
     /// Work on the configuration
     Config {
         #[command(subcommand)]
@@ -41,6 +46,20 @@ pub(crate) enum Command {
 pub(crate) enum ConfigCommand {
     /// Read file and environment, and report what is wrong
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StorageCommand {
+    /// Read every row, and report what is wrong
+    Check,
+    /// Bring a damaged database to its last whole state
+    Recover,
+    /// Copy the database into one of another engine
+    Convert {
+        /// The other engine: fjall or sled
+        #[arg(long)]
+        to: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ mod arguments;
 mod configuration;
 mod report;
 mod serve;
+mod storage;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -45,6 +46,10 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
         Command::Admin { command } => {
             let config = configuration::load(file)?;
             runtime()?.block_on(admin::run(config, command))
+        }
+        Command::Storage { command } => {
+            let config = configuration::load(file)?;
+            runtime()?.block_on(storage::run(config, command))
         }
         Command::Config {
             command: ConfigCommand::Check,
