@@ -133,6 +133,7 @@ struct Queue {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are batches")]
 enum Waiting {
     Batch {
         batch: Batch,

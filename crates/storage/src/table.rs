@@ -34,6 +34,9 @@ impl<K, V> fmt::Debug for Table<K, V> {
 
 impl<K, V> Table<K, V> {
     /// A table whose keys begin with `id`.
+    ///
+    /// # Panics
+    /// When `id` is 0 or 255; in a `const`, as tables are, while compiling.
     pub const fn new(id: u8, name: &'static str) -> Self {
         assert!(
             id != 0 && id != u8::MAX,

@@ -8,6 +8,14 @@
 //!
 //! `STORAGE_CRASH_ROUNDS` sets the rounds per engine and fault (100), `STORAGE_CRASH_SEED` the seed.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "crash/child.rs"]
 mod child;
 #[path = "crash/damage.rs"]

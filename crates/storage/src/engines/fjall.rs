@@ -9,6 +9,7 @@
 mod journal_check;
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tokio::sync::watch;
 
-use super::local::{Local, prepare_folder};
+use super::local::{Local, lock_folder};
 use crate::{
     Position,
     engine::{
@@ -63,6 +64,8 @@ pub struct FjallEngine {
     database: Database,
     rows: Keyspace,
     local: Local,
+    /// Given back last.
+    _lock: File,
 }
 
 impl std::fmt::Debug for FjallEngine {
@@ -81,7 +84,7 @@ impl FjallEngine {
     pub fn open(path: impl AsRef<Path>, options: FjallOptions) -> Result<Self, EngineError> {
         let path = path.as_ref().to_owned();
         let error = |error| translate(&path, error);
-        prepare_folder(&path)?;
+        let lock = lock_folder(&path)?;
         journal_check::check(&path)?;
         // fjall and its tables assert what a damaged file can break.
         let opened = std::panic::catch_unwind(|| {
@@ -111,6 +114,7 @@ impl FjallEngine {
             database,
             rows,
             local: Local::new(last),
+            _lock: lock,
         };
         super::local::check_last_position(&engine, last, &engine.path)?;
         Ok(engine)
@@ -118,6 +122,7 @@ impl FjallEngine {
 
     /// Cuts the journal where it is damaged; gives what was done, in words.
     pub(crate) fn repair(path: &Path) -> Result<Vec<String>, EngineError> {
+        let _lock = lock_folder(path)?;
         journal_check::cut_damage(path)
     }
 
@@ -171,6 +176,13 @@ fn damaged(path: &Path, why: &str) -> EngineError {
     }
 }
 
+/// Whether fjall got this from reading its files wrong, not from the disk: a damaged file names
+/// others that are not there, or lengths beyond its end.
+fn is_damage(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+    matches!(kind, InvalidData | InvalidInput | NotFound | UnexpectedEof)
+}
+
 /// An error of fjall on the database in `path`.
 fn translate(path: &Path, error: fjall::Error) -> EngineError {
     let message = error.to_string();
@@ -179,7 +191,7 @@ fn translate(path: &Path, error: fjall::Error) -> EngineError {
             path: path.to_owned(),
         },
         fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source))
-            if source.kind() != io::ErrorKind::UnexpectedEof =>
+            if !is_damage(source.kind()) =>
         {
             EngineError::Io {
                 what: "cannot use database",

@@ -1,6 +1,12 @@
 //! What engines of one process share: the last position, its publication, closing after a failure.
 
-use std::{future::Future, path::Path, sync::Arc};
+use std::{
+    fs::{File, TryLockError},
+    future::Future,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -103,8 +109,44 @@ impl Local {
     }
 }
 
+/// Name of the file whose lock says that a folder is in use.
+const LOCK_FILE: &str = "homeserver.lock";
+/// How often, and how long each time, opening waits for a lock: an engine that was dropped a moment
+/// ago gives it back from another thread.
+pub(crate) const LOCK_TRIES: usize = 10;
+pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(20);
+
+/// Makes the folder of a database if there is none, and locks it until the result is dropped.
+pub(crate) fn lock_folder(path: &Path) -> Result<File, EngineError> {
+    prepare_folder(path)?;
+    let name = path.join(LOCK_FILE);
+    let mut options = File::options();
+    let opened = options.create(true).truncate(false).write(true).open(&name);
+    let file = opened.map_err(|source| EngineError::Io {
+        what: "cannot open",
+        path: name.clone(),
+        source,
+    })?;
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_WAIT),
+            Err(TryLockError::Error(source)) => {
+                return Err(EngineError::Io {
+                    what: "cannot lock",
+                    path: name,
+                    source,
+                });
+            }
+        }
+    }
+    Err(EngineError::InUse {
+        path: path.to_owned(),
+    })
+}
+
 /// Makes the folder of a database, durably.
-pub(crate) fn prepare_folder(path: &Path) -> Result<(), EngineError> {
+fn prepare_folder(path: &Path) -> Result<(), EngineError> {
     if path.is_dir() {
         return Ok(());
     }
@@ -121,7 +163,7 @@ pub(crate) fn prepare_folder(path: &Path) -> Result<(), EngineError> {
 
 /// Makes the entries of a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), EngineError> {
-    std::fs::File::open(path)
+    File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(|source| EngineError::Io {
             what: "cannot sync folder",

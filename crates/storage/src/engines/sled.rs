@@ -12,7 +12,6 @@ use std::{
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -21,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::marker::Markers;
-use super::local::{Local, prepare_folder};
+use super::local::{LOCK_TRIES, LOCK_WAIT, Local, lock_folder};
 use crate::{
     Position,
     engine::{
@@ -34,9 +33,6 @@ use crate::{
 const NAME: &str = "sled";
 /// Rows removed by one write of [`Engine::drop_range`].
 const DROP_STEP: usize = 1_000;
-/// How often, and how long each time, opening waits for another engine's lock.
-const LOCK_TRIES: usize = 10;
-const LOCK_WAIT: Duration = Duration::from_millis(20);
 /// Bytes of pages kept in memory.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -48,6 +44,8 @@ pub struct SledEngine {
     file: File,
     local: Local,
     markers: Mutex<Markers>,
+    /// Given back last.
+    _lock: File,
 }
 
 impl std::fmt::Debug for SledEngine {
@@ -93,12 +91,11 @@ impl SledEngine {
     /// Opens without comparing the markers with the rows, to save what can be read.
     pub(crate) fn open_unchecked(path: &Path) -> Result<Self, EngineError> {
         let path = path.to_owned();
-        prepare_folder(&path)?;
+        let lock = lock_folder(&path)?;
         let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES);
         let mut tries = 0;
         let database = loop {
             match quietly(|| config.open()).map_err(|error| translate(&path, error)) {
-                // An engine dropped a moment ago gives its lock back from another thread.
                 Err(EngineError::InUse { .. }) if tries < LOCK_TRIES => {
                     tries += 1;
                     std::thread::park_timeout(LOCK_WAIT);
@@ -132,6 +129,7 @@ impl SledEngine {
             file,
             local: Local::new(last),
             markers: Mutex::default(),
+            _lock: lock,
         })
     }
 

@@ -3,7 +3,7 @@
 //! fjall ends its replay at the first entry that it cannot read, cuts the file there, and says
 //! nothing: right for the torn end of a write that was never acknowledged, wrong for damage in the
 //! middle, which would drop acknowledged batches. The two are told apart by what follows: after a
-//! torn end there is no whole batch. Sequence numbers, which fjall's checksums do not cover, must
+//! torn end, which is cut here, there is no whole batch. Sequence numbers, which fjall's checksums do not cover, must
 //! rise from batch to batch.
 //!
 //! The layout is that of fjall 3 (`journal/entry.rs` there); a test writes with fjall and reads
@@ -33,23 +33,32 @@ const SMALLEST: usize = 13 + 13;
 /// Bytes read at once when looking for zeros.
 const CHUNK: usize = 64 * 1024;
 
-/// Damage in the middle of a journal.
+/// Damage in the middle of a journal, or the torn end of the last one.
 struct Damage {
     journal: PathBuf,
     /// Where the whole batches before it end.
     at: u64,
     why: &'static str,
+    /// What follows was never acknowledged, as far as can be seen.
+    torn_end: bool,
 }
 
-/// Fails if a journal in the database folder is damaged in its middle.
+/// Fails if a journal in the (locked) database folder is damaged in its middle; cuts a torn end.
 pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
     match first_damage(folder)? {
         None => Ok(()),
+        Some(damage) if damage.torn_end => cut(&damage.journal, damage.at),
         Some(damage) => Err(EngineError::Damaged {
             file: damage.journal,
             why: format!("at byte {}: {}", damage.at, damage.why),
         }),
     }
+}
+
+fn cut(journal: &Path, at: u64) -> Result<(), EngineError> {
+    let file = File::options().write(true).open(journal);
+    file.and_then(|file| file.set_len(at).and_then(|()| file.sync_all()))
+        .map_err(failed(journal))
 }
 
 /// Cuts the first damaged journal before its damage and sets all later ones aside, so that what
@@ -66,12 +75,7 @@ pub(super) fn cut_damage(folder: &Path) -> Result<Vec<String>, EngineError> {
         let aside = journal.with_extension("jnl-damaged");
         std::fs::copy(&journal, &aside).map_err(failed(&aside))?;
         if journal == damage.journal {
-            let file = File::options()
-                .write(true)
-                .open(&journal)
-                .map_err(failed(&journal))?;
-            file.set_len(damage.at).map_err(failed(&journal))?;
-            file.sync_all().map_err(failed(&journal))?;
+            cut(&journal, damage.at)?;
             done.push(format!(
                 "{} was cut at byte {}",
                 journal.display(),
@@ -88,25 +92,26 @@ pub(super) fn cut_damage(folder: &Path) -> Result<Vec<String>, EngineError> {
 
 fn first_damage(folder: &Path) -> Result<Option<Damage>, EngineError> {
     let mut seqno = None;
-    for journal in journals(folder)? {
-        let file = File::open(&journal).map_err(failed(&journal))?;
+    let journals = journals(folder)?;
+    for (index, journal) in journals.iter().enumerate() {
+        let file = File::open(journal).map_err(failed(journal))?;
         let mut reader = BufReader::new(file);
-        let (end, in_order) = whole_batches(&mut reader, &mut seqno).map_err(failed(&journal))?;
-        let why = if in_order {
-            reader
-                .seek(SeekFrom::Start(end))
-                .map_err(failed(&journal))?;
-            match torn_end_or_zeros(&mut reader).map_err(failed(&journal))? {
-                Rest::Nothing => continue,
-                Rest::Batches => "whole batches follow what cannot be read",
-            }
-        } else {
-            "batches are out of order"
+        let (at, in_order) = whole_batches(&mut reader, &mut seqno).map_err(failed(journal))?;
+        reader.seek(SeekFrom::Start(at)).map_err(failed(journal))?;
+        let rest = rest(&mut reader).map_err(failed(journal))?;
+        let newest = index + 1 == journals.len();
+        let (why, torn_end) = match (in_order, rest) {
+            (true, Rest::Nothing) => continue,
+            (true, Rest::Torn) if newest => ("a torn batch", true),
+            (true, Rest::Torn) => ("a torn batch, and a newer journal", false),
+            (true, Rest::Batches) => ("whole batches follow what cannot be read", false),
+            (false, _) => ("batches are out of order", false),
         };
         return Ok(Some(Damage {
-            journal,
-            at: end,
+            journal: journal.clone(),
+            at,
             why,
+            torn_end,
         }));
     }
     Ok(None)
@@ -228,13 +233,15 @@ fn array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
 /// What comes after the last whole batch.
 #[derive(PartialEq)]
 enum Rest {
-    /// Zeros (the space that fjall reserves), or a torn batch.
+    /// Nothing, or zeros: the space that fjall reserves.
     Nothing,
+    /// A torn batch.
+    Torn,
     /// Whole batches.
     Batches,
 }
 
-fn torn_end_or_zeros(reader: &mut BufReader<File>) -> io::Result<Rest> {
+fn rest(reader: &mut BufReader<File>) -> io::Result<Rest> {
     let mut chunk = vec![0; CHUNK];
     // The reserved space is never read into memory as a whole.
     let first = loop {
@@ -257,7 +264,7 @@ fn torn_end_or_zeros(reader: &mut BufReader<File>) -> io::Result<Rest> {
         .map(|place| &rest[place..])
         .filter(|candidate| looks_like_batch(candidate))
         .any(|mut candidate| parse_batch(&mut candidate).is_ok_and(|batch| batch.is_some()));
-    Ok(if found { Rest::Batches } else { Rest::Nothing })
+    Ok(if found { Rest::Batches } else { Rest::Torn })
 }
 
 /// Whether it may be worth parsing: tag, a plausible number of items, the head of the first.
