@@ -43,6 +43,9 @@ pub enum RoomError {
     /// The same reaction by the same user is there already. `M_DUPLICATE_ANNOTATION`.
     #[error("you have sent this annotation already")]
     DuplicateAnnotation,
+    /// Threads do not nest. 400 `M_UNKNOWN`, says the specification.
+    #[error("a thread cannot start from an event that relates to another")]
+    NestedThread,
     /// A room can only be forgotten by users who have left it. `M_UNKNOWN`.
     #[error("only rooms that you have left can be forgotten")]
     StillInRoom,

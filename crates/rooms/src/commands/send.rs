@@ -136,7 +136,7 @@ impl Rooms {
         for alias in wanted.all().filter(|alias| !known.contains(alias)) {
             let parsed = RoomAliasId::parse(alias);
             if parsed.is_err() {
-                return Err(RoomError::BadContent(format!("{alias} is not an alias")));
+                return Err(RoomError::InvalidAlias(alias.to_owned()));
             }
             let row = self.store.get(&ALIASES, &alias).await?;
             if row.map(|row| RoomNumber(row.room)) != Some(edit.room().number) {
@@ -168,8 +168,7 @@ impl Rooms {
                 let root = self.events.find(edit.room(), target).await?;
                 let nested = root.is_some_and(|root| declared_in(root.pdu.content_str()).is_some());
                 if nested {
-                    let why = "a thread cannot start from an event that relates to another";
-                    return Err(RoomError::BadContent(why.to_owned()));
+                    return Err(RoomError::NestedThread);
                 }
                 Ok(())
             }

@@ -28,7 +28,7 @@ impl From<RoomError> for ApiError {
             RoomError::BadContent(_) => bad_request(ErrorKind::BadJson),
             RoomError::TooLarge(_) => Self::too_large(message),
             RoomError::DuplicateAnnotation => bad_request(ErrorKind::DuplicateAnnotation),
-            RoomError::StillInRoom => bad_request(ErrorKind::Unknown),
+            RoomError::StillInRoom | RoomError::NestedThread => bad_request(ErrorKind::Unknown),
             RoomError::UnableToAuthoriseJoin => bad_request(ErrorKind::UnableToAuthorizeJoin),
             RoomError::Busy
             | RoomError::Contended
