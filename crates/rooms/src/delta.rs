@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use homeserver_storage::batch::MAX_TOPICS;
 use homeserver_storage::{AppendRef, At, Batch, Entry, Position, Positioned, Topic};
 use ruma::{OwnedEventId, OwnedServerName};
 use smallvec::SmallVec;
@@ -61,10 +62,8 @@ pub(crate) struct Appended {
     pub(crate) event: StoredEvent,
     /// The resolved state from this event on, if it changes.
     pub(crate) log: Option<StateLogRow>,
-    /// The membership of a local user, if the event changes it.
-    pub(crate) member: Option<(UserNumber, Membership)>,
-    /// The stripped state told to that user.
-    pub(crate) stripped: Option<Vec<String>>,
+    /// Memberships of local users that change with the event: its own, or what resolution found.
+    pub(crate) members: Vec<MemberChange>,
     /// Servers that come into the room with this event (`true`) or go.
     pub(crate) servers: Vec<(OwnedServerName, bool)>,
     pub(crate) relation: Option<Relation>,
@@ -72,6 +71,17 @@ pub(crate) struct Appended {
     pub(crate) gap: Vec<OwnedEventId>,
     /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
     pub(crate) shown: bool,
+}
+
+/// A changed membership of a local user.
+#[derive(Debug)]
+pub(crate) struct MemberChange {
+    pub(crate) user: UserNumber,
+    pub(crate) membership: Membership,
+    /// The membership event.
+    pub(crate) event: EventNumber,
+    /// The stripped state that the user is told.
+    pub(crate) stripped: Option<Vec<String>>,
 }
 
 /// The relation that an event declares.
@@ -203,8 +213,7 @@ impl Appended {
         Self {
             event,
             log: None,
-            member: None,
-            stripped: None,
+            members: Vec::new(),
             servers: Vec::new(),
             relation: None,
             gap: Vec::new(),
@@ -233,8 +242,8 @@ impl Appended {
         if let Some(log) = &self.log {
             batch.put(&tables::STATE_LOG, &(room, at()), log);
         }
-        if let Some((user, membership)) = self.member {
-            self.write_member(batch, user, membership, append);
+        for member in &self.members {
+            self.write_member(batch, member, append);
         }
         for (server, present) in &self.servers {
             let key = (room, server.as_str().to_owned(), at());
@@ -266,27 +275,29 @@ impl Appended {
     fn topics(&self) -> SmallVec<[Topic; 2]> {
         let mut topics = SmallVec::new();
         topics.push(journal::room_topic(self.event.room));
-        topics.extend(self.member.map(|(user, _)| journal::user_topic(user)));
+        // A resolution that changes more users at once than an entry has topics is told to the
+        // room alone; its members read their history rows.
+        let users = self.members.iter().map(|member| journal::user_topic(member.user));
+        topics.extend(users.take(MAX_TOPICS - 1));
         topics
     }
 
     fn write_member(
         &self,
         batch: &mut Batch,
-        user: UserNumber,
-        membership: Membership,
+        member: &MemberChange,
         append: AppendRef,
     ) {
         let room = self.event.room.0;
         let row = MembershipRow {
-            membership,
-            event: self.event.number,
+            membership: member.membership,
+            event: member.event,
             forgotten: false,
         };
-        put_member(batch, (user.0, room), &row, At::Append(append));
-        if let Some(events) = &self.stripped {
+        put_member(batch, (member.user.0, room), &row, At::Append(append));
+        if let Some(events) = &member.stripped {
             let events = events.clone();
-            let key = (user.0, room, At::Append(append));
+            let key = (member.user.0, room, At::Append(append));
             batch.put(&tables::STRIPPED_STATE, &key, &StrippedRow { events });
         }
     }

@@ -161,3 +161,6 @@ async fn tree_secret(store: &Store, runtime: &Runtime) -> Result<tree::TreeSecre
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,9 @@ pub const MAX_INVITES: usize = 60;
 /// State events that one createRoom may set: what fits into one batch.
 pub const MAX_INITIAL_STATE: usize = 60;
 
+/// Rooms with the same content that one user may make in one millisecond.
+const MAX_SAME_ROOMS: u64 = 256;
+
 impl Rooms {
     pub(crate) async fn decide_create(
         &self,
@@ -115,11 +118,14 @@ impl Rooms {
         let creators = create.additional_creators(rules, &content, sender)?;
         let mut event = create_event(rules, version, sender, content, &creators);
         // The id of the room may follow from this event, so its time is fixed here.
-        event.timestamp = Some(self.clock.unix_millis());
+        let now = self.clock.unix_millis();
+        event.timestamp = Some(now);
         let id = match (rules.room_id, id) {
             (RoomIdFormat::Domain, Some(id)) => id,
             (RoomIdFormat::Domain, None) => self.random_room_id()?,
-            (RoomIdFormat::CreateEvent, _) => self.room_id_of(rules, sender, &event)?,
+            (RoomIdFormat::CreateEvent, _) => {
+                self.free_room_id(rules, sender, &mut event, now).await?
+            }
         };
         let room = Room {
             number: self.numbering.new_room().await?,
@@ -144,6 +150,25 @@ impl Rooms {
         let opaque = self.runtime.entropy.alphanumeric(18);
         let id = RoomId::parse(format!("!{opaque}:{}", self.options.server_name));
         id.map_err(|error| RoomError::damaged(error.to_string()))
+    }
+
+    /// The id of the room that a create event makes. Two rooms with the same content made in the
+    /// same millisecond would be the same: the later one takes a later time.
+    async fn free_room_id(
+        &self,
+        rules: &'static Rules,
+        sender: &UserId,
+        event: &mut NewEvent,
+        now: u64,
+    ) -> Result<OwnedRoomId, RoomError> {
+        for later in 0..MAX_SAME_ROOMS {
+            event.timestamp = Some(now + later);
+            let id = self.room_id_of(rules, sender, event)?;
+            if self.room(&id).await?.is_none() {
+                return Ok(id);
+            }
+        }
+        Err(RoomError::Contended)
     }
 
     /// The id of the room that a create event makes. Sealing is pure, so sealing the same event

@@ -7,7 +7,7 @@ use serde_json::{json, value::RawValue};
 
 use super::RoomEdit;
 use crate::{
-    delta::Appended,
+    delta::{Appended, MemberChange},
     error::RoomError,
     event::StoredEvent,
     rows::{Head, Membership},
@@ -53,31 +53,50 @@ impl RoomEdit<'_> {
         appended: &mut Appended,
         replaced: Option<&StoredEvent>,
     ) -> Result<(), RoomError> {
-        let event = &appended.event;
-        let Some(("m.room.member", state_key)) = event.pdu.state_pair() else {
+        let event = appended.event.clone();
+        match event.pdu.state_pair() {
+            Some(("m.room.member", target)) => {
+                self.note_member_change(appended, target, replaced, Some(&event)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the membership event of `target` becomes another one, or none.
+    pub(crate) async fn note_member_change(
+        &mut self,
+        appended: &mut Appended,
+        target: &str,
+        before: Option<&StoredEvent>,
+        after: Option<&StoredEvent>,
+    ) -> Result<(), RoomError> {
+        let Ok(target) = UserId::parse(target) else {
             return Ok(());
         };
-        let (Ok(target), Some(membership)) = (UserId::parse(state_key), membership_of(event))
-        else {
-            return Ok(());
-        };
-        let before = replaced.and_then(membership_of);
-        count(&mut self.delta.head, before, -1);
-        count(&mut self.delta.head, Some(membership), 1);
+        let (was, is) = (before.and_then(membership_of), after.and_then(membership_of));
+        count(&mut self.delta.head, was, -1);
+        count(&mut self.delta.head, is, 1);
         let server = target.server_name();
-        let joined = |m: Option<Membership>| m == Some(Membership::Join);
-        match (joined(before), membership == Membership::Join) {
+        match (was == Some(Membership::Join), is == Some(Membership::Join)) {
             (false, true) => self.count_server(appended, server.to_owned(), 1).await?,
             (true, false) => self.count_server(appended, server.to_owned(), -1).await?,
             _ => {}
         }
-        if server == self.rooms.options.server_name {
-            let user = self.rooms.numbering.user(&target).await?;
-            appended.member = Some((user, membership));
-            if matches!(membership, Membership::Invite | Membership::Knock) {
-                appended.stripped = Some(self.stripped_state(&appended.event).await?);
-            }
-        }
+        let Some(event) = after.or(before).filter(|_| server == self.rooms.options.server_name)
+        else {
+            return Ok(());
+        };
+        let membership = is.unwrap_or(Membership::Leave);
+        let told = matches!(membership, Membership::Invite | Membership::Knock);
+        appended.members.push(MemberChange {
+            user: self.rooms.numbering.user(&target).await?,
+            membership,
+            event: event.number,
+            stripped: match told {
+                true => Some(self.stripped_state(event).await?),
+                false => None,
+            },
+        });
         Ok(())
     }
 
