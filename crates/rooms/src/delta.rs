@@ -267,7 +267,7 @@ impl Appended {
             numbers: SmallVec::from_slice(&[
                 self.event.room.0,
                 self.event.number.0,
-                self.member.map_or(0, |(user, _)| user.0),
+                self.members.first().map_or(0, |member| member.user.0),
             ]),
         }
     }
@@ -277,17 +277,15 @@ impl Appended {
         topics.push(journal::room_topic(self.event.room));
         // A resolution that changes more users at once than an entry has topics is told to the
         // room alone; its members read their history rows.
-        let users = self.members.iter().map(|member| journal::user_topic(member.user));
+        let users = self
+            .members
+            .iter()
+            .map(|member| journal::user_topic(member.user));
         topics.extend(users.take(MAX_TOPICS - 1));
         topics
     }
 
-    fn write_member(
-        &self,
-        batch: &mut Batch,
-        member: &MemberChange,
-        append: AppendRef,
-    ) {
+    fn write_member(&self, batch: &mut Batch, member: &MemberChange, append: AppendRef) {
         let room = self.event.room.0;
         let row = MembershipRow {
             membership: member.membership,

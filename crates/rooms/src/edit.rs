@@ -24,7 +24,7 @@ use crate::{
     room::Room,
     rows::{Extremity, Head, Origin, StateLogRow},
     states::PendingNodes,
-    tree::Change,
+    tree::{Change, StateRoot},
 };
 
 /// What commits on their way have made, for the decisions that build on them.
@@ -86,7 +86,17 @@ impl<'a> RoomEdit<'a> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let root = self.delta.head.root;
+        self.state_in(self.delta.head.root, event_type, state_key)
+            .await
+    }
+
+    /// The event of a state key in some state of the room.
+    pub(crate) async fn state_in(
+        &self,
+        root: StateRoot,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
         let key = (event_type, state_key);
         let found = self
             .rooms
@@ -202,7 +212,7 @@ impl<'a> RoomEdit<'a> {
         if let Some((event_type, state_key)) = event.pdu.state_pair() {
             replaced = self.state(event_type, state_key).await?;
             event.replaces = replaced.as_ref().map(|event| event.number);
-            event.after = self.edit_state(&[&event]).await?;
+            event.after = self.edit_state(before, &[&event]).await?;
         }
         let mut appended = Appended::plain(event);
         self.note_member(&mut appended, replaced.as_deref()).await?;
@@ -212,11 +222,12 @@ impl<'a> RoomEdit<'a> {
         Ok(self.push(appended))
     }
 
-    /// The state of the tip with these state events set.
+    /// A state with these state events set.
     pub(crate) async fn edit_state(
         &mut self,
+        root: StateRoot,
         events: &[&StoredEvent],
-    ) -> Result<crate::tree::StateRoot, RoomError> {
+    ) -> Result<StateRoot, RoomError> {
         let mut changes = Vec::with_capacity(events.len());
         for event in events {
             let Some((event_type, state_key)) = event.pdu.state_pair() else {
@@ -228,11 +239,20 @@ impl<'a> RoomEdit<'a> {
                 value: Some((event.number, event.auth_height)),
             });
         }
-        let (room, root) = (self.room().number, self.delta.head.root);
+        self.change_tree(root, &changes).await
+    }
+
+    /// A state with these keys changed. Its new nodes are part of the edit.
+    pub(crate) async fn change_tree(
+        &mut self,
+        root: StateRoot,
+        changes: &[Change],
+    ) -> Result<StateRoot, RoomError> {
+        let room = self.room().number;
         let edited = self
             .rooms
             .states
-            .edit(room, &self.pending.nodes, root, &changes)
+            .edit(room, &self.pending.nodes, root, changes)
             .await?;
         for sealed in &edited.written {
             self.pending
@@ -281,7 +301,7 @@ impl<'a> RoomEdit<'a> {
     }
 
     /// Notes the relation that an event declares in its content.
-    async fn note_relation(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
+    pub(crate) async fn note_relation(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
         let Some(declared) = declared_relation(&appended.event) else {
             return Ok(());
         };

@@ -61,6 +61,9 @@ pub enum RoomError {
     /// The room's head moved each time the command was decided. 503, try again.
     #[error("the room changed too often while this was decided")]
     Contended,
+    /// The states of a fork could not be resolved within the limits. The event stays pending.
+    #[error("the state could not be resolved within the limit of {0}")]
+    Unresolved(String),
     /// An event that the database names is not in it, or is not what it should be.
     #[error("the database is damaged: {0}")]
     Damaged(String),

@@ -3,14 +3,8 @@
 use ruma::{OwnedUserId, UserId};
 
 use crate::{
-    Rooms, StateKey,
-    error::RoomError,
-    numbers::EventNumber,
-    room::Room,
-    rows::Membership,
-    states::PendingNodes,
-    tree::StateRoot,
-    visible::membership_of,
+    Rooms, StateKey, error::RoomError, numbers::EventNumber, room::Room, rows::Membership,
+    states::PendingNodes, tree::StateRoot, visible::membership_of,
 };
 
 const MEMBER: &str = "m.room.member";
@@ -42,9 +36,10 @@ impl Rooms {
         let members = self.state_of_type(room, root, MEMBER).await?;
         let numbers: Vec<_> = members.iter().map(|(_, event)| *event).collect();
         let events = self.events.load_all(room, &numbers).await?;
-        let joined = members.iter().zip(&events).filter(|(_, event)| {
-            membership_of(event) == Some(Membership::Join)
-        });
+        let joined = members
+            .iter()
+            .zip(&events)
+            .filter(|(_, event)| membership_of(event) == Some(Membership::Join));
         let users = joined.filter_map(|((key, _), _)| UserId::parse(key.state_key()).ok());
         Ok(users.collect())
     }

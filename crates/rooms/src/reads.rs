@@ -409,14 +409,14 @@ impl Rooms {
         room: &Room,
         root: StateRoot,
     ) -> Result<Vec<(StateKey, EventNumber)>, RoomError> {
-        let items = self
-            .states
-            .all(room.number, &PendingNodes::new(), root)
-            .await?;
+        let items = self.states.all(room.number, root).await?;
         self.with_keys(items).await
     }
 
-    pub(crate) async fn with_keys(&self, items: Vec<Item>) -> Result<Vec<(StateKey, EventNumber)>, RoomError> {
+    pub(crate) async fn with_keys(
+        &self,
+        items: Vec<Item>,
+    ) -> Result<Vec<(StateKey, EventNumber)>, RoomError> {
         let mut found = Vec::with_capacity(items.len());
         for item in items {
             found.push((self.numbering.key_name(item.key).await?, item.event));

@@ -92,11 +92,10 @@ impl States {
     pub(crate) async fn all(
         &self,
         room: RoomNumber,
-        pending: &PendingNodes,
         root: StateRoot,
     ) -> Result<Vec<Item>, RoomError> {
         let look = |nodes: &AtHand<'_>| crate::tree::scan_all(nodes, root);
-        self.drive(room, pending, look).await
+        self.drive(room, &PendingNodes::new(), look).await
     }
 
     /// All keys but those of the type that lies at `left_out`.
@@ -108,6 +107,18 @@ impl States {
         left_out: KeyHash,
     ) -> Result<Vec<Item>, RoomError> {
         let look = |nodes: &AtHand<'_>| crate::tree::scan_except(nodes, root, left_out);
+        self.drive(room, pending, look).await
+    }
+
+    /// Keys whose events have an `auth_height` above this.
+    pub(crate) async fn above(
+        &self,
+        room: RoomNumber,
+        pending: &PendingNodes,
+        root: StateRoot,
+        height: u64,
+    ) -> Result<Vec<Item>, RoomError> {
+        let look = |nodes: &AtHand<'_>| crate::tree::scan_above(nodes, root, height);
         self.drive(room, pending, look).await
     }
 

@@ -1,6 +1,8 @@
 //! Rooms on the memory engine: what commands do, and what readers see of it.
 
 mod commands;
+mod crash;
+mod forks;
 mod paging;
 mod support;
 mod transactions;

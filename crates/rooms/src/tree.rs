@@ -19,10 +19,10 @@ mod read;
 
 pub(crate) use diff::{Difference, difference};
 pub(crate) use edit::{Change, Edited, edit};
+pub(crate) use except::scan_except;
 pub(crate) use hash::{KeyHash, TreeSecret};
 pub(crate) use node::{Item, Node, NodeId, SealedNode};
-pub(crate) use except::scan_except;
-pub(crate) use read::{find, scan_all, scan_type};
+pub(crate) use read::{find, scan_above, scan_all, scan_type};
 
 use std::sync::Arc;
 

@@ -56,7 +56,8 @@ impl RoomEdit<'_> {
         let event = appended.event.clone();
         match event.pdu.state_pair() {
             Some(("m.room.member", target)) => {
-                self.note_member_change(appended, target, replaced, Some(&event)).await
+                self.note_member_change(appended, target, replaced, Some(&event))
+                    .await
             }
             _ => Ok(()),
         }
@@ -73,7 +74,10 @@ impl RoomEdit<'_> {
         let Ok(target) = UserId::parse(target) else {
             return Ok(());
         };
-        let (was, is) = (before.and_then(membership_of), after.and_then(membership_of));
+        let (was, is) = (
+            before.and_then(membership_of),
+            after.and_then(membership_of),
+        );
         count(&mut self.delta.head, was, -1);
         count(&mut self.delta.head, is, 1);
         let server = target.server_name();
@@ -82,7 +86,9 @@ impl RoomEdit<'_> {
             (true, false) => self.count_server(appended, server.to_owned(), -1).await?,
             _ => {}
         }
-        let Some(event) = after.or(before).filter(|_| server == self.rooms.options.server_name)
+        let Some(event) = after
+            .or(before)
+            .filter(|_| server == self.rooms.options.server_name)
         else {
             return Ok(());
         };

@@ -1,11 +1,18 @@
 //! Applying redactions.
 
 use homeserver_events::redact;
+use homeserver_storage::{Direction, ScanRange};
 use ruma::OwnedEventId;
 use serde::Deserialize;
 
 use super::{RoomEdit, declared_relation};
-use crate::{command::NewEvent, delta::Appended, error::RoomError, event::StoredEvent};
+use crate::{
+    command::NewEvent, delta::Appended, error::RoomError, event::StoredEvent, numbers::EventNumber,
+    tables::WAITING_REDACTIONS,
+};
+
+/// Redactions of one event that may wait for it; more tell nothing new.
+const MAX_WAITING: usize = 16;
 
 impl RoomEdit<'_> {
     /// The target of a redaction that a client sends. From version 11 on it is in the content by
@@ -25,7 +32,7 @@ impl RoomEdit<'_> {
 
     /// Whether a redaction takes effect: its sender has the power to redact, or its target is of
     /// the same server (room versions, "Handling redactions").
-    async fn may_take_effect(
+    pub(crate) async fn takes_effect(
         &self,
         redaction: &StoredEvent,
         target: &StoredEvent,
@@ -33,6 +40,24 @@ impl RoomEdit<'_> {
         let sender = redaction.pdu.sender();
         let same_server = sender.server_name() == target.pdu.sender().server_name();
         Ok(same_server || self.levels().await?.may_redact(sender))
+    }
+
+    /// Redactions that came before this event.
+    pub(crate) async fn waiting_redactions(
+        &self,
+        target: EventNumber,
+    ) -> Result<Vec<EventNumber>, RoomError> {
+        let range = ScanRange::prefix(&(self.room().number.0, target.0));
+        let table = &WAITING_REDACTIONS;
+        let rows = self
+            .rooms
+            .store
+            .scan(table, range, Direction::Forward, MAX_WAITING)
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|((_, _, redaction), ())| EventNumber(redaction))
+            .collect())
     }
 
     /// Redacts the target of an accepted redaction, or notes that it waits for its target.
@@ -46,7 +71,7 @@ impl RoomEdit<'_> {
         };
         let number = self.mention(target).await?;
         match self.rooms.events.find(self.room(), number).await? {
-            Some(target) if self.may_take_effect(redaction, &target).await? => {
+            Some(target) if self.takes_effect(redaction, &target).await? => {
                 self.redact(&target, redaction).await
             }
             Some(_) => Ok(()),

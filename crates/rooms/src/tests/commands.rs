@@ -52,7 +52,10 @@ async fn a_room_is_made_in_the_order_of_the_specification() {
     let create = server.state(&room, "m.room.create", "").await.unwrap();
     assert_eq!(create["additional_creators"], json!([user("bob")]));
     assert_eq!(create["room_version"], "12");
-    let levels = server.state(&room, "m.room.power_levels", "").await.unwrap();
+    let levels = server
+        .state(&room, "m.room.power_levels", "")
+        .await
+        .unwrap();
     assert_eq!(levels["users"], json!({}));
     assert!(levels["events"]["m.room.tombstone"].as_i64() > levels["state_default"].as_i64());
     let alias = RoomAliasId::parse("#tea:here.example").unwrap();
@@ -61,13 +64,22 @@ async fn a_room_is_made_in_the_order_of_the_specification() {
     let number = target.room.number;
     assert!(server.rooms.is_published(number).await.unwrap());
     let bob = server.reader(&user("bob")).await;
-    let membership = server.rooms.membership(bob.number.unwrap(), number, bob.position).await;
+    let membership = server
+        .rooms
+        .membership(bob.number.unwrap(), number, bob.position)
+        .await;
     let membership = membership.unwrap().unwrap();
     assert_eq!(membership.membership, Membership::Invite);
     let stripped = server.rooms.stripped_state(&membership).await.unwrap();
-    assert!(stripped[0].contains("m.room.create") && stripped.len() == 7, "{stripped:#?}");
+    assert!(
+        stripped[0].contains("m.room.create") && stripped.len() == 7,
+        "{stripped:#?}"
+    );
     let summary = server.rooms.summary(&bob, &target.room).await.unwrap();
-    assert_eq!((summary.joined, summary.invited, summary.heroes), (1, 1, vec![alice]));
+    assert_eq!(
+        (summary.joined, summary.invited, summary.heroes),
+        (1, 1, vec![alice])
+    );
 }
 
 #[tokio::test]
@@ -83,8 +95,13 @@ async fn an_impossible_room_leaves_nothing_behind() {
         ..CreateRoom::default()
     };
     let before = server.rooms.durable();
-    let answer = server.act(&user("alice"), RoomAction::Create(Box::new(create))).await;
-    assert!(matches!(answer, Err(RoomError::InvalidRoomState(_))), "{answer:?}");
+    let answer = server
+        .act(&user("alice"), RoomAction::Create(Box::new(create)))
+        .await;
+    assert!(
+        matches!(answer, Err(RoomError::InvalidRoomState(_))),
+        "{answer:?}"
+    );
     assert_eq!(server.rooms.durable(), before);
     let alias = RoomAliasId::parse("#half:here.example").unwrap();
     assert!(server.rooms.alias(&alias).await.unwrap().is_none());
@@ -92,7 +109,9 @@ async fn an_impossible_room_leaves_nothing_behind() {
         version: Some(RoomVersionId::try_from("99").unwrap()),
         ..CreateRoom::default()
     };
-    let answer = server.act(&user("alice"), RoomAction::Create(Box::new(unknown))).await;
+    let answer = server
+        .act(&user("alice"), RoomAction::Create(Box::new(unknown)))
+        .await;
     assert!(matches!(answer, Err(RoomError::UnsupportedRoomVersion(_))));
 }
 
@@ -109,15 +128,42 @@ async fn memberships_go_their_ways() {
     refused(server.try_send(&bob, &room, message("hm")).await);
     server.member(&alice, &room, invite("bob")).await.unwrap();
     let first = server.join(&bob, &room).await.unwrap();
-    assert_eq!(server.join(&bob, &room).await.unwrap(), first, "joining again changes nothing");
+    assert_eq!(
+        server.join(&bob, &room).await.unwrap(),
+        first,
+        "joining again changes nothing"
+    );
     server.say(&bob, &room, "hello").await;
-    refused(server.member(&bob, &room, Change::Kick { user: alice.clone() }).await);
-    server.member(&alice, &room, Change::Kick { user: bob.clone() }).await.unwrap();
+    refused(
+        server
+            .member(
+                &bob,
+                &room,
+                Change::Kick {
+                    user: alice.clone(),
+                },
+            )
+            .await,
+    );
+    server
+        .member(&alice, &room, Change::Kick { user: bob.clone() })
+        .await
+        .unwrap();
     refused(server.try_send(&bob, &room, message("hm")).await);
-    server.member(&alice, &room, Change::Ban { user: bob.clone() }).await.unwrap();
+    server
+        .member(&alice, &room, Change::Ban { user: bob.clone() })
+        .await
+        .unwrap();
     refused(server.member(&alice, &room, invite("bob")).await);
-    server.member(&alice, &room, Change::Unban { user: bob.clone() }).await.unwrap();
-    refused(server.member(&alice, &room, Change::Unban { user: bob.clone() }).await);
+    server
+        .member(&alice, &room, Change::Unban { user: bob.clone() })
+        .await
+        .unwrap();
+    refused(
+        server
+            .member(&alice, &room, Change::Unban { user: bob.clone() })
+            .await,
+    );
     server.member(&alice, &room, invite("bob")).await.unwrap();
     server.member(&bob, &room, Change::Leave).await.unwrap();
 
@@ -128,18 +174,34 @@ async fn memberships_go_their_ways() {
         .membership_changes(reader.number.unwrap(), number, reader.position, 20)
         .await
         .unwrap();
-    let seen: Vec<_> = changes.iter().rev().map(|m| m.membership.as_str()).collect();
+    let seen: Vec<_> = changes
+        .iter()
+        .rev()
+        .map(|m| m.membership.as_str())
+        .collect();
     let expected = ["invite", "join", "leave", "ban", "leave", "invite", "leave"];
     assert_eq!(seen, expected);
     for past in &changes {
-        let at = server.rooms.membership(past.user, number, past.since).await.unwrap().unwrap();
+        let at = server
+            .rooms
+            .membership(past.user, number, past.since)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&at, past);
     }
     let forget = || RoomAction::Forget { room: room.clone() };
-    assert!(matches!(server.act(&alice, forget()).await, Err(RoomError::StillInRoom)));
+    assert!(matches!(
+        server.act(&alice, forget()).await,
+        Err(RoomError::StillInRoom)
+    ));
     server.act(&bob, forget()).await.unwrap();
     let reader = server.reader(&bob).await;
-    let all = server.rooms.memberships(reader.number.unwrap(), reader.position).await.unwrap();
+    let all = server
+        .rooms
+        .memberships(reader.number.unwrap(), reader.position)
+        .await
+        .unwrap();
     assert!(all[0].forgotten && all.len() == 1);
 }
 
@@ -161,10 +223,16 @@ async fn members_of_another_room_are_let_in_where_the_rules_say_so() {
         ..CreateRoom::default()
     };
     let room = server.create(&alice, create).await;
-    assert!(matches!(server.join(&bob, &room).await, Err(RoomError::Forbidden(_))));
+    assert!(matches!(
+        server.join(&bob, &room).await,
+        Err(RoomError::Forbidden(_))
+    ));
     server.join(&bob, &club).await.unwrap();
     server.join(&bob, &room).await.unwrap();
-    let member = server.state(&room, "m.room.member", bob.as_str()).await.unwrap();
+    let member = server
+        .state(&room, "m.room.member", bob.as_str())
+        .await
+        .unwrap();
     assert_eq!(member["join_authorised_via_users_server"], alice.as_str());
     let knock = MembershipChange::Knock {
         profile: crate::MemberProfile::default(),
@@ -173,7 +241,11 @@ async fn members_of_another_room_are_let_in_where_the_rules_say_so() {
     server.member(&alice, &room, invite("carol")).await.unwrap();
     server.member(&carol, &room, join()).await.unwrap();
     let reader = server.reader(&alice).await;
-    let summary = server.rooms.summary(&reader, &*server.room(&room).await).await.unwrap();
+    let summary = server
+        .rooms
+        .summary(&reader, &*server.room(&room).await)
+        .await
+        .unwrap();
     assert_eq!((summary.joined, summary.heroes), (3, vec![bob, carol]));
 }
 
@@ -200,8 +272,17 @@ async fn a_redacted_event_loses_its_content_and_its_relation() {
     assert!(matches!(refused, Err(RoomError::Forbidden(_))));
     server.act(&bob, redact(&reacted)).await.unwrap();
     let found = server.room(&room).await;
-    let number = server.rooms.events.number(found.number, &said).await.unwrap().unwrap();
-    let count = server.rooms.count_relations(found.number, number, "m.annotation", 10).await;
+    let number = server
+        .rooms
+        .events
+        .number(found.number, &said)
+        .await
+        .unwrap()
+        .unwrap();
+    let count = server
+        .rooms
+        .count_relations(found.number, number, "m.annotation", 10)
+        .await;
     assert_eq!(count.unwrap(), 0);
     server.try_send(&bob, &room, react()).await.unwrap();
     server.act(&alice, redact(&said)).await.unwrap();
@@ -209,9 +290,17 @@ async fn a_redacted_event_loses_its_content_and_its_relation() {
     for server in [&server, &again] {
         let reader = server.reader(&bob).await;
         let room = server.room(&room).await;
-        let event = server.rooms.visible_by_id(&reader, &room, &said).await.unwrap().unwrap();
+        let event = server
+            .rooms
+            .visible_by_id(&reader, &room, &said)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(event.pdu().content_str(), "{}");
-        let because = server.rooms.visible(&reader, &room, &[event.redacted_by().unwrap()]).await;
+        let because = server
+            .rooms
+            .visible(&reader, &room, &[event.redacted_by().unwrap()])
+            .await;
         assert!(because.unwrap()[0].pdu().content_str().contains("why not"));
     }
 }
@@ -228,11 +317,20 @@ async fn aliases_belong_to_somebody() {
         alias: alias.clone(),
         room: room.clone(),
     };
-    let canonical = || event("m.room.canonical_alias", Some(""), &json!({ "alias": alias }));
+    let canonical = || {
+        event(
+            "m.room.canonical_alias",
+            Some(""),
+            &json!({ "alias": alias }),
+        )
+    };
     let bad = server.try_send(&alice, &room, canonical()).await;
     assert!(matches!(bad, Err(RoomError::BadAlias(_))));
     server.act(&alice, set(&room)).await.unwrap();
-    assert!(matches!(server.act(&bob, set(&other)).await, Err(RoomError::AliasInUse(_))));
+    assert!(matches!(
+        server.act(&bob, set(&other)).await,
+        Err(RoomError::AliasInUse(_))
+    ));
     server.try_send(&alice, &room, canonical()).await.unwrap();
     let elsewhere = server.try_send(&alice, &other, canonical()).await;
     assert!(matches!(elsewhere, Err(RoomError::BadAlias(_))));
@@ -240,20 +338,32 @@ async fn aliases_belong_to_somebody() {
         alias: alias.clone(),
         as_admin: false,
     };
-    assert!(matches!(server.act(&bob, delete()).await, Err(RoomError::Forbidden(_))));
+    assert!(matches!(
+        server.act(&bob, delete()).await,
+        Err(RoomError::Forbidden(_))
+    ));
     server.act(&alice, delete()).await.unwrap();
-    assert!(matches!(server.act(&alice, delete()).await, Err(RoomError::UnknownAlias)));
+    assert!(matches!(
+        server.act(&alice, delete()).await,
+        Err(RoomError::UnknownAlias)
+    ));
     let foreign = RoomAction::SetAlias {
         alias: RoomAliasId::parse("#a:there.example").unwrap(),
         room: room.clone(),
     };
-    assert!(matches!(server.act(&alice, foreign).await, Err(RoomError::InvalidAlias(_))));
+    assert!(matches!(
+        server.act(&alice, foreign).await,
+        Err(RoomError::InvalidAlias(_))
+    ));
     let publish = || RoomAction::SetDirectoryVisibility {
         room: room.clone(),
         visible: true,
         as_admin: false,
     };
-    assert!(matches!(server.act(&bob, publish()).await, Err(RoomError::Forbidden(_))));
+    assert!(matches!(
+        server.act(&bob, publish()).await,
+        Err(RoomError::Forbidden(_))
+    ));
     server.act(&alice, publish()).await.unwrap();
     assert_eq!(server.rooms.published(None, 10).await.unwrap().len(), 1);
 }
@@ -280,22 +390,43 @@ async fn an_upgrade_moves_a_room() {
                 profile: crate::MemberProfile::default(),
             })
         };
-        assert!(matches!(server.act(&bob, upgrade()).await, Err(RoomError::Forbidden(_))));
+        assert!(matches!(
+            server.act(&bob, upgrade()).await,
+            Err(RoomError::Forbidden(_))
+        ));
         let new = match server.act(&alice, upgrade()).await.unwrap() {
             RoomAnswer::Upgraded { replacement, .. } => replacement,
             other => panic!("{other:?}"),
         };
         let create = server.state(&new, "m.room.create", "").await.unwrap();
-        assert_eq!(create["predecessor"]["room_id"], room.as_str(), "{from} to {to}");
+        assert_eq!(
+            create["predecessor"]["room_id"],
+            room.as_str(),
+            "{from} to {to}"
+        );
         let tombstone = server.state(&room, "m.room.tombstone", "").await.unwrap();
         assert_eq!(tombstone["replacement_room"], new.as_str());
         let name = server.state(&new, "m.room.name", "").await.unwrap();
         assert_eq!(name["name"], "Moving");
-        let frozen = server.state(&room, "m.room.power_levels", "").await.unwrap();
-        assert_eq!((&frozen["events_default"], &frozen["invite"]), (&json!(50), &json!(50)));
+        let frozen = server
+            .state(&room, "m.room.power_levels", "")
+            .await
+            .unwrap();
+        assert_eq!(
+            (&frozen["events_default"], &frozen["invite"]),
+            (&json!(50), &json!(50))
+        );
         let alias = RoomAliasId::parse("#a:here.example").unwrap();
-        assert_eq!(server.rooms.alias(&alias).await.unwrap().unwrap().room.id, new);
-        assert!(server.try_send(&bob, &room, message("still here?")).await.is_err());
+        assert_eq!(
+            server.rooms.alias(&alias).await.unwrap().unwrap().room.id,
+            new
+        );
+        assert!(
+            server
+                .try_send(&bob, &room, message("still here?"))
+                .await
+                .is_err()
+        );
         server.join(&bob, &new).await.unwrap();
         server.say(&bob, &new, "here").await;
     }

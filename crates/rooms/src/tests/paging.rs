@@ -52,11 +52,22 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
     let reader = server.reader(&user(reads_as)).await;
     let room = server.room(&room_id).await;
     let rooms = &server.rooms;
-    let whole = rooms.timeline(&reader, &room, 0, 500, &|_| true).await.unwrap();
+    let whole = rooms
+        .timeline(&reader, &room, 0, 500, &|_| true)
+        .await
+        .unwrap();
     let expected: Vec<_> = whole.events.iter().map(|event| event.number()).collect();
 
-    let slice = rooms.timeline(&reader, &room, 0, cut, &|_| true).await.unwrap();
-    let mut found: Vec<_> = slice.events.iter().rev().map(|event| event.number()).collect();
+    let slice = rooms
+        .timeline(&reader, &room, 0, cut, &|_| true)
+        .await
+        .unwrap();
+    let mut found: Vec<_> = slice
+        .events
+        .iter()
+        .rev()
+        .map(|event| event.number())
+        .collect();
     // More happens before the client pages back.
     perform(&server, &room_id, Step::Say).await;
     let reader_later = server.reader(&user(reads_as)).await;
@@ -64,7 +75,13 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
     while let Some(token) = from {
         let token = rooms.parse_token(&token.to_string()).unwrap();
         let got = rooms
-            .history(&reader_later, &room, Some(token), (Towards::Older, page), &|_| true)
+            .history(
+                &reader_later,
+                &room,
+                Some(token),
+                (Towards::Older, page),
+                &|_| true,
+            )
             .await
             .unwrap();
         found.extend(got.events.iter().map(|event| event.number()));
@@ -117,18 +134,50 @@ async fn visibility_follows_the_state_at_the_event() {
     assert!(server.timeline(&user("nobody"), &room).await.is_empty());
     server.join(&bob, &room).await.unwrap();
     let seen = server.say(&alice, &room, "seen").await;
-    let left = server.member(&bob, &room, MembershipChange::Leave).await.unwrap();
+    let left = server
+        .member(&bob, &room, MembershipChange::Leave)
+        .await
+        .unwrap();
     let later = server.say(&alice, &room, "later").await;
     let found = server.room(&room).await;
     let reader = server.reader(&bob).await;
-    for (id, expected) in [(shared, true), (hidden, false), (seen, true), (left, true), (later, false)] {
-        let event = server.rooms.visible_by_id(&reader, &found, &id).await.unwrap();
+    for (id, expected) in [
+        (shared, true),
+        (hidden, false),
+        (seen, true),
+        (left, true),
+        (later, false),
+    ] {
+        let event = server
+            .rooms
+            .visible_by_id(&reader, &found, &id)
+            .await
+            .unwrap();
         assert_eq!(event.is_some(), expected, "{id}");
     }
-    let state = server.rooms.state_root_for(&reader, &found).await.unwrap().unwrap();
-    let mine = server.rooms.state_value(&found, state.root, "m.room.member", bob.as_str()).await;
-    let mine = server.rooms.state_events(&state, &[mine.unwrap().unwrap()]).await.unwrap();
+    let state = server
+        .rooms
+        .state_root_for(&reader, &found)
+        .await
+        .unwrap()
+        .unwrap();
+    let mine = server
+        .rooms
+        .state_value(&found, state.root, "m.room.member", bob.as_str())
+        .await;
+    let mine = server
+        .rooms
+        .state_events(&state, &[mine.unwrap().unwrap()])
+        .await
+        .unwrap();
     assert!(mine[0].pdu().content_str().contains("leave"));
     let stranger = server.reader(&user("nobody")).await;
-    assert!(server.rooms.state_root_for(&stranger, &found).await.unwrap().is_none());
+    assert!(
+        server
+            .rooms
+            .state_root_for(&stranger, &found)
+            .await
+            .unwrap()
+            .is_none()
+    );
 }

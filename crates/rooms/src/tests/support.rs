@@ -56,11 +56,17 @@ impl Server {
         sender: &UserId,
         action: RoomAction,
     ) -> Result<RoomAnswer, RoomError> {
-        self.rooms.execute(RoomCommand::new(sender.to_owned(), action)).await
+        self.rooms
+            .execute(RoomCommand::new(sender.to_owned(), action))
+            .await
     }
 
     pub(super) async fn create(&self, sender: &UserId, create: CreateRoom) -> OwnedRoomId {
-        match self.act(sender, RoomAction::Create(Box::new(create))).await.unwrap() {
+        match self
+            .act(sender, RoomAction::Create(Box::new(create)))
+            .await
+            .unwrap()
+        {
             RoomAnswer::Created { room, .. } => room,
             other => panic!("{other:?}"),
         }
@@ -76,7 +82,12 @@ impl Server {
         event_of(self.act(sender, RoomAction::Send { room, event }).await)
     }
 
-    pub(super) async fn say(&self, sender: &UserId, room: &OwnedRoomId, body: &str) -> OwnedEventId {
+    pub(super) async fn say(
+        &self,
+        sender: &UserId,
+        room: &OwnedRoomId,
+        body: &str,
+    ) -> OwnedEventId {
         self.try_send(sender, room, message(body)).await.unwrap()
     }
 
@@ -114,7 +125,11 @@ impl Server {
     /// All that a user sees in the timeline of a room, oldest first.
     pub(super) async fn timeline(&self, user: &UserId, room: &OwnedRoomId) -> Vec<VisibleEvent> {
         let (reader, room) = (self.reader(user).await, self.room(room).await);
-        let slice = self.rooms.timeline(&reader, &room, 0, 500, &|_| true).await.unwrap();
+        let slice = self
+            .rooms
+            .timeline(&reader, &room, 0, 500, &|_| true)
+            .await
+            .unwrap();
         assert!(!slice.limited);
         slice.events
     }
@@ -127,8 +142,16 @@ impl Server {
         state_key: &str,
     ) -> Option<Value> {
         let room = self.room(room).await;
-        let now = self.rooms.state_at(room.number, self.rooms.durable()).await.unwrap();
-        let event = self.rooms.state_event(&room, now.root, event_type, state_key).await.unwrap();
+        let now = self
+            .rooms
+            .state_at(room.number, self.rooms.durable())
+            .await
+            .unwrap();
+        let event = self
+            .rooms
+            .state_event(&room, now.root, event_type, state_key)
+            .await
+            .unwrap();
         event.map(|event| event.pdu.content_as().unwrap())
     }
 }
@@ -160,7 +183,11 @@ pub(super) fn invite(name: &str) -> MembershipChange {
 }
 
 pub(super) fn message(body: &str) -> NewEvent {
-    event("m.room.message", None, &json!({ "msgtype": "m.text", "body": body }))
+    event(
+        "m.room.message",
+        None,
+        &json!({ "msgtype": "m.text", "body": body }),
+    )
 }
 
 pub(super) fn event(event_type: &str, state_key: Option<&str>, content: &Value) -> NewEvent {
@@ -173,5 +200,8 @@ pub(super) fn event(event_type: &str, state_key: Option<&str>, content: &Value) 
 }
 
 pub(super) fn kinds(events: &[VisibleEvent]) -> Vec<&str> {
-    events.iter().map(|event| event.pdu().event_type()).collect()
+    events
+        .iter()
+        .map(|event| event.pdu().event_type())
+        .collect()
 }

@@ -21,23 +21,59 @@ async fn a_transaction_happens_once() {
     let server = Server::start().await;
     let alice = user("alice");
     let room = server.create(&alice, CreateRoom::default()).await;
-    let first = server.rooms.execute(send(&room, "one", "A", "1")).await.unwrap();
-    let again = server.rooms.execute(send(&room, "one", "A", "1")).await.unwrap();
+    let first = server
+        .rooms
+        .execute(send(&room, "one", "A", "1"))
+        .await
+        .unwrap();
+    let again = server
+        .rooms
+        .execute(send(&room, "one", "A", "1"))
+        .await
+        .unwrap();
     assert_eq!(first, again);
     let restarted = server.restart().await;
-    assert_eq!(restarted.rooms.execute(send(&room, "one", "A", "1")).await.unwrap(), first);
-    let device = restarted.rooms.execute(send(&room, "one", "B", "1")).await.unwrap();
-    let other = restarted.rooms.execute(send(&room, "one", "A", "2")).await.unwrap();
+    assert_eq!(
+        restarted
+            .rooms
+            .execute(send(&room, "one", "A", "1"))
+            .await
+            .unwrap(),
+        first
+    );
+    let device = restarted
+        .rooms
+        .execute(send(&room, "one", "B", "1"))
+        .await
+        .unwrap();
+    let other = restarted
+        .rooms
+        .execute(send(&room, "one", "A", "2"))
+        .await
+        .unwrap();
     assert!(device != first && other != first && other != device);
     let events = restarted.timeline(&alice, &room).await;
     assert_eq!(events.len(), 9);
     let origin = events[6].origin().unwrap();
-    assert_eq!((&origin.device, origin.transaction.as_str()), (&owned_device_id!("A"), "1"));
+    assert_eq!(
+        (&origin.device, origin.transaction.as_str()),
+        (&owned_device_id!("A"), "1")
+    );
 
-    restarted.clock.advance(Duration::from_millis(TRANSACTION_LIFETIME + 1));
-    restarted.rooms.execute(send(&room, "late", "A", "3")).await.unwrap();
+    restarted
+        .clock
+        .advance(Duration::from_millis(TRANSACTION_LIFETIME + 1));
+    restarted
+        .rooms
+        .execute(send(&room, "late", "A", "3"))
+        .await
+        .unwrap();
     assert_eq!(restarted.rooms.sweep_transactions().await.unwrap(), 3);
-    let gone = restarted.rooms.forget_device_transactions(&alice, "A").await.unwrap();
+    let gone = restarted
+        .rooms
+        .forget_device_transactions(&alice, "A")
+        .await
+        .unwrap();
     assert_eq!(gone, 1);
 }
 
@@ -66,7 +102,13 @@ async fn many_senders_in_one_room_make_one_line() {
     let timeline = server.timeline(&alice, &room).await;
     assert_eq!(timeline.len(), 206);
     for (_, id) in sent {
-        assert_eq!(timeline.iter().filter(|event| event.pdu().event_id() == id).count(), 1);
+        assert_eq!(
+            timeline
+                .iter()
+                .filter(|event| event.pdu().event_id() == id)
+                .count(),
+            1
+        );
     }
     for pair in timeline.windows(2) {
         let follows = pair[1].pdu().prev_events();

@@ -31,8 +31,16 @@ async fn a_room_of_every_version_lives() {
         server.act(&alice, redact).await.unwrap();
         let timeline = server.timeline(&bob, &room).await;
         let last = timeline.last().unwrap().pdu();
-        assert_eq!(last.redacts(), Some(said.as_ref()), "version {}", version.as_str());
-        let message = timeline.iter().find(|event| event.pdu().event_id() == said).unwrap();
+        assert_eq!(
+            last.redacts(),
+            Some(said.as_ref()),
+            "version {}",
+            version.as_str()
+        );
+        let message = timeline
+            .iter()
+            .find(|event| event.pdu().event_id() == said)
+            .unwrap();
         assert_eq!(message.pdu().content_str(), "{}");
         assert_eq!(timeline.len(), 11, "version {}", version.as_str());
     }

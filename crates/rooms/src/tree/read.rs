@@ -50,44 +50,66 @@ pub(crate) fn scan_type(
     of_type: KeyHash,
     limit: usize,
 ) -> Result<Vec<Item>, Missing> {
-    Scan::run(nodes, root, Some(of_type), limit)
+    let scan = Scan {
+        of_type: Some(of_type),
+        limit,
+        ..Scan::new(nodes)
+    };
+    scan.run(root)
 }
 
 /// All keys of a state, in the order of their hashes.
 pub(crate) fn scan_all(nodes: &impl Nodes, root: StateRoot) -> Result<Vec<Item>, Missing> {
-    Scan::run(nodes, root, None, usize::MAX)
+    Scan::new(nodes).run(root)
+}
+
+/// All keys whose events have an `auth_height` above this, by way of the heights in the branches.
+pub(crate) fn scan_above(
+    nodes: &impl Nodes,
+    root: StateRoot,
+    height: u64,
+) -> Result<Vec<Item>, Missing> {
+    let scan = Scan {
+        above: Some(height),
+        ..Scan::new(nodes)
+    };
+    scan.run(root)
 }
 
 struct Scan<'a, N> {
     nodes: &'a N,
     of_type: Option<KeyHash>,
     limit: usize,
+    above: Option<u64>,
     found: Vec<Item>,
     missing: Vec<super::NodeId>,
 }
 
 impl<'a, N: Nodes> Scan<'a, N> {
-    fn run(
-        nodes: &'a N,
-        root: StateRoot,
-        of_type: Option<KeyHash>,
-        limit: usize,
-    ) -> Result<Vec<Item>, Missing> {
-        let mut scan = Self {
+    fn new(nodes: &'a N) -> Self {
+        Self {
             nodes,
-            of_type,
-            limit,
+            of_type: None,
+            limit: usize::MAX,
+            above: None,
             found: Vec::new(),
             missing: Vec::new(),
-        };
+        }
+    }
+
+    fn run(mut self, root: StateRoot) -> Result<Vec<Item>, Missing> {
         if let Some(id) = root.node() {
-            scan.node(id, 0);
+            self.node(id, 0);
         }
-        if scan.missing.is_empty() {
-            Ok(scan.found)
+        if self.missing.is_empty() {
+            Ok(self.found)
         } else {
-            Err(Missing(scan.missing))
+            Err(Missing(self.missing))
         }
+    }
+
+    fn high_enough(&self, height: u64) -> bool {
+        self.above.is_none_or(|above| height > above)
     }
 
     /// Whether keys with this nibble at this depth are asked for.
@@ -108,7 +130,7 @@ impl<'a, N: Nodes> Scan<'a, N> {
             if self.found.len() + self.missing.len() >= self.limit {
                 return;
             }
-            if self.wants(depth, *nibble) {
+            if self.wants(depth, *nibble) && self.high_enough(child.height()) {
                 self.child(child, depth + 1);
             }
         }
@@ -118,7 +140,9 @@ impl<'a, N: Nodes> Scan<'a, N> {
         match child {
             Child::Leaf { hash, items } => {
                 if (depth..TYPE_NIBBLES).all(|at| self.wants(at, hash.nibble(at))) {
-                    self.found.extend(items);
+                    let above = self.above;
+                    let high = |item: &&Item| above.is_none_or(|above| item.height > above);
+                    self.found.extend(items.iter().filter(high));
                 }
             }
             Child::Branch { skip, node, .. } => {

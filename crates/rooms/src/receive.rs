@@ -1,0 +1,392 @@
+//! Events of other servers: judged by their own auth events, by the state before them and by the
+//! state of the room, then appended by the same batch as events of our own.
+//!
+//! Who calls this has checked format, hashes and signatures, and has fetched what the event refers
+//! to; what is still missing is answered by name. (Server-server API, "Checks performed on receipt
+//! of a PDU".)
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use homeserver_events::{
+    EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind,
+    auth::{self, AuthEvent},
+};
+use homeserver_storage::{Batch, Durability, Position};
+use ruma::OwnedEventId;
+
+use crate::{
+    Rooms,
+    decide::AuthState,
+    delta::Appended,
+    edit::RoomEdit,
+    error::RoomError,
+    event::StoredEvent,
+    execute::not_stored,
+    live::Wants,
+    numbers::EventNumber,
+    room::Room,
+    rows::{Extremity, StateLogRow},
+    tree::StateRoot,
+};
+
+/// Times an event is judged before its room counts as contended.
+const MAX_JUDGEMENTS: usize = 16;
+
+/// What became of a received event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// It was judged, now or before.
+    Judged {
+        /// What it was found to be.
+        status: StatusKind,
+        /// Where it arrived, if it is shown.
+        position: Option<Position>,
+    },
+    /// It refers to events that are not here. Nothing was stored.
+    Missing {
+        /// Previous events.
+        prev: Vec<OwnedEventId>,
+        /// Auth events.
+        auth: Vec<OwnedEventId>,
+    },
+}
+
+/// What an event of another server builds on, as far as it is here.
+struct Foundations {
+    prev: Vec<Arc<StoredEvent>>,
+    auth: Vec<Arc<StoredEvent>>,
+}
+
+impl Rooms {
+    /// Judges a received event of a room and stores it. The answer comes when it is on disk.
+    pub async fn receive(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
+        if pdu.room_id() != room.id {
+            return Err(RoomError::UnknownRoom);
+        }
+        for _ in 0..MAX_JUDGEMENTS {
+            if let Some(received) = self.try_receive(room, &pdu).await? {
+                return Ok(received);
+            }
+        }
+        Err(RoomError::Contended)
+    }
+
+    /// One attempt; `None` if the room moved on in the meantime.
+    async fn try_receive(
+        &self,
+        room: &Arc<Room>,
+        pdu: &Pdu,
+    ) -> Result<Option<Received>, RoomError> {
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        let (head, pending) = tip.parts();
+        let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
+        let known = self.events.number(room.number, pdu.event_id()).await?;
+        if let Some(number) = known
+            && let Some(event) = self.events.find(room, number).await?
+            && event.status.kind() != StatusKind::Outlier
+        {
+            return Ok(Some(judged(&event, event.position)));
+        }
+        let foundations = match edit.foundations(pdu).await? {
+            Ok(foundations) => foundations,
+            Err(missing) => return Ok(Some(missing)),
+        };
+        let event = edit.judge(pdu, known, foundations).await?;
+        let delta = edit.delta;
+        let mut batch = Batch::new();
+        delta.write(&mut batch);
+        let ticket = self
+            .store
+            .submit(batch, Durability::Durable)
+            .await
+            .map_err(not_stored)?;
+        let commit = live.submitted(&mut tip, delta.head.clone());
+        drop(tip);
+        let outcome = ticket.await;
+        let deltas = [delta];
+        self.remember(&outcome, &deltas);
+        live.settle(&commit, outcome.is_ok());
+        match outcome {
+            Ok(committed) => {
+                let shown = event.status.is_shown();
+                let position = committed.positions.first().copied().filter(|_| shown);
+                Ok(Some(judged(&event, position)))
+            }
+            Err(homeserver_storage::CommitError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(not_stored(error)),
+        }
+    }
+}
+
+fn judged(event: &StoredEvent, position: Option<Position>) -> Received {
+    Received::Judged {
+        status: event.status.kind(),
+        position,
+    }
+}
+
+impl RoomEdit<'_> {
+    /// The events that `pdu` refers to, or the names of those that are not here.
+    async fn foundations(&self, pdu: &Pdu) -> Result<Result<Foundations, Received>, RoomError> {
+        let (prev, prev_missing) = self.referred(pdu.prev_events()).await?;
+        let (auth, auth_missing) = self.referred(pdu.auth_events()).await?;
+        // The state after an outlier or a rejected event is not known.
+        let stateless = |event: &&Arc<StoredEvent>| event.status.before().is_none();
+        let mut missing = prev_missing;
+        missing.extend(
+            prev.iter()
+                .filter(stateless)
+                .map(|e| e.pdu.event_id().to_owned()),
+        );
+        if missing.is_empty() && auth_missing.is_empty() {
+            return Ok(Ok(Foundations { prev, auth }));
+        }
+        Ok(Err(Received::Missing {
+            prev: missing,
+            auth: auth_missing,
+        }))
+    }
+
+    async fn referred(
+        &self,
+        ids: &[OwnedEventId],
+    ) -> Result<(Vec<Arc<StoredEvent>>, Vec<OwnedEventId>), RoomError> {
+        let (mut here, mut missing) = (Vec::new(), Vec::new());
+        for id in ids {
+            let number = self.rooms.events.number(self.room().number, id).await?;
+            let event = match number {
+                Some(number) => self.rooms.events.find(self.room(), number).await?,
+                None => None,
+            };
+            match event {
+                Some(event) => here.push(event),
+                None => missing.push(id.clone()),
+            }
+        }
+        Ok((here, missing))
+    }
+
+    /// Judges an event whose foundations are here, and makes it part of the edit.
+    async fn judge(
+        &mut self,
+        pdu: &Pdu,
+        known: Option<EventNumber>,
+        on: Foundations,
+    ) -> Result<StoredEvent, RoomError> {
+        let number = match known {
+            Some(number) => number,
+            None => self.rooms.numbering.new_event().await?,
+        };
+        let roots: Vec<_> = on.prev.iter().map(|event| event.after).collect();
+        let before = self.resolve(&roots).await?;
+        let status = self.status(pdu, &on, before).await?;
+        let mut event = StoredEvent {
+            number,
+            room: self.room().number,
+            pdu: pdu.clone(),
+            status,
+            after: before,
+            position: None,
+            height: on.prev.iter().map(|event| event.height).max().unwrap_or(0) + 1,
+            backfill_tie: None,
+            auth_height: on
+                .auth
+                .iter()
+                .map(|event| event.auth_height + 1)
+                .max()
+                .unwrap_or(0),
+            auth: on.auth.iter().map(|event| event.number).collect(),
+            prev: on.prev.iter().map(|event| event.number).collect(),
+            over_gap: false,
+            replaces: None,
+            redacted_by: None,
+            origin: None,
+        };
+        let rejected = event.status.kind() == StatusKind::Rejected;
+        if let (Some((event_type, state_key)), false) = (event.pdu.state_pair(), rejected) {
+            let replaced = self.state_in(before, event_type, state_key).await?;
+            event.replaces = replaced.map(|event| event.number);
+            event.after = self.edit_state(before, &[&event]).await?;
+        }
+        let mut appended = Appended::plain(event.clone());
+        appended.shown = event.status.is_shown();
+        if appended.shown {
+            self.pending.events.insert(number, Arc::new(event.clone()));
+            self.follow(&mut appended).await?;
+            self.note_relation(&mut appended).await?;
+            self.note_redaction(&appended).await?;
+            self.apply_waiting(&mut appended).await?;
+        }
+        self.delta.head.sequence += 1;
+        self.push(appended);
+        Ok(event)
+    }
+
+    /// The three judgements, in their order.
+    async fn status(
+        &self,
+        pdu: &Pdu,
+        on: &Foundations,
+        before: StateRoot,
+    ) -> Result<EventStatus<StateRoot>, RoomError> {
+        let rules = self.room().rules;
+        let rejected = |why| EventStatus::Rejected {
+            why,
+            partial: false,
+        };
+        let create = self.event(self.room().create).await?;
+        let lookup = |id: &ruma::EventId| {
+            let mut events = on.auth.iter().chain([&create]);
+            let found = events.find(|event| event.pdu.event_id() == id)?;
+            Some(match found.status.kind() {
+                StatusKind::Rejected | StatusKind::PartialRejected => {
+                    AuthEvent::Rejected(found.pdu.clone())
+                }
+                _ => AuthEvent::Allowed(found.pdu.clone()),
+            })
+        };
+        if auth::check_auth_events(rules, pdu, &lookup).is_err() {
+            return Ok(rejected(RejectReason::AuthEventSelection));
+        }
+        let mut named = AuthState::default();
+        on.auth
+            .iter()
+            .for_each(|event| named.push(Arc::clone(event)));
+        named.push(Arc::clone(&create));
+        if named.check(rules, pdu).is_err() {
+            return Ok(rejected(RejectReason::AuthEvents));
+        }
+        if self
+            .auth_state_in(before, pdu)
+            .await?
+            .check(rules, pdu)
+            .is_err()
+        {
+            return Ok(rejected(RejectReason::StateBefore));
+        }
+        let now = self.delta.head.root;
+        if now != before
+            && self
+                .auth_state_in(now, pdu)
+                .await?
+                .check(rules, pdu)
+                .is_err()
+        {
+            return Ok(EventStatus::SoftFailed {
+                before,
+                why: SoftFailReason::CurrentState,
+                partial: false,
+            });
+        }
+        Ok(EventStatus::Accepted {
+            before,
+            partial: false,
+        })
+    }
+
+    /// Makes an accepted event an extremity and the room's state that of all extremities.
+    async fn follow(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
+        let event = &appended.event;
+        let reference = event.pdu.reference();
+        let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
+        let old = self.delta.head.root;
+        let extremities = &mut self.delta.head.extremities;
+        extremities.retain(|extremity| !event.prev.contains(&extremity.number));
+        extremities.push(Extremity {
+            number: event.number,
+            id: event.pdu.event_id().to_owned(),
+            reference_hash: reference.reference_hash,
+            height: event.height,
+            depth: event.pdu.depth(),
+            after: event.after,
+        });
+        let roots: Vec<_> = extremities
+            .iter()
+            .map(|extremity| extremity.after)
+            .collect();
+        let new = self.resolve(&roots).await?;
+        if new != old {
+            self.note_members_between(appended, old, new).await?;
+            self.delta.head.root = new;
+            appended.log = Some(StateLogRow {
+                root: new,
+                joined: self.delta.head.joined,
+                invited: self.delta.head.invited,
+            });
+        }
+        Ok(())
+    }
+
+    /// Notes every membership in which two states of the room differ.
+    async fn note_members_between(
+        &mut self,
+        appended: &mut Appended,
+        old: StateRoot,
+        new: StateRoot,
+    ) -> Result<(), RoomError> {
+        let (room, roots) = (self.room().number, (old, new));
+        let changes = self
+            .rooms
+            .states
+            .difference(room, &self.pending.nodes, roots)
+            .await?;
+        for change in changes {
+            let key = self.rooms.numbering.key_name(change.key).await?;
+            if key.event_type() != "m.room.member" {
+                continue;
+            }
+            let load = async |value: Option<(EventNumber, u64)>| match value {
+                Some((number, _)) => self.event(number).await.map(Some),
+                None => Ok(None),
+            };
+            let (before, after) = (load(change.before).await?, load(change.after).await?);
+            let (before, after) = (before.as_deref(), after.as_deref());
+            self.note_member_change(appended, key.state_key(), before, after)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Applies redactions that came before their target.
+    async fn apply_waiting(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
+        let target = appended.event.number;
+        for redaction in self.waiting_redactions(target).await? {
+            let event = self.event(redaction).await?;
+            if self.takes_effect(&event, &appended.event).await? {
+                let redacted = homeserver_events::redact(&appended.event.pdu, self.room().rules);
+                appended.event.pdu =
+                    redacted.map_err(|error| RoomError::damaged(error.to_string()))?;
+                appended.event.redacted_by = Some(redaction);
+                appended.relation = None;
+            }
+            self.delta.waiting.push((target, redaction, false));
+        }
+        Ok(())
+    }
+
+    /// The state events of `root` that the rules look at for this event.
+    async fn auth_state_in(&self, root: StateRoot, pdu: &Pdu) -> Result<AuthState, RoomError> {
+        let rules = self.room().rules;
+        let kinds = auth::auth_types(
+            rules,
+            pdu.event_type(),
+            pdu.sender(),
+            pdu.state_key(),
+            pdu.content(),
+        );
+        let wanted: BTreeMap<_, ()> = kinds
+            .iter()
+            .map(|(event_type, key)| ((*event_type, key.as_str()), ()))
+            .chain([(("m.room.create", ""), ())])
+            .collect();
+        let mut state = AuthState::default();
+        for (event_type, state_key) in wanted.into_keys() {
+            if let Some(event) = self.state_in(root, event_type, state_key).await? {
+                state.push(event);
+            }
+        }
+        Ok(state)
+    }
+}

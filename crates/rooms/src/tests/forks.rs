@@ -1,0 +1,340 @@
+//! Events of another server: forks, resolution, soft failure, rejection.
+
+use homeserver_events::{Draft, EventReference, Pdu, SigningKey, StatusKind, auth};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, server_name, user_id};
+use serde_json::{Value, json, value::to_raw_value};
+
+use super::support::{Server, event, user};
+use crate::{CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction};
+
+struct Elsewhere<'a> {
+    server: &'a Server,
+    room: OwnedRoomId,
+    user: OwnedUserId,
+    time: u64,
+}
+
+impl Elsewhere<'_> {
+    /// An event of another server that follows `prev`, allowed by the state after `prev`.
+    async fn make(
+        &mut self,
+        prev: &[OwnedEventId],
+        event_type: &str,
+        state_key: Option<&str>,
+        content: Value,
+    ) -> Pdu {
+        let room = self.server.room(&self.room).await;
+        let rooms = &self.server.rooms;
+        let mut before = Vec::new();
+        for id in prev {
+            let number = rooms.events.number(room.number, id).await.unwrap().unwrap();
+            before.push(rooms.events.load(&room, number).await.unwrap());
+        }
+        let content = to_raw_value(&content).unwrap();
+        let kinds = auth::auth_types(room.rules, event_type, &self.user, state_key, &content);
+        let mut auth_events: Vec<EventReference> = Vec::new();
+        for (kind, key) in kinds {
+            let found = rooms
+                .state_event(&room, before[0].after, kind, &key)
+                .await
+                .unwrap();
+            auth_events.extend(found.map(|event| event.pdu.reference().unwrap()));
+        }
+        self.time += 1;
+        let draft = Draft {
+            room_id: Some(self.room.clone()),
+            sender: self.user.clone(),
+            event_type: event_type.to_owned(),
+            state_key: state_key.map(ToOwned::to_owned),
+            content,
+            origin_server_ts: self.time,
+            prev_events: before
+                .iter()
+                .map(|event| event.pdu.reference().unwrap())
+                .collect(),
+            auth_events,
+            depth: before.iter().map(|event| event.pdu.depth()).max().unwrap() + 1,
+            redacts: None,
+        };
+        let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
+        draft
+            .seal(room.rules, server_name!("there.example"), &key)
+            .unwrap()
+    }
+
+    async fn receive(&self, pdu: &Pdu) -> StatusKind {
+        let room = self.server.room(&self.room).await;
+        match self.server.rooms.receive(&room, pdu.clone()).await.unwrap() {
+            Received::Judged { status, .. } => status,
+            missing @ Received::Missing { .. } => panic!("{missing:?}"),
+        }
+    }
+
+    async fn join(&mut self, prev: &OwnedEventId) -> OwnedEventId {
+        let content = json!({ "membership": "join" });
+        let key = self.user.to_string();
+        let prev = std::slice::from_ref(prev);
+        let join = self.make(prev, "m.room.member", Some(&key), content).await;
+        assert_eq!(self.receive(&join).await, StatusKind::Accepted);
+        join.event_id().to_owned()
+    }
+}
+
+async fn shared_room<'a>(server: &'a Server, version: &str) -> (Elsewhere<'a>, OwnedEventId) {
+    let levels = json!({ "users": { "@zed:there.example": 50 } });
+    let create = CreateRoom {
+        preset: Some(Preset::PublicChat),
+        version: Some(RoomVersionId::try_from(version).unwrap()),
+        power_level_content_override: Some(
+            to_raw_value(&match version {
+                "12" => levels,
+                _ => json!({ "users": { "@zed:there.example": 50, "@alice:here.example": 100 } }),
+            })
+            .unwrap(),
+        ),
+        initial_state: vec![InitialState {
+            event_type: "m.room.name".to_owned(),
+            state_key: String::new(),
+            content: to_raw_value(&json!({ "name": "first" })).unwrap(),
+        }],
+        ..CreateRoom::default()
+    };
+    let room = server.create(&user("alice"), create).await;
+    let said = server.say(&user("alice"), &room, "hello").await;
+    let mut elsewhere = Elsewhere {
+        server,
+        room,
+        user: user_id!("@zed:there.example").to_owned(),
+        time: 1_700_000_000_000,
+    };
+    let join = elsewhere.join(&said).await;
+    (elsewhere, join)
+}
+
+#[tokio::test]
+async fn a_fork_is_joined_by_the_next_event() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let alice = user("alice");
+    let ours = server.say(&alice, &zed.room, "ours").await;
+    let theirs = zed
+        .make(
+            &[join.clone()],
+            "m.room.message",
+            None,
+            json!({ "body": "theirs" }),
+        )
+        .await;
+    assert_eq!(zed.receive(&theirs).await, StatusKind::Accepted);
+    assert_eq!(
+        zed.receive(&theirs).await,
+        StatusKind::Accepted,
+        "the same again"
+    );
+    let after = server.say(&alice, &zed.room, "after").await;
+    let timeline = server.timeline(&alice, &zed.room).await;
+    let last: Vec<_> = timeline
+        .iter()
+        .rev()
+        .take(3)
+        .map(|e| e.pdu().event_id())
+        .collect();
+    assert_eq!(last, [&*after, theirs.event_id(), &*ours]);
+    let mut prev = timeline.last().unwrap().pdu().prev_events().to_vec();
+    prev.sort();
+    let mut expected = vec![ours, theirs.event_id().to_owned()];
+    expected.sort();
+    assert_eq!(prev, expected);
+    let room = server.room(&zed.room).await;
+    let summary = server
+        .rooms
+        .summary(&server.reader(&alice).await, &room)
+        .await
+        .unwrap();
+    assert_eq!(summary.joined, 2);
+    let servers = server.rooms.servers(room.number, 9).await.unwrap();
+    assert_eq!(servers, ["here.example", "there.example"]);
+}
+
+#[tokio::test]
+async fn conflicting_state_is_resolved() {
+    for version in ["1", "2", "10", "11", "12"] {
+        let server = Server::start().await;
+        let (mut zed, join) = shared_room(&server, version).await;
+        let alice = user("alice");
+        let name = |name: &str| json!({ "name": name });
+        // Ours is at 1_700_000_000_000, theirs is made later.
+        let ours = event("m.room.name", Some(""), &name("ours"));
+        let ours = server.try_send(&alice, &zed.room, ours).await.unwrap();
+        let theirs = zed
+            .make(&[join.clone()], "m.room.name", Some(""), name("theirs"))
+            .await;
+        assert_eq!(zed.receive(&theirs).await, StatusKind::Accepted);
+        let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
+        if version != "1" {
+            // Same place on the mainline: the later one of the two counts.
+            assert_eq!(now["name"], "theirs", "version {version}");
+        }
+        // Both orders of arrival give the same state: resolve by hand from the extremities.
+        let merged = server.say(&alice, &zed.room, "merged").await;
+        let room = server.room(&zed.room).await;
+        let number = server
+            .rooms
+            .events
+            .number(room.number, &merged)
+            .await
+            .unwrap()
+            .unwrap();
+        let merged = server.rooms.events.load(&room, number).await.unwrap();
+        assert_eq!(merged.prev.len(), 2, "{ours}");
+        let told = server
+            .rooms
+            .state_at(room.number, server.rooms.durable())
+            .await
+            .unwrap();
+        assert_eq!(told.root, merged.before());
+    }
+}
+
+#[tokio::test]
+async fn what_a_ban_overtook_is_soft_failed() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let alice = user("alice");
+    let ban = MembershipChange::Ban {
+        user: zed.user.clone(),
+    };
+    server.member(&alice, &zed.room, ban).await.unwrap();
+    let late = zed
+        .make(
+            &[join],
+            "m.room.message",
+            None,
+            json!({ "body": "still me" }),
+        )
+        .await;
+    assert_eq!(zed.receive(&late).await, StatusKind::SoftFailed);
+    let timeline = server.timeline(&alice, &zed.room).await;
+    assert!(
+        timeline
+            .iter()
+            .all(|event| event.pdu().event_id() != late.event_id())
+    );
+    let reader = server.reader(&alice).await;
+    let room = server.room(&zed.room).await;
+    let hidden = server
+        .rooms
+        .visible_by_id(&reader, &room, late.event_id())
+        .await
+        .unwrap();
+    assert!(hidden.is_none());
+    let said = server.say(&alice, &zed.room, "quiet now").await;
+    let last = server.timeline(&alice, &zed.room).await;
+    let last = last.last().unwrap();
+    assert_eq!(
+        (last.pdu().event_id(), last.pdu().prev_events().len()),
+        (&*said, 1)
+    );
+    assert_eq!(
+        server.rooms.servers(room.number, 9).await.unwrap(),
+        ["here.example"]
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_is_rejected_and_what_is_missing_is_named() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let levels = json!({ "users": { "@zed:there.example": 100 } });
+    let grab = zed
+        .make(&[join.clone()], "m.room.power_levels", Some(""), levels)
+        .await;
+    assert_eq!(zed.receive(&grab).await, StatusKind::Rejected);
+    let message = zed
+        .make(&[join], "m.room.message", None, json!({ "body": "hi" }))
+        .await;
+    assert_eq!(zed.receive(&message).await, StatusKind::Accepted);
+    let room = server.room(&zed.room).await;
+    let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
+    let unknown = ruma::owned_event_id!("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    let draft = Draft {
+        room_id: Some(zed.room.clone()),
+        sender: zed.user.clone(),
+        event_type: "m.room.message".to_owned(),
+        state_key: None,
+        content: to_raw_value(&json!({})).unwrap(),
+        origin_server_ts: 1,
+        prev_events: vec![unknown.clone().into(), grab.reference().unwrap()],
+        auth_events: vec![unknown.clone().into()],
+        depth: 99,
+        redacts: None,
+    };
+    let pdu = draft
+        .seal(room.rules, server_name!("there.example"), &key)
+        .unwrap();
+    let expected = Received::Missing {
+        prev: vec![unknown.clone(), grab.event_id().to_owned()],
+        auth: vec![unknown],
+    };
+    assert_eq!(server.rooms.receive(&room, pdu).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_redaction_may_come_before_its_target() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let alice = user("alice");
+    let target = zed
+        .make(
+            &[join.clone()],
+            "m.room.message",
+            None,
+            json!({ "body": "oops" }),
+        )
+        .await;
+    let id = target.event_id().to_owned();
+    let redaction = zed
+        .make(&[join], "m.room.redaction", None, json!({ "redacts": id }))
+        .await;
+    assert_eq!(zed.receive(&redaction).await, StatusKind::Accepted);
+    assert_eq!(zed.receive(&target).await, StatusKind::Accepted);
+    let timeline = server.timeline(&alice, &zed.room).await;
+    let shown = timeline.last().unwrap();
+    assert_eq!(
+        (shown.pdu().event_id(), shown.pdu().content_str()),
+        (&*id, "{}")
+    );
+    assert!(shown.redacted_by().is_some());
+}
+
+#[tokio::test]
+async fn a_local_user_whom_resolution_puts_out_is_told() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let bob = user("bob");
+    // Zed bans bob in a fork that does not know that bob joined.
+    server.join(&bob, &zed.room).await.unwrap();
+    let content = json!({ "membership": "ban" });
+    let ban = zed
+        .make(&[join], "m.room.member", Some(bob.as_str()), content)
+        .await;
+    assert_eq!(zed.receive(&ban).await, StatusKind::Accepted);
+    let reader = server.reader(&bob).await;
+    let room = server.room(&zed.room).await;
+    let mine = server
+        .rooms
+        .membership(reader.number.unwrap(), room.number, reader.position)
+        .await;
+    assert_eq!(mine.unwrap().unwrap().membership, Membership::Ban);
+    let send = RoomAction::Send {
+        room: zed.room.clone(),
+        event: super::support::message("am I in?"),
+    };
+    assert!(server.act(&bob, send).await.is_err());
+    let log = server
+        .rooms
+        .state_at(room.number, reader.position)
+        .await
+        .unwrap();
+    assert_eq!(log.joined, 2);
+}
