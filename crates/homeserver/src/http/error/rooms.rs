@@ -32,6 +32,7 @@ impl From<RoomError> for ApiError {
             RoomError::UnableToAuthoriseJoin => bad_request(ErrorKind::UnableToAuthorizeJoin),
             RoomError::Busy
             | RoomError::Contended
+            | RoomError::Unresolved(_)
             | RoomError::NotStored(_)
             | RoomError::Stopping => Self::unavailable(message),
             RoomError::Damaged(_) | RoomError::Storage(_) => Self::internal(&error),
