@@ -26,6 +26,9 @@ pub const MAX_ACCOUNT_DATA: usize = 100 * 1024;
 /// Values one user may keep, rooms included; what is beyond it is not read back.
 pub const MAX_ACCOUNT_DATA_ITEMS: usize = 100_000;
 
+/// Values deleted by one batch.
+const DELETED_AT_ONCE: usize = 100;
+
 /// The room number that stands for "no room".
 const GLOBAL: u64 = 0;
 
@@ -167,6 +170,27 @@ impl AccountData {
             }
         }
         Ok(data)
+    }
+
+    /// Deletes everything a user has stored, as for an account that is erased; in many batches,
+    /// and to be repeated if it is interrupted.
+    pub async fn delete_all(&self, user: UserNumber) -> Result<(), Failure> {
+        loop {
+            let rows = self
+                .ground
+                .scan_prefix(&ACCOUNT_DATA, &user.0, DELETED_AT_ONCE)
+                .await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            for (key, row) in &rows {
+                batch.delete(&ACCOUNT_DATA, key);
+                batch.delete(&ACCOUNT_DATA_CHANGES, &(user.0, row.known()));
+                batch.remove_entry(row.known(), &[journal::user(user)]);
+            }
+            self.ground.store.commit(batch).await?;
+        }
     }
 
     /// Sets a value. Gives its position.

@@ -214,6 +214,21 @@ impl CrossSigning {
         Err(Failure::Busy.into())
     }
 
+    /// Deletes a user's keys, as for an account that is closed. Signatures on them are left: they
+    /// are shown with the keys only.
+    pub async fn delete(&self, user: UserNumber) -> Result<(), Failure> {
+        if self.rows(user).await?.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for usage in KeyUsage::ALL {
+            batch.delete(&CROSS_SIGNING_KEYS, &(user.0, usage.code()));
+        }
+        list_changed(&mut batch, user);
+        self.ground.store.commit(batch).await?;
+        Ok(())
+    }
+
     /// A user's keys as `reader` may see them; all missing if the user has none.
     pub async fn keys(
         &self,

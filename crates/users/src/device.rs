@@ -146,6 +146,10 @@ impl Devices {
         let key = (user.0, id.to_string());
         for _ in 0..MAX_ATTEMPTS {
             if let Some(device) = self.one(user, id).await? {
+                if more.is_empty() {
+                    let created = false;
+                    return Ok(Ensured { device, created });
+                }
                 let mut batch = Batch::new();
                 let value = DeviceRow {
                     display_name: device.display_name.clone(),

@@ -145,6 +145,9 @@ pub struct Inbox {
     waiting: Arc<Cache<DeviceNumber, u64>>,
 }
 
+/// Remembered of an inbox that was counted and is full, until something is acknowledged.
+const FULL: u64 = u64::MAX;
+
 /// One message on its way to one device.
 struct Delivery<'a> {
     user: UserNumber,
@@ -334,12 +337,20 @@ impl Inbox {
 
     /// Whether an inbox may take another message; counts it in.
     async fn has_room(&self, device: DeviceNumber) -> Result<bool, Failure> {
-        let waiting = match self.waiting.get(&device) {
-            Some(waiting) => waiting,
-            None => self.count(device).await?,
+        let remembered = self.waiting.get(&device);
+        if remembered == Some(FULL) {
+            return Ok(false);
+        }
+        // What is remembered may be too much (a repeated request counts twice): counted anew
+        // before anything is dropped.
+        let waiting = match remembered {
+            Some(waiting) if waiting < MAX_INBOX => waiting,
+            _ => self.count(device).await?,
         };
-        self.waiting.insert(device, waiting + 1);
-        Ok(waiting < MAX_INBOX)
+        let has_room = waiting < MAX_INBOX;
+        self.waiting
+            .insert(device, if has_room { waiting + 1 } else { FULL });
+        Ok(has_room)
     }
 
     async fn count(&self, device: DeviceNumber) -> Result<u64, Failure> {

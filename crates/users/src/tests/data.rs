@@ -83,6 +83,31 @@ async fn only_the_last_value_is_told_and_in_order() {
 }
 
 #[tokio::test]
+async fn everything_of_a_user_can_be_deleted() {
+    let world = World::new().await;
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let data = &world.users.account_data;
+    let content = raw(&json!({}));
+    for room in 1..=150 {
+        data.set(alice, Scope::Room(room), "t", &content)
+            .await
+            .unwrap();
+    }
+    data.set(alice, Scope::Global, "t", &content).await.unwrap();
+    data.set(bob, Scope::Global, "t", &content).await.unwrap();
+    data.delete_all(alice).await.unwrap();
+    let end = world.store.durable();
+    assert!(data.changes(alice, 0, end).await.unwrap().is_empty());
+    assert!(
+        data.one(alice, Scope::Room(7), "t")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(data.changes(bob, 0, end).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn account_data_has_limits_and_a_managed_type() {
     let world = World::new().await;
     let alice = world.user("alice").await;

@@ -158,6 +158,26 @@ async fn keys_are_stored_and_shown_to_whom_they_concern() {
 }
 
 #[tokio::test]
+async fn deleted_keys_are_gone_and_the_list_says_so() {
+    let world = World::new().await;
+    let alice = Person::new(&world, "alice", 10).await;
+    let cross_signing = &world.users.cross_signing;
+    let start = world.store.durable();
+    cross_signing.delete(alice.number).await.unwrap();
+    let end = world.store.durable();
+    let lists = &world.users.device_lists;
+    assert_eq!(
+        lists.changed(start, end).await.unwrap(),
+        [alice.number].into()
+    );
+    let owner = (alice.number, &*alice.id);
+    let keys = cross_signing.keys(owner, owner).await.unwrap();
+    assert!(keys.master.is_none() && keys.self_signing.is_none() && keys.user_signing.is_none());
+    cross_signing.delete(alice.number).await.unwrap();
+    assert_eq!(world.store.durable(), end);
+}
+
+#[tokio::test]
 async fn only_new_keys_need_authentication_and_the_same_again_change_nothing() {
     let world = World::new().await;
     let nobody = (world.user("new").await, user_id("new"));

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{World, device_id, raw, user_id, value};
 use crate::{
-    DeviceNumber, INBOX_PAGE, MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError, ToDeviceRequest,
-    UserNumber, tables::TO_DEVICE_TRANSACTIONS,
+    DeviceNumber, INBOX_PAGE, MAX_INBOX, MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError,
+    ToDeviceRequest, UserNumber, tables::TO_DEVICE_TRANSACTIONS,
 };
 
 const END: u64 = u64::MAX - 1;
@@ -232,6 +232,32 @@ async fn what_is_too_large_or_malformed_is_refused() {
         Err(ToDeviceError::BadIdentifier(_))
     ));
     assert!(contents(&world, device).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_inbox_that_nobody_reads_stops_growing() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let device = world.device(alice, "A").await;
+    let inbox = &world.users.inbox;
+    let request = to(&[(alice, Recipient::AllDevices, json!({}))]);
+    for _ in 0..MAX_INBOX + 5 {
+        inbox.send(&request).await.unwrap();
+    }
+    let rows = world.store.scan(
+        &crate::tables::INBOX,
+        ScanRange::all(),
+        Direction::Forward,
+        20_000,
+    );
+    let rows = rows.await.unwrap();
+    assert_eq!(rows.len() as u64, MAX_INBOX);
+    // Room is made by reading.
+    inbox.acknowledge(device, rows[9].0.1).await.unwrap();
+    let before = world.store.durable();
+    inbox.send(&request).await.unwrap();
+    let page = inbox.page(device, before, END).await.unwrap();
+    assert_eq!(page.messages.len(), 1);
 }
 
 #[tokio::test]
