@@ -370,7 +370,10 @@ async fn no_key_is_given_twice_to_many_claimants() {
             claimed.unwrap().map(|key| key.name)
         }
     });
-    let claimed = futures_util::stream::iter(claims).buffered(8).collect::<Vec<_>>().await;
+    let claimed = futures_util::stream::iter(claims)
+        .buffered(8)
+        .collect::<Vec<_>>()
+        .await;
     let given: Vec<_> = claimed.iter().flatten().collect();
     assert_eq!((claimed.len(), given.len()), (80, 60));
     assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 60);
