@@ -6,7 +6,8 @@ use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, PoolClosed, Runtime, Tasks};
 use homeserver_storage::{
-    BlobError, BlobStore, CommitError, Engine, FileBlobs, MemoryBlobs, EngineError, StorageError, Store, TableSpec,
+    BlobError, BlobStore, CommitError, Engine, EngineError, FileBlobs, MemoryBlobs, StorageError,
+    Store, TableSpec,
     engines::{
         fjall::{FjallEngine, FjallOptions},
         memory::MemoryEngine,
@@ -21,8 +22,7 @@ use crate::{
     app::{
         closing,
         passwords::{PasswordError, Passwords},
-        pushers,
-        reports,
+        pushers, reports,
         settings::{self, SERVER_NAME},
         tokens,
     },
@@ -315,19 +315,19 @@ fn make_folder(path: &Path) -> Result<(), OpenError> {
 
 /// The name is written by the first start and compared by all others.
 async fn check_server_name(store: &Store, configured: &OwnedServerName) -> Result<(), OpenError> {
-    let stored = match settings::read(store, SERVER_NAME).await? {
-        Some(stored) => stored,
-        None => {
-            let batch = settings::initial(SERVER_NAME, configured.as_str());
-            match store.commit(batch).await {
-                Ok(_) => return Ok(()),
-                Err(CommitError::Conflict { .. }) => settings::read(store, SERVER_NAME)
-                    .await?
-                    .unwrap_or_default(),
-                Err(error) => return Err(error.into()),
+    let mut stored = settings::read(store, SERVER_NAME).await?;
+    if stored.is_none() {
+        let batch = settings::initial(SERVER_NAME, configured.as_str());
+        match store.commit(batch).await {
+            Ok(_) => return Ok(()),
+            // Another node was faster.
+            Err(CommitError::Conflict { .. }) => {
+                stored = settings::read(store, SERVER_NAME).await?;
             }
+            Err(error) => return Err(error.into()),
         }
-    };
+    }
+    let stored = stored.unwrap_or_default();
     if stored == configured.as_str() {
         return Ok(());
     }

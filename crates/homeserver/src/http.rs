@@ -52,7 +52,9 @@ pub(crate) use components::{Components, Foundation};
 pub(crate) use error::ApiError;
 pub(crate) use interactive::Interactive;
 pub(crate) use routes::Routes;
-pub(crate) use ruma_types::{MAX_BODY, Ruma, Unparsed, json_answer};
+#[cfg(test)]
+pub(crate) use ruma_types::MAX_BODY;
+pub(crate) use ruma_types::{Ruma, Unparsed, json_answer};
 
 use axum::{Router, middleware};
 

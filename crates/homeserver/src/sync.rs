@@ -15,8 +15,8 @@ mod count;
 mod device_lists;
 mod ephemeral;
 pub(crate) mod filter;
-mod left;
 mod lazy;
+mod left;
 mod memberships;
 mod pass;
 mod room;
@@ -33,7 +33,7 @@ use std::{sync::Arc, time::Duration};
 
 use homeserver_rooms::{RoomError, Rooms};
 use homeserver_runtime::Runtime;
-use homeserver_storage::{Position, Store, StorageError};
+use homeserver_storage::{Position, StorageError, Store};
 use homeserver_users::{Failure, Users};
 use ruma::presence::PresenceState;
 
@@ -140,7 +140,9 @@ impl SyncEngine {
         self.acknowledge(session, since).await?;
         let timeout = request.timeout.min(MAX_TIMEOUT);
         let number = session.user_number;
-        self.users.presence.syncing(number, &request.presence, timeout);
+        self.users
+            .presence
+            .syncing(number, &request.presence, timeout);
 
         let deadline = tokio::time::Instant::now() + timeout;
         let at_once = since.is_none() || request.full_state;
@@ -199,7 +201,11 @@ impl SyncEngine {
     ) -> Result<(), SyncError> {
         let device = session.device_number;
         match since.filter(|since| since.device == device.0 && since.to_device > 0) {
-            Some(since) => Ok(self.users.inbox.acknowledge(device, since.to_device).await?),
+            Some(since) => Ok(self
+                .users
+                .inbox
+                .acknowledge(device, since.to_device)
+                .await?),
             None => Ok(()),
         }
     }

@@ -56,7 +56,7 @@ pub(crate) async fn is_in_one_of(
         return Ok(false);
     }
     let theirs = rooms.memberships(number, at).await?;
-    Ok(theirs.iter().any(|one| {
-        one.membership == Membership::Join && joined.binary_search(&one.room.0).is_ok()
-    }))
+    Ok(theirs
+        .iter()
+        .any(|one| one.membership == Membership::Join && joined.binary_search(&one.room.0).is_ok()))
 }

@@ -11,7 +11,7 @@ use homeserver_rooms::{Membership, MembershipChange, RoomAction, RoomCommand, Ro
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec, row};
 use homeserver_users::{
-    AccountState, Accounts, ChangeAccountError, Failure, ProfileError, Profiles, UserNumber,
+    AccountState, Accounts, ChangeAccountError, Failure, ProfileError, Profiles, UserNumber, Users,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,15 +63,33 @@ impl From<StorageError> for ClosingError {
 /// Closes accounts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing {
-    pub(crate) runtime: Runtime,
-    pub(crate) store: Store,
-    pub(crate) accounts: Accounts,
-    pub(crate) profiles: Profiles,
-    pub(crate) sessions: Sessions,
-    pub(crate) rooms: Arc<Rooms>,
+    runtime: Runtime,
+    store: Store,
+    accounts: Accounts,
+    profiles: Profiles,
+    sessions: Sessions,
+    rooms: Arc<Rooms>,
 }
 
 impl Closing {
+    /// Closes accounts of `users`.
+    pub(crate) fn new(
+        runtime: &Runtime,
+        store: &Store,
+        users: &Users,
+        sessions: &Sessions,
+        rooms: &Arc<Rooms>,
+    ) -> Self {
+        Self {
+            runtime: runtime.clone(),
+            store: store.clone(),
+            accounts: users.accounts.clone(),
+            profiles: users.profiles.clone(),
+            sessions: sessions.clone(),
+            rooms: Arc::clone(rooms),
+        }
+    }
+
     /// Closes an account.
     pub(crate) async fn close(&self, user: UserNumber, erase: bool) -> Result<(), ClosingError> {
         let row = ClosingRow { erase };

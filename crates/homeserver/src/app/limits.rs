@@ -144,11 +144,7 @@ impl RateLimits {
 }
 
 /// When the bucket will be full after one more was taken at `now`.
-#[expect(
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "rates are positive, and a bucket's depth is far below 2^52 microseconds"
-)]
+#[expect(clippy::cast_sign_loss, reason = "rates are positive")]
 fn decide(full_at: u64, now: u64, rate: Rate) -> Result<u64, LimitExceeded> {
     let one = (1_000_000.0 / rate.per_second).ceil();
     let depth = (one * f64::from(rate.burst)) as u64;

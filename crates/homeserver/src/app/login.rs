@@ -1,7 +1,7 @@
 //! Logging in by a token that another login of the same user asked for.
 //!
-//! Specification: client-server API, `/login/get_token` and `m.login.token`; OpenID tokens,
-//! "OpenID".
+//! Specification: client-server API, `/login/get_token` and `m.login.token`; the module
+//! "`OpenID`".
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::tokens::{self, BriefRow, LOGIN_TOKENS, OPENID_TOKENS, TokenHash, Toke
 
 /// How long a login token may be used.
 pub(crate) const LOGIN_TOKEN_LIFETIME: Duration = Duration::from_mins(2);
-/// How long an OpenID token may be used.
+/// How long an `OpenID` token may be used.
 pub(crate) const OPENID_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 /// Tokens that are looked at, for expired ones to delete, when a new one is made.
 const SWEPT_AT_ONCE: usize = 20;

@@ -76,9 +76,15 @@ pub(crate) fn is_right(secret: &str, covered: Covered<'_>, code: &str) -> bool {
     parts.extend(covered.user_type);
     mac.update(parts.join("\0").as_bytes());
     let right = mac.finalize().into_bytes();
-    let right: String = right.iter().map(|byte| format!("{byte:02x}")).collect();
-    let code = code.to_ascii_lowercase();
-    bool::from(right.as_bytes().ct_eq(code.as_bytes()))
+    let code: Option<Vec<u8>> = code.as_bytes().chunks(2).map(hex_byte).collect();
+    code.is_some_and(|code| bool::from(right.as_slice().ct_eq(&code)))
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn hex_byte(digits: &[u8]) -> Option<u8> {
+    let [high, low] = digits else { return None };
+    let digit = |letter: u8| char::from(letter).to_digit(16);
+    u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()
 }
 
 #[cfg(test)]

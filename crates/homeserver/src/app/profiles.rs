@@ -180,7 +180,10 @@ impl ProfileChanges {
             }
             let room = self.rooms.room_by_number(membership.room).await?;
             let reader = self.rooms.reader(id.clone(), at).await?;
-            let events = self.rooms.visible(&reader, &room, &[membership.event]).await?;
+            let events = self
+                .rooms
+                .visible(&reader, &room, &[membership.event])
+                .await?;
             let before = events.first().map(|event| event.pdu().content());
             let Some(content) = before.and_then(|before| with_profile(before, &shown)) else {
                 continue;
@@ -220,7 +223,9 @@ impl ProfileChanges {
             room: room.clone(),
             event,
         };
-        self.rooms.execute(RoomCommand::new(user.clone(), action)).await
+        self.rooms
+            .execute(RoomCommand::new(user.clone(), action))
+            .await
     }
 }
 
@@ -253,11 +258,16 @@ mod tests {
     fn a_member_event_is_sent_only_if_it_shows_something_new() {
         let raw = |value: Value| serde_json::value::to_raw_value(&value).unwrap();
         let name = |name: &str| BTreeMap::from([("displayname", Value::String(name.to_owned()))]);
-        let before = raw(json!({"membership": "join", "displayname": "A", "reason": "x", "is_direct": true}));
+        let before = raw(
+            json!({"membership": "join", "displayname": "A", "reason": "x", "is_direct": true}),
+        );
         assert!(with_profile(&before, &name("A")).is_none());
         let after = with_profile(&before, &name("B")).unwrap();
         let after: Value = serde_json::from_str(after.get()).unwrap();
-        assert_eq!(after, json!({"membership": "join", "displayname": "B", "is_direct": true}));
+        assert_eq!(
+            after,
+            json!({"membership": "join", "displayname": "B", "is_direct": true})
+        );
         let after = with_profile(&before, &BTreeMap::new()).unwrap();
         let after: Value = serde_json::from_str(after.get()).unwrap();
         assert_eq!(after, json!({"membership": "join", "is_direct": true}));

@@ -98,7 +98,12 @@ impl PushRules {
     ) -> Result<(), PushRuleError> {
         self.change(user, |rules| {
             rules.insert(rule.clone(), after, before)?;
-            if rules.iter().filter(|rule| !rule.is_server_default()).count() > MAX_RULES {
+            if rules
+                .iter()
+                .filter(|rule| !rule.is_server_default())
+                .count()
+                > MAX_RULES
+            {
                 return Err(PushRuleError::TooMany);
             }
             Ok(())
@@ -215,7 +220,11 @@ mod tests {
 
         let read = rules_in(Some(&content_of(older).unwrap()), user);
         assert!(rule(&read, RuleKind::Room, "!muted:example.org").is_ok());
-        assert!(rule(&read, RuleKind::Override, ".m.rule.master").unwrap().enabled());
+        assert!(
+            rule(&read, RuleKind::Override, ".m.rule.master")
+                .unwrap()
+                .enabled()
+        );
         assert!(rule(&read, RuleKind::Underride, missing).is_ok());
     }
 }

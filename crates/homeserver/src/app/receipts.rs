@@ -48,7 +48,11 @@ pub(crate) struct RoomMarks {
 impl RoomMarks {
     /// Marks in these rooms.
     pub(crate) fn new(rooms: Arc<Rooms>, users: Users, runtime: Runtime) -> Self {
-        Self { rooms, users, runtime }
+        Self {
+            rooms,
+            users,
+            runtime,
+        }
     }
 
     /// The user has read up to an event.

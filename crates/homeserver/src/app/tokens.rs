@@ -1,4 +1,4 @@
-//! Secrets that stand for somebody: access, refresh, login and OpenID tokens. Only their hashes
+//! Secrets that stand for somebody: access, refresh, login and `OpenID` tokens. Only their hashes
 //! are stored, so that whoever reads the database cannot log in.
 
 use homeserver_runtime::Entropy;
@@ -105,7 +105,7 @@ pub(crate) const DEVICE_TOKENS: Table<(u64, String, u8, TokenHash), ()> =
     Table::new(0x82, "tokens of devices");
 /// (hash of the login token) → whose it is
 pub(crate) const LOGIN_TOKENS: Table<TokenHash, BriefRow> = Table::new(0x83, "login tokens");
-/// (hash of the OpenID token) → whose it is
+/// (hash of the `OpenID` token) → whose it is
 pub(crate) const OPENID_TOKENS: Table<TokenHash, BriefRow> = Table::new(0x84, "OpenID tokens");
 
 /// The tables above.

@@ -175,7 +175,9 @@ fn pick(from: &Map<String, Value>, path: &[String], into: &mut Map<String, Value
     };
     match value {
         Value::Object(inner) if !rest.is_empty() => {
-            let place = into.entry(name.clone()).or_insert_with(|| Map::new().into());
+            let place = into
+                .entry(name.clone())
+                .or_insert_with(|| Map::new().into());
             if let Value::Object(place) = place {
                 pick(inner, rest, place);
             }
@@ -195,14 +197,24 @@ mod tests {
     #[test]
     fn fields_are_picked_by_path() {
         let event = json!({"type": "m", "content": {"body": "x", "more": {"a": 1, "b": 2}}, "sender": "@a:b"});
-        let Value::Object(event) = event else { unreachable!() };
+        let Value::Object(event) = event else {
+            unreachable!()
+        };
         let paths = |paths: &[&[&str]]| -> Vec<Vec<String>> {
-            let owned = paths.iter().map(|path| path.iter().map(|part| (*part).to_owned()).collect());
+            let owned = paths
+                .iter()
+                .map(|path| path.iter().map(|part| (*part).to_owned()).collect());
             owned.collect()
         };
         let cases = [
-            (paths(&[&["type"], &["content", "body"]]), json!({"type": "m", "content": {"body": "x"}})),
-            (paths(&[&["content", "more", "a"], &["content", "more", "b"]]), json!({"content": {"more": {"a": 1, "b": 2}}})),
+            (
+                paths(&[&["type"], &["content", "body"]]),
+                json!({"type": "m", "content": {"body": "x"}}),
+            ),
+            (
+                paths(&[&["content", "more", "a"], &["content", "more", "b"]]),
+                json!({"content": {"more": {"a": 1, "b": 2}}}),
+            ),
             (paths(&[&["type", "body"], &["none"]]), json!({})),
         ];
         for (fields, expected) in cases {

@@ -1,4 +1,4 @@
-//! A user's own account: who am I, password, OpenID token, addresses (of which there are none).
+//! A user's own account: who am I, password, `OpenID` token, addresses (of which there are none).
 
 use axum::extract::State;
 use homeserver_users::Accounts;

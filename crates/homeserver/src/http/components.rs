@@ -17,10 +17,19 @@ use ruma::OwnedServerName;
 use super::TrustedProxies;
 use crate::{
     app::{
-        authentication::Authenticator, closing::Closing, interactive::InteractiveSessions,
-        invitation::Invitations, limits::RateLimits, login::BriefTokens,
-        operator::OperatorRegistration, passwords::Passwords, profiles::ProfileChanges,
-        push_rules::PushRules, pushers::Pushers, receipts::RoomMarks, registration::Registration,
+        authentication::Authenticator,
+        closing::Closing,
+        interactive::InteractiveSessions,
+        invitation::Invitations,
+        limits::RateLimits,
+        login::BriefTokens,
+        operator::OperatorRegistration,
+        passwords::Passwords,
+        profiles::ProfileChanges,
+        push_rules::PushRules,
+        pushers::Pushers,
+        receipts::RoomMarks,
+        registration::Registration,
         reports::Reports,
         rooms::{PublicRooms, RoomChanges, RoomReads},
         session::Sessions,
@@ -105,7 +114,7 @@ components! {
     authenticator: Authenticator,
     /// Makes accounts.
     registration: Registration,
-    /// Login and OpenID tokens.
+    /// Login and `OpenID` tokens.
     brief_tokens: BriefTokens,
     /// Closes accounts.
     closing: Closing,
@@ -175,14 +184,7 @@ impl Components {
             media_config: Arc::new(config.media.clone()),
             well_known: Arc::new(config.well_known.clone()),
             proxies: TrustedProxies::new(&config.http.trusted_proxies),
-            closing: Closing {
-                runtime: runtime.clone(),
-                store: store.clone(),
-                accounts: users.accounts.clone(),
-                profiles: users.profiles.clone(),
-                sessions: sessions.clone(),
-                rooms: Arc::clone(&rooms),
-            },
+            closing: Closing::new(&runtime, &store, &users, &sessions, &rooms),
             sessions,
             authenticator: Authenticator {
                 server_name: server_name.clone(),

@@ -61,17 +61,14 @@ async fn update(
     session: Session,
     Ruma(request): Ruma<update_device::v3::Request>,
 ) -> Result<Ruma<update_device::v3::Response>, ApiError> {
-    match request.display_name.as_deref() {
-        Some(name) => {
-            devices
-                .rename(session.user_number, &request.device_id, Some(name))
-                .await?;
-        }
+    if let Some(name) = request.display_name.as_deref() {
+        devices
+            .rename(session.user_number, &request.device_id, Some(name))
+            .await?;
+    } else {
         // Nothing is to change, but the device must be there.
-        None => {
-            let device = devices.one(session.user_number, &request.device_id).await?;
-            device.ok_or_else(|| ApiError::not_found("No such device"))?;
-        }
+        let device = devices.one(session.user_number, &request.device_id).await?;
+        device.ok_or_else(|| ApiError::not_found("No such device"))?;
     }
     Ok(Ruma(update_device::v3::Response::new()))
 }

@@ -163,7 +163,7 @@ impl IntoResponse for ApiError {
             Body::Standard {
                 kind: ErrorKind::LimitExceeded(limit),
                 ..
-            } => limit.retry_after.clone(),
+            } => limit.retry_after,
             _ => None,
         };
         let body = match self.body {

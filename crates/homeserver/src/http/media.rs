@@ -133,7 +133,12 @@ fn arrive<T: ruma::api::Metadata>(
 ) -> Result<(Declared, Body), ApiError> {
     let (parts, body) = request.into_parts();
     limits::check::<T>(&parts, components)?;
-    let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let text = |name| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let declared = Declared {
         content_type: text(header::CONTENT_TYPE).map(str::to_owned),
         file_name: query.filename,
@@ -146,9 +151,7 @@ fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin {
     StreamReader::new(Box::pin(body.into_data_stream().map_err(io::Error::other)))
 }
 
-async fn in_time<T>(
-    upload: impl Future<Output = Result<T, UploadError>>,
-) -> Result<T, ApiError> {
+async fn in_time<T>(upload: impl Future<Output = Result<T, UploadError>>) -> Result<T, ApiError> {
     match tokio::time::timeout(UPLOAD_PATIENCE, upload).await {
         Ok(stored) => Ok(stored?),
         Err(_) => Err(ApiError::new(
@@ -327,8 +330,14 @@ fn served(found: Download) -> Response {
         (header::CONTENT_LENGTH, found.length.to_string()),
     ];
     let fixed = [
-        (header::CONTENT_SECURITY_POLICY, serving::CONTENT_SECURITY_POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, serving::CONTENT_TYPE_OPTIONS),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            serving::CONTENT_SECURITY_POLICY,
+        ),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            serving::CONTENT_TYPE_OPTIONS,
+        ),
         (header::CACHE_CONTROL, serving::CACHE_CONTROL),
         (
             header::HeaderName::from_static("cross-origin-resource-policy"),

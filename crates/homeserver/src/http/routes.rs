@@ -36,6 +36,7 @@ impl Routes {
 
     /// Serves a ruma request type on paths that ruma does not know. A path may lack parameters at
     /// its end: they are empty strings then.
+    #[expect(clippy::needless_pass_by_value, reason = "as axum takes handlers")]
     pub(crate) fn ruma_also<H, T>(mut self, paths: &[&str], handler: H) -> Self
     where
         H: Handler<T, Components>,

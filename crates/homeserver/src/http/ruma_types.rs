@@ -23,7 +23,7 @@ use super::{ApiError, Components, limits};
 pub(crate) const MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// How long a request body may take to arrive.
-pub(crate) const BODY_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const BODY_PATIENCE: Duration = Duration::from_mins(1);
 
 /// A ruma request as argument, a ruma response as result.
 #[derive(Debug)]

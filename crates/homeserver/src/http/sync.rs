@@ -79,9 +79,10 @@ async fn filter(
 }
 
 fn state_at(stable: bool, query: Option<&str>) -> StateAt {
-    let unstable = query.unwrap_or_default().split('&').any(|pair| {
-        pair.split_once('=') == Some((UNSTABLE_STATE_AFTER, "true"))
-    });
+    let unstable = query
+        .unwrap_or_default()
+        .split('&')
+        .any(|pair| pair.split_once('=') == Some((UNSTABLE_STATE_AFTER, "true")));
     match (stable, unstable) {
         (true, _) => StateAt::End,
         (false, true) => StateAt::UnstableEnd,

@@ -79,9 +79,7 @@ impl ReadMarks {
         for StoredReceipt { receipt, .. } in receipts {
             let mark = match &receipt.thread {
                 ReceiptThread::Main => marks.threads.entry(None).or_default(),
-                ReceiptThread::Thread(root) => {
-                    marks.threads.entry(Some(root.clone())).or_default()
-                }
+                ReceiptThread::Thread(root) => marks.threads.entry(Some(root.clone())).or_default(),
                 _ => &mut marks.room,
             };
             *mark = receipt.arrival.max(*mark);
@@ -101,7 +99,10 @@ impl Pass<'_> {
         let me = self.session.user_number;
         let receipts = users.receipts.of_user(room.number.0, me).await?;
         let marks = ReadMarks::new(&receipts);
-        let stored = users.account_data.one(me, Scope::Global, PUSH_RULES).await?;
+        let stored = users
+            .account_data
+            .one(me, Scope::Global, PUSH_RULES)
+            .await?;
         let rules_at = stored.map_or(0, |datum| datum.position);
         let mut hasher = DefaultHasher::new();
         (&marks, rules_at).hash(&mut hasher);
@@ -117,7 +118,11 @@ impl Pass<'_> {
         };
         if after < self.upto() {
             self.count(room, after, &marks, &mut counts).await?;
-            let memo = Memo { basis, upto: self.upto(), counts: counts.clone() };
+            let memo = Memo {
+                basis,
+                upto: self.upto(),
+                counts: counts.clone(),
+            };
             memos.insert(key, Arc::new(memo));
         }
         Ok(summed(&counts, self.request.filter.thread_counts))
@@ -136,7 +141,9 @@ impl Pass<'_> {
             event.reader_membership() == Some(Membership::Join) && event.redacted_by().is_none()
         };
         let limit = EVENTS_COUNTED;
-        let slice = rooms.timeline(&self.reader, room, after, limit, &wanted).await?;
+        let slice = rooms
+            .timeline(&self.reader, room, after, limit, &wanted)
+            .await?;
         if slice.events.is_empty() {
             return Ok(());
         }
@@ -360,14 +367,38 @@ mod tests {
     fn threads_are_told_apart_only_where_asked() {
         let root = owned_event_id!("$root");
         let counts = ByThread::from([
-            (None, Counts { notifications: 2, highlights: 1 }),
-            (Some(root.clone()), Counts { notifications: 3, highlights: 0 }),
+            (
+                None,
+                Counts {
+                    notifications: 2,
+                    highlights: 1,
+                },
+            ),
+            (
+                Some(root.clone()),
+                Counts {
+                    notifications: 3,
+                    highlights: 0,
+                },
+            ),
         ]);
         let together = summed(&counts, false);
-        assert_eq!(together.room, Counts { notifications: 5, highlights: 1 });
+        assert_eq!(
+            together.room,
+            Counts {
+                notifications: 5,
+                highlights: 1
+            }
+        );
         assert_eq!(together.threads, None);
         let apart = summed(&counts, true);
-        assert_eq!(apart.room, Counts { notifications: 2, highlights: 1 });
+        assert_eq!(
+            apart.room,
+            Counts {
+                notifications: 2,
+                highlights: 1
+            }
+        );
         assert_eq!(apart.threads.unwrap()[&root].notifications, 3);
     }
 }

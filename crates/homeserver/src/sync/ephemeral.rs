@@ -50,7 +50,10 @@ pub(super) async fn receipts(
 ) -> Result<Option<Box<RawValue>>, SyncError> {
     let users = &pass.engine.users;
     let (number, me) = (room.number.0, pass.session.user_number);
-    let mut found = users.receipts.changes(number, me, after, pass.upto()).await?;
+    let mut found = users
+        .receipts
+        .changes(number, me, after, pass.upto())
+        .await?;
     if anew {
         let own = users.receipts.of_user(number, me).await?;
         found.extend(own.into_iter().filter(|one| one.position <= after));
@@ -89,7 +92,9 @@ pub(super) async fn presence(pass: &Pass<'_>) -> Result<Vec<Box<RawValue>>, Sync
         return Ok(Vec::new());
     }
     let users = &pass.engine.users;
-    let since = pass.since.map_or(StreamToken::default(), |since| since.presence);
+    let since = pass
+        .since
+        .map_or(StreamToken::default(), |since| since.presence);
     let changes = users.presence.changes(since, |_| true);
     let whole = matches!(changes, Stream::Whole(_));
     let mut events = Vec::new();
@@ -127,8 +132,8 @@ async fn visible(pass: &Pass<'_>, number: UserNumber) -> Result<Option<OwnedUser
         return Ok(None);
     }
     let rooms = &pass.engine.rooms;
-    let shared = own
-        || acquaintance::is_in_one_of(rooms, &pass.mine.joined, &user, pass.upto()).await?;
+    let shared =
+        own || acquaintance::is_in_one_of(rooms, &pass.mine.joined, &user, pass.upto()).await?;
     Ok(shared.then_some(user))
 }
 

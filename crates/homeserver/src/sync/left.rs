@@ -20,7 +20,11 @@ impl Pass<'_> {
         membership: &UserMembership,
     ) -> Result<Option<StrippedRoom>, SyncError> {
         let numbers = [membership.event];
-        let events = self.engine.rooms.visible(&self.reader, room, &numbers).await?;
+        let events = self
+            .engine
+            .rooms
+            .visible(&self.reader, room, &numbers)
+            .await?;
         let inviter = events.first().map(|event| event.pdu().sender());
         if inviter.is_some_and(|inviter| !self.hears(inviter)) {
             return Ok(None);
@@ -38,7 +42,9 @@ impl Pass<'_> {
         let events = events.into_iter();
         Ok(StrippedRoom {
             room: room.id.clone(),
-            events: events.filter_map(|json| RawValue::from_string(json).ok()).collect(),
+            events: events
+                .filter_map(|json| RawValue::from_string(json).ok())
+                .collect(),
         })
     }
 
@@ -50,7 +56,11 @@ impl Pass<'_> {
     ) -> Result<Option<LeftRoom>, SyncError> {
         let rooms = &self.engine.rooms;
         let before = match self.since {
-            Some(since) => rooms.membership(self.user(), room.number, since.position).await?,
+            Some(since) => {
+                rooms
+                    .membership(self.user(), room.number, since.position)
+                    .await?
+            }
             None => None,
         };
         let before = before.map(|before| before.membership);

@@ -12,8 +12,9 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 
 use super::{
-    SyncEngine, SyncError, SyncRequest, ephemeral,
+    SyncEngine, SyncError, SyncRequest,
     changes::{AccountDatum, Changes},
+    ephemeral,
     filter::{EventFilter, EventShape},
     memberships::Memberships,
     token::SyncToken,
@@ -91,8 +92,13 @@ impl<'a> Pass<'a> {
 
     pub(super) fn presenter(&self) -> Presenter<'_> {
         let clock = &*self.engine.runtime.clock;
-        Presenter::new(&self.engine.rooms, clock, &self.reader, &self.session.device)
-            .shaped(&self.request.filter)
+        Presenter::new(
+            &self.engine.rooms,
+            clock,
+            &self.reader,
+            &self.session.device,
+        )
+        .shaped(&self.request.filter)
     }
 
     pub(super) async fn run(mut self) -> Result<Changes, SyncError> {
@@ -105,7 +111,9 @@ impl<'a> Pass<'a> {
         changes.device_lists = match since {
             // A first sync tells no changes; one that starts anew tells them all.
             None if self.request.since.is_none() => Default::default(),
-            _ => super::device_lists::between(self.engine, self.session, since, self.upto()).await?,
+            _ => {
+                super::device_lists::between(self.engine, self.session, since, self.upto()).await?
+            }
         };
         changes.next = self.next;
         Ok(changes)
@@ -140,8 +148,12 @@ impl<'a> Pass<'a> {
             });
         }
         let wanted = &filter.account_data;
-        changes.account_data.retain(|datum| allows_datum(wanted, datum));
-        let since = self.since.map_or(StreamToken::default(), |since| since.typing);
+        changes
+            .account_data
+            .retain(|datum| allows_datum(wanted, datum));
+        let since = self
+            .since
+            .map_or(StreamToken::default(), |since| since.typing);
         let typing = self.engine.users.typing.changes(&self.mine.joined, since);
         beside.typing = typing.into_inner().into_iter().collect();
         Ok(beside)
@@ -164,14 +176,20 @@ impl<'a> Pass<'a> {
             match membership.membership {
                 Membership::Join => {
                     let touched = touched.as_ref();
-                    let told = self.joined_room(&room, membership, touched, &mut beside).await?;
+                    let told = self
+                        .joined_room(&room, membership, touched, &mut beside)
+                        .await?;
                     changes.joined.extend(told);
                 }
                 Membership::Invite if self.is_new(membership) => {
-                    changes.invited.extend(self.invite(&room, membership).await?);
+                    changes
+                        .invited
+                        .extend(self.invite(&room, membership).await?);
                 }
                 Membership::Knock if self.is_new(membership) => {
-                    changes.knocked.push(self.stripped(&room, membership).await?);
+                    changes
+                        .knocked
+                        .push(self.stripped(&room, membership).await?);
                 }
                 Membership::Leave | Membership::Ban => {
                     let left = self.leaving(membership).await?;
@@ -284,7 +302,9 @@ async fn ignored_users(
         .one(session.user_number, Scope::Global, "m.ignored_user_list")
         .await?;
     let content = list.and_then(|list| serde_json::from_str::<Content>(list.content.get()).ok());
-    let users = content.map(|content| content.ignored_users).unwrap_or_default();
+    let users = content
+        .map(|content| content.ignored_users)
+        .unwrap_or_default();
     let users = users.into_keys().filter_map(|user| user.try_into().ok());
     // Nobody can ignore themselves: their own devices would disagree.
     Ok(users.filter(|user| *user != session.user).collect())

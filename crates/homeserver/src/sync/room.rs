@@ -43,7 +43,11 @@ impl Pass<'_> {
         let slice = if moved {
             self.slice(room, after, self.upto()).await?
         } else {
-            Slice { events: Vec::new(), limited: false, start: self.upto() }
+            Slice {
+                events: Vec::new(),
+                limited: false,
+                start: self.upto(),
+            }
         };
         let span = StateSpan {
             since: if whole { None } else { Some(self.after()) },
@@ -57,19 +61,29 @@ impl Pass<'_> {
         };
         let receipts_moved = touched.is_none_or(|touched| touched.receipts.contains(&number));
         let counted = whole || !slice.events.is_empty() || slice.limited || receipts_moved;
-        let unread = if counted { Some(self.unread(room).await?) } else { None };
+        let unread = if counted {
+            Some(self.unread(room).await?)
+        } else {
+            None
+        };
         let start = slice.start;
         let told = JoinedRoom {
             room: room.id.clone(),
             summary,
             state: state.section,
             timeline: self.written(room, slice).await?,
-            ephemeral: self.ephemeral(room, anew, start, receipts_moved, beside).await?,
+            ephemeral: self
+                .ephemeral(room, anew, start, receipts_moved, beside)
+                .await?,
             account_data: self.room_account_data(room, anew, beside).await?,
             unread,
         };
         // Somebody else's receipt that a filter hides is no reason to wake a client.
-        let nothing = JoinedRoom { unread: None, ..told.clone() }.is_empty();
+        let nothing = JoinedRoom {
+            unread: None,
+            ..told.clone()
+        }
+        .is_empty();
         Ok((!nothing || whole || receipts_moved).then_some(told))
     }
 
@@ -97,7 +111,11 @@ impl Pass<'_> {
     ) -> Result<Slice, SyncError> {
         let filter = &self.request.filter.timeline;
         if !filter.allows_room(&room.id) || filter.allows_nothing() {
-            return Ok(Slice { events: Vec::new(), limited: false, start: upto });
+            return Ok(Slice {
+                events: Vec::new(),
+                limited: false,
+                start: upto,
+            });
         }
         let wanted = |event: &VisibleEvent| {
             let pdu = event.pdu();
@@ -107,8 +125,14 @@ impl Pass<'_> {
         let mut reader = self.reader.clone();
         reader.position = upto;
         let rooms = &self.engine.rooms;
-        let slice = rooms.timeline(&reader, room, after, filter.limit(), &wanted).await?;
-        Ok(Slice { events: slice.events, limited: slice.limited, start: slice.start })
+        let slice = rooms
+            .timeline(&reader, room, after, filter.limit(), &wanted)
+            .await?;
+        Ok(Slice {
+            events: slice.events,
+            limited: slice.limited,
+            start: slice.start,
+        })
     }
 
     /// The slice as the client gets it.
@@ -150,8 +174,11 @@ impl Pass<'_> {
             };
             let events = rooms.visible(&self.reader, room, &[number]).await?;
             let content = events.first().map(|event| event.pdu().content().get());
-            let content = content.and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok());
-            let text = content.as_ref().and_then(|content| content.get(field)?.as_str());
+            let content =
+                content.and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok());
+            let text = content
+                .as_ref()
+                .and_then(|content| content.get(field)?.as_str());
             if text.is_some_and(|text| !text.is_empty()) {
                 return Ok(true);
             }
@@ -197,7 +224,10 @@ impl Pass<'_> {
         if !filter.allows_room(&room.id) {
             return Ok(Vec::new());
         }
-        let mut data = beside.account_data.remove(&room.number.0).unwrap_or_default();
+        let mut data = beside
+            .account_data
+            .remove(&room.number.0)
+            .unwrap_or_default();
         if anew {
             data = self.stored_account_data(room).await?;
         }

@@ -7,9 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use homeserver_rooms::{
-    EventNumber, ReadableState, Room, StateChange, StateRoot, VisibleEvent,
-};
+use homeserver_rooms::{EventNumber, ReadableState, Room, StateChange, StateRoot, VisibleEvent};
 use homeserver_storage::Position;
 
 use super::{
@@ -56,7 +54,13 @@ impl Pass<'_> {
     ) -> Result<(Slice, ToldState), SyncError> {
         if !moved {
             let section = self.section(Vec::new());
-            return Ok((slice, ToldState { section, changed_members: Vec::new() }));
+            return Ok((
+                slice,
+                ToldState {
+                    section,
+                    changed_members: Vec::new(),
+                },
+            ));
         }
         let rooms = &self.engine.rooms;
         let end = rooms.state_at(room.number, span.upto).await?.root;
@@ -76,16 +80,27 @@ impl Pass<'_> {
             None => vec![self.session.user.to_string()],
             Some(_) => {
                 let changes = rooms.state_difference(room, known, end).await?;
-                let members = changes.iter().filter(|change| change.key.event_type() == MEMBER);
-                members.map(|change| change.key.state_key().to_owned()).collect()
+                let members = changes
+                    .iter()
+                    .filter(|change| change.key.event_type() == MEMBER);
+                members
+                    .map(|change| change.key.state_key().to_owned())
+                    .collect()
             }
         };
         if self.request.filter.lazy != LazyMembers::All {
-            self.add_senders(room, &slice, end, span, &mut wanted).await?;
+            self.add_senders(room, &slice, end, span, &mut wanted)
+                .await?;
         }
         let events = self.readable(room, span.upto, wanted).await?;
         let section = self.section(self.presenter().all(room, &events).await?);
-        Ok((slice, ToldState { section, changed_members }))
+        Ok((
+            slice,
+            ToldState {
+                section,
+                changed_members,
+            },
+        ))
     }
 
     fn section(&self, events: Vec<crate::client_event::ReadEvent>) -> StateSection {
@@ -108,18 +123,29 @@ impl Pass<'_> {
         loop {
             let first = slice.events.first().and_then(VisibleEvent::position);
             let start = match first {
-                Some(first) => rooms.state_at(room.number, first.saturating_sub(1)).await?.root,
+                Some(first) => {
+                    rooms
+                        .state_at(room.number, first.saturating_sub(1))
+                        .await?
+                        .root
+                }
                 None => end,
             };
             let later = rooms.state_difference(room, start, end).await?;
             if let Some(cut) = hiding(&slice.events, &later) {
                 let last = slice.events.drain(..=cut).next_back();
-                slice.start = last.and_then(|event| event.position()).unwrap_or(slice.start);
+                slice.start = last
+                    .and_then(|event| event.position())
+                    .unwrap_or(slice.start);
                 slice.limited = true;
                 continue;
             }
             let whole = known == StateRoot::EMPTY;
-            let span = StateSpan { since: (!whole).then_some(0), upto: 0, anew: whole };
+            let span = StateSpan {
+                since: (!whole).then_some(0),
+                upto: 0,
+                anew: whole,
+            };
             let mut wanted = self.difference(room, known, start, span).await?;
             let delivered: Vec<_> = slice.events.iter().map(VisibleEvent::number).collect();
             for change in later {
@@ -253,7 +279,10 @@ impl Pass<'_> {
 }
 
 fn insert(wanted: &mut Wanted, change: &StateChange, event: EventNumber) {
-    let key = (change.key.event_type().to_owned(), change.key.state_key().to_owned());
+    let key = (
+        change.key.event_type().to_owned(),
+        change.key.state_key().to_owned(),
+    );
     wanted.insert(key, event);
 }
 
@@ -262,9 +291,9 @@ fn insert(wanted: &mut Wanted, change: &StateChange, event: EventNumber) {
 fn hiding(events: &[VisibleEvent], later: &[StateChange]) -> Option<usize> {
     let value = |event: &VisibleEvent| {
         let key = (event.pdu().event_type(), event.pdu().state_key()?);
-        let change = later.iter().find(|change| {
-            (change.key.event_type(), change.key.state_key()) == key
-        });
+        let change = later
+            .iter()
+            .find(|change| (change.key.event_type(), change.key.state_key()) == key);
         Some(change?.after)
     };
     let mut last_of_key: BTreeMap<(&str, &str), usize> = BTreeMap::new();

@@ -102,7 +102,9 @@ impl User {
     }
 
     async fn join(&self, room: &str) {
-        self.post(&format!("join/{}", encoded(room)), json!({})).await.ok();
+        self.post(&format!("join/{}", encoded(room)), json!({}))
+            .await
+            .ok();
     }
 
     async fn invite(&self, room: &str, user: &User) {
@@ -130,7 +132,11 @@ impl User {
     }
 
     async fn set_state(&self, room: &str, event_type: &str, key: &str, content: Value) -> String {
-        let path = format!("rooms/{}/state/{event_type}/{}", encoded(room), encoded(key));
+        let path = format!(
+            "rooms/{}/state/{event_type}/{}",
+            encoded(room),
+            encoded(key)
+        );
         let answer = self.put(&path, content).await.ok();
         answer["event_id"].as_str().unwrap().to_owned()
     }
@@ -160,7 +166,9 @@ fn events(section: &Value) -> Vec<Value> {
 
 /// The bodies of the messages in a list of events.
 fn bodies(events: &[Value]) -> Vec<String> {
-    let bodies = events.iter().filter_map(|event| event["content"]["body"].as_str());
+    let bodies = events
+        .iter()
+        .filter_map(|event| event["content"]["body"].as_str());
     bodies.map(str::to_owned).collect()
 }
 

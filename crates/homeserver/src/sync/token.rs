@@ -127,14 +127,26 @@ mod tests {
 
     #[test]
     fn broken_tokens_are_refused() {
-        for text in ["", "s", "s1_2_3_4_5_6_7", "s1_2_3_4_5_6_7_8_9", "1_2_3_4_5_6_7_8", "s1_2_3_4_5_6_7_x"] {
+        for text in [
+            "",
+            "s",
+            "s1_2_3_4_5_6_7",
+            "s1_2_3_4_5_6_7_8_9",
+            "1_2_3_4_5_6_7_8",
+            "s1_2_3_4_5_6_7_x",
+        ] {
             assert_eq!(text.parse::<SyncToken>(), Err(NotASyncToken), "{text}");
         }
     }
 
     #[test]
     fn another_epoch_or_an_unreached_position_starts_anew() {
-        let token = SyncToken { epoch: 7, position: 10, to_device: 10, ..SyncToken::default() };
+        let token = SyncToken {
+            epoch: 7,
+            position: 10,
+            to_device: 10,
+            ..SyncToken::default()
+        };
         assert!(token.continues(7, 10));
         assert!(!token.continues(8, 10));
         assert!(!token.continues(7, 9));

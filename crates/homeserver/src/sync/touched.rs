@@ -50,7 +50,11 @@ impl SyncEngine {
                 touched.rooms.insert(*room);
             }
         }
-        let receipts = self.users.receipts.changed_rooms(&mine.joined, after).await?;
+        let receipts = self
+            .users
+            .receipts
+            .changed_rooms(&mine.joined, after)
+            .await?;
         touched.receipts.extend(receipts);
         self.private_receipts(user, (after, upto), &mut touched, mine)
             .await?;
@@ -76,9 +80,7 @@ impl SyncEngine {
                 users_journal::RECEIPT_CHANGED => {
                     touched.receipts.insert(first);
                 }
-                users_journal::PRIVATE_RECEIPT_CHANGED
-                    if entry.numbers.get(1) == Some(&user.0) =>
-                {
+                users_journal::PRIVATE_RECEIPT_CHANGED if entry.numbers.get(1) == Some(&user.0) => {
                     touched.receipts.insert(first);
                 }
                 _ => {}

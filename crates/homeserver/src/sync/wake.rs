@@ -152,7 +152,9 @@ impl Wakeups {
     fn ring_all(&self) {
         let waiting = self.waiting.lock();
         let doors = waiting.doors.values();
-        doors.flat_map(BTreeMap::values).for_each(|knock| knock.notify_one());
+        doors
+            .flat_map(BTreeMap::values)
+            .for_each(|knock| knock.notify_one());
     }
 
     /// Requests that wait, for tests.
@@ -206,12 +208,28 @@ mod tests {
         let wakeups = Wakeups::default();
         // (kind, numbers, bell)
         let cases: [(u16, &[u64], Bell); 7] = [
-            (homeserver_rooms::journal::ROOM_EVENT, &[7, 9, 5], Bell::User(5)),
-            (homeserver_rooms::journal::ROOM_EVENT, &[7, 9], Bell::Room(7)),
+            (
+                homeserver_rooms::journal::ROOM_EVENT,
+                &[7, 9, 5],
+                Bell::User(5),
+            ),
+            (
+                homeserver_rooms::journal::ROOM_EVENT,
+                &[7, 9],
+                Bell::Room(7),
+            ),
             (users_journal::RECEIPT_CHANGED, &[7, 9], Bell::Room(7)),
-            (users_journal::PRIVATE_RECEIPT_CHANGED, &[7, 9], Bell::User(9)),
+            (
+                users_journal::PRIVATE_RECEIPT_CHANGED,
+                &[7, 9],
+                Bell::User(9),
+            ),
             (users_journal::ACCOUNT_DATA_CHANGED, &[9, 7], Bell::User(9)),
-            (users_journal::ONE_TIME_KEYS_CHANGED, &[9, 4], Bell::Device(4)),
+            (
+                users_journal::ONE_TIME_KEYS_CHANGED,
+                &[9, 4],
+                Bell::Device(4),
+            ),
             (users_journal::TO_DEVICE_SENT, &[3, 4], Bell::Device(4)),
         ];
         for (kind, numbers, bell) in cases {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::ApiError;
 use crate::{
-    app::{pushers::PusherError, push_rules::PushRuleError, receipts::MarkError},
+    app::{push_rules::PushRuleError, pushers::PusherError, receipts::MarkError},
     sync::{SyncError, filter::FilterError},
 };
 

@@ -97,7 +97,9 @@ async fn of_room(
     Ruma(request): Ruma<get_room_account_data::v3::Request>,
 ) -> Result<Ruma<get_room_account_data::v3::Response>, ApiError> {
     let user = caller(&session, &request.user_id)?;
-    let scope = scope(&rooms, &request.room_id).await.map_err(|_| not_set())?;
+    let scope = scope(&rooms, &request.room_id)
+        .await
+        .map_err(|_| not_set())?;
     let event_type = request.event_type.to_string();
     let datum = users.account_data.one(user, scope, &event_type).await?;
     let content = Raw::from_json(datum.ok_or_else(not_set)?.content);
@@ -114,9 +116,9 @@ async fn tags(
     let number = room_number(&rooms, &request.room_id).await?;
     let tags = users.account_data.tags(user, number).await?;
     // What some client once wrote as a tag may be anything; what is not a tag is left out.
-    let tags = tags.into_iter().filter_map(|(name, info)| {
-        Some((name.into(), serde_json::from_value(info).ok()?))
-    });
+    let tags = tags
+        .into_iter()
+        .filter_map(|(name, info)| Some((name.into(), serde_json::from_value(info).ok()?)));
     Ok(Ruma(get_tags::v3::Response::new(tags.collect())))
 }
 

@@ -38,7 +38,6 @@ async fn read(
     let caller = caller(&session, &request.user_id)?;
     let filter = users.filters.one(caller, &request.filter_id).await?;
     let filter = filter.ok_or_else(|| ApiError::not_found("No such filter"))?;
-    let filter =
-        serde_json::from_str(filter.get()).map_err(|error| ApiError::internal(&error))?;
+    let filter = serde_json::from_str(filter.get()).map_err(|error| ApiError::internal(&error))?;
     Ok(Ruma(get_filter::v3::Response::new(filter)))
 }

@@ -9,8 +9,7 @@ use homeserver_users::{CrossSigningUpload, KeyUpload, SignatureFailure, Users};
 use ruma::{
     OneTimeKeyAlgorithm, UInt, UserId,
     api::client::keys::{
-        claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures,
-        upload_signing_keys,
+        claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures, upload_signing_keys,
     },
     serde::Raw,
 };
@@ -54,7 +53,9 @@ async fn upload(
     Ok(Ruma(upload_keys::v3::Response::new(counts.collect())))
 }
 
-fn by_name<K: ToString, T>(keys: BTreeMap<K, Raw<T>>) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
+fn by_name<K: ToString, T>(
+    keys: BTreeMap<K, Raw<T>>,
+) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
     let keys = keys.into_iter();
     keys.map(|(name, key)| (name.to_string(), key.into_json()))
         .collect()
@@ -82,7 +83,9 @@ async fn query(
         response.device_keys.insert(user.clone(), keys.collect());
         let found = users.cross_signing.keys((number, &user), reader).await?;
         if let Some(key) = found.master {
-            response.master_keys.insert(user.clone(), Raw::from_json(key));
+            response
+                .master_keys
+                .insert(user.clone(), Raw::from_json(key));
         }
         if let Some(key) = found.self_signing {
             let key = Raw::from_json(key);
@@ -112,7 +115,10 @@ async fn claim(
         };
         let mut claimed = BTreeMap::new();
         for (device, algorithm) in devices {
-            let key = users.keys.claim(number, &device, algorithm.as_str()).await?;
+            let key = users
+                .keys
+                .claim(number, &device, algorithm.as_str())
+                .await?;
             let Some(key) = key else { continue };
             let Ok(name) = key.name.as_str().try_into() else {
                 continue;
@@ -165,7 +171,10 @@ async fn signatures(
                 SignatureFailure::InvalidSignature => "M_INVALID_SIGNATURE",
                 _ => "M_INVALID_PARAM",
             };
-            (id, json!({ "errcode": errcode, "error": failure.to_string() }))
+            (
+                id,
+                json!({ "errcode": errcode, "error": failure.to_string() }),
+            )
         });
         let keys: serde_json::Map<_, _> = keys.collect();
         answer.insert(user.to_string(), keys.into());
@@ -216,7 +225,9 @@ async fn cross_signing(
     let keys = &users.cross_signing;
     if keys.needs_authentication(owner, &upload).await? {
         let proof = interactive.proof.as_ref();
-        authenticator.require(&operation, OWN_PASSWORD, proof).await?;
+        authenticator
+            .require(&operation, OWN_PASSWORD, proof)
+            .await?;
     }
     keys.upload(owner, &upload).await?;
     Ok(Ruma(upload_signing_keys::v3::Response::new()))

@@ -61,7 +61,9 @@ async fn read_markers(
     }
     if let Some(event) = &request.read_receipt {
         let kind = ReceiptKind::Public;
-        marks.receipt(&session, room, event, kind, thread.clone()).await?;
+        marks
+            .receipt(&session, room, event, kind, thread.clone())
+            .await?;
     }
     if let Some(event) = &request.private_read_receipt {
         let kind = ReceiptKind::Private;

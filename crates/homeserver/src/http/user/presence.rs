@@ -58,7 +58,9 @@ async fn read(
         return Err(ApiError::forbidden("You share no room with this user"));
     }
     let Some(presence) = users.presence.of(account.number) else {
-        return Ok(Ruma(get_presence::v3::Response::new(PresenceState::Offline)));
+        return Ok(Ruma(get_presence::v3::Response::new(
+            PresenceState::Offline,
+        )));
     };
     let mut response = get_presence::v3::Response::new(presence.state);
     response.status_msg = presence.status;

@@ -8,9 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ruma::api::{
-    client::profile::{
-        delete_profile_field, get_profile, get_profile_field, set_profile_field,
-    },
+    client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
     error::ErrorKind,
 };
 use serde_json::{Map, Value, value::RawValue};
@@ -50,7 +48,8 @@ async fn field(
     let value = profile.remove(name);
     let value = value.ok_or_else(|| ApiError::not_found("No such profile field"))?;
     let mut answer: Map<String, Value> = Map::new();
-    let value: Value = serde_json::from_str(value.get()).map_err(|error| ApiError::internal(&error))?;
+    let value: Value =
+        serde_json::from_str(value.get()).map_err(|error| ApiError::internal(&error))?;
     answer.insert(name.to_owned(), value);
     json(&answer)
 }

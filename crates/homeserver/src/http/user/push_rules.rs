@@ -25,7 +25,10 @@ pub(super) fn routes() -> Routes {
         .ruma(all)
         // Clients in use leave the last slash out.
         .ruma_also(
-            &["/_matrix/client/v3/pushrules", "/_matrix/client/r0/pushrules"],
+            &[
+                "/_matrix/client/v3/pushrules",
+                "/_matrix/client/r0/pushrules",
+            ],
             all,
         )
         .ruma(global)
@@ -107,7 +110,9 @@ async fn enabled(
 ) -> Result<Ruma<get_pushrule_enabled::v3::Response>, ApiError> {
     let rules = rules_of(&rules, &session).await?;
     let found = rule(&rules, known(request.kind)?, &request.rule_id)?;
-    Ok(Ruma(get_pushrule_enabled::v3::Response::new(found.enabled())))
+    Ok(Ruma(get_pushrule_enabled::v3::Response::new(
+        found.enabled(),
+    )))
 }
 
 async fn set_enabled(

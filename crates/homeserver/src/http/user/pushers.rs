@@ -3,9 +3,7 @@
 //! Specification: client-server API, "Push Notifications".
 
 use axum::extract::State;
-use ruma::{
-    api::client::push::{PusherKind, get_pushers, set_pusher},
-};
+use ruma::api::client::push::{PusherKind, get_pushers, set_pusher};
 
 use crate::{
     app::{
@@ -29,7 +27,9 @@ async fn all(
 ) -> Result<Ruma<get_pushers::v3::Response>, ApiError> {
     let stored = pushers.of(session.user_number).await;
     let stored = stored.map_err(|error| ApiError::internal(&error))?;
-    let stored = stored.iter().filter_map(|json| serde_json::from_slice(json).ok());
+    let stored = stored
+        .iter()
+        .filter_map(|json| serde_json::from_slice(json).ok());
     Ok(Ruma(get_pushers::v3::Response::new(stored.collect())))
 }
 
@@ -45,7 +45,11 @@ async fn set(
             let json = serde_json::to_vec(&data.pusher);
             let json = json.map_err(|error| ApiError::internal(&error))?;
             let ids = (&*data.pusher.ids.app_id, &*data.pusher.ids.pushkey);
-            let others = if data.append { Others::Keep } else { Others::Remove };
+            let others = if data.append {
+                Others::Keep
+            } else {
+                Others::Remove
+            };
             pushers.set(user, ids, json, others).await?;
         }
         set_pusher::v3::PusherAction::Delete(ids) => {
@@ -70,6 +74,8 @@ fn check(kind: &PusherKind) -> Result<(), ApiError> {
             }
             Ok(())
         }
-        _ => Err(ApiError::invalid_param("This server has no such kind of pusher")),
+        _ => Err(ApiError::invalid_param(
+            "This server has no such kind of pusher",
+        )),
     }
 }

@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::State;
 use homeserver_users::{Recipient, ToDeviceRequest, Users};
-use ruma::{
-    api::client::to_device::send_event_to_device, to_device::DeviceIdOrAllDevices,
-};
+use ruma::{api::client::to_device::send_event_to_device, to_device::DeviceIdOrAllDevices};
 
 use crate::{
     app::session::Session,

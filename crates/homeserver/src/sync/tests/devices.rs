@@ -12,8 +12,13 @@ fn device_keys(user: &User) -> Value {
 }
 
 fn changed(sync: &Value) -> Vec<String> {
-    let list = sync["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
-    list.iter().map(|user| user.as_str().unwrap().to_owned()).collect()
+    let list = sync["device_lists"]["changed"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    list.iter()
+        .map(|user| user.as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test]
@@ -24,10 +29,17 @@ async fn messages_to_a_device_wait_until_they_are_acknowledged() {
     let phone = world.device("bob").await;
     let start = next(&bob.sync("").await);
     let body = json!({ "messages": { bob.id(): { "*": { "secret": 1 } } } });
-    alice.put("sendToDevice/org.example.test/t1", body.clone()).await.ok();
+    alice
+        .put("sendToDevice/org.example.test/t1", body.clone())
+        .await
+        .ok();
     // The same transaction again sends nothing.
-    alice.put("sendToDevice/org.example.test/t1", body).await.ok();
-    let expected = json!({ "type": "org.example.test", "sender": alice.id(), "content": { "secret": 1 } });
+    alice
+        .put("sendToDevice/org.example.test/t1", body)
+        .await
+        .ok();
+    let expected =
+        json!({ "type": "org.example.test", "sender": alice.id(), "content": { "secret": 1 } });
     let first = bob.since(&start, "").await;
     assert_eq!(events(&first["to_device"]), [expected.clone()]);
     // Not acknowledged yet: told again.
@@ -49,15 +61,22 @@ async fn many_messages_come_in_pages() {
     let bob = world.user("bob").await;
     let mut token = next(&bob.sync("").await);
     for number in 0..130 {
-        let body = json!({ "messages": { bob.id(): { bob.session.device.clone(): { "n": number } } } });
-        alice.put(&format!("sendToDevice/x/t{number}"), body).await.ok();
+        let body =
+            json!({ "messages": { bob.id(): { bob.session.device.clone(): { "n": number } } } });
+        alice
+            .put(&format!("sendToDevice/x/t{number}"), body)
+            .await
+            .ok();
     }
     let mut seen = Vec::new();
     while seen.len() < 130 {
         let sync = bob.since(&token, "").await;
         let page = events(&sync["to_device"]);
         assert!(!page.is_empty() && page.len() <= 100);
-        seen.extend(page.into_iter().map(|event| event["content"]["n"].as_u64().unwrap()));
+        seen.extend(
+            page.into_iter()
+                .map(|event| event["content"]["n"].as_u64().unwrap()),
+        );
         token = next(&sync);
     }
     assert_eq!(seen, (0..130).collect::<Vec<_>>());
@@ -80,11 +99,18 @@ async fn key_counts_are_always_told_and_wake() {
     let other = json!({ "one_time_keys": { "curve25519:A": "b3RoZXI" } });
     assert_eq!(alice.post("keys/upload", other).await.status, 400);
     let sync = alice.since(&next(&sync), "timeout=60000").await;
-    assert_eq!(sync["device_one_time_keys_count"], json!({ "curve25519": 2 }));
-    assert_eq!(sync["device_unused_fallback_key_types"], json!(["curve25519"]));
+    assert_eq!(
+        sync["device_one_time_keys_count"],
+        json!({ "curve25519": 2 })
+    );
+    assert_eq!(
+        sync["device_unused_fallback_key_types"],
+        json!(["curve25519"])
+    );
 
     let bob = world.user("bob").await;
-    let claim = json!({ "one_time_keys": { alice.id(): { alice.session.device.clone(): "curve25519" } } });
+    let claim =
+        json!({ "one_time_keys": { alice.id(): { alice.session.device.clone(): "curve25519" } } });
     let mut names = Vec::new();
     for _ in 0..3 {
         let claimed = bob.post("keys/claim", claim.clone()).await.ok();
@@ -109,17 +135,38 @@ async fn changed_device_lists_are_told_to_those_who_share_a_room() {
     assert_eq!(changed(&sync), [bob.id()]);
     let token = next(&sync);
     for user in [&bob, &stranger] {
-        let answer = user.post("keys/upload", json!({ "device_keys": device_keys(user) })).await;
+        let answer = user
+            .post("keys/upload", json!({ "device_keys": device_keys(user) }))
+            .await;
         assert!(answer.status == 200 || answer.status == 400, "{answer:?}");
     }
-    let keys = bob.post("keys/query", json!({ "device_keys": { bob.id(): [] } })).await.ok();
-    let uploaded = !keys["device_keys"][bob.id()].as_object().unwrap().is_empty();
+    let keys = bob
+        .post("keys/query", json!({ "device_keys": { bob.id(): [] } }))
+        .await
+        .ok();
+    let uploaded = !keys["device_keys"][bob.id()]
+        .as_object()
+        .unwrap()
+        .is_empty();
     let sync = alice.since(&token, "").await;
-    assert_eq!(changed(&sync), if uploaded { vec![bob.id().to_owned()] } else { vec![] });
+    assert_eq!(
+        changed(&sync),
+        if uploaded {
+            vec![bob.id().to_owned()]
+        } else {
+            vec![]
+        }
+    );
 
-    let between = alice.get(&format!("keys/changes?from={start}&to={}", next(&sync))).await.ok();
+    let between = alice
+        .get(&format!("keys/changes?from={start}&to={}", next(&sync)))
+        .await
+        .ok();
     assert_eq!(between["changed"], json!([bob.id()]));
-    alice.get("keys/changes?from=x&to=y").await.refused(400, "M_INVALID_PARAM");
+    alice
+        .get("keys/changes?from=x&to=y")
+        .await
+        .refused(400, "M_INVALID_PARAM");
     bob.leave(&room).await;
     let sync = alice.since(&next(&sync), "").await;
     assert_eq!(sync["device_lists"]["left"], json!([bob.id()]));
@@ -129,7 +176,10 @@ async fn changed_device_lists_are_told_to_those_who_share_a_room() {
 async fn the_first_cross_signing_upload_and_a_probe_need_no_password() {
     let world = World::new().await;
     let alice = world.user("alice").await;
-    for path in ["/_matrix/client/unstable/keys/device_signing/upload", "/_matrix/client/v3/keys/device_signing/upload"] {
+    for path in [
+        "/_matrix/client/unstable/keys/device_signing/upload",
+        "/_matrix/client/v3/keys/device_signing/upload",
+    ] {
         let token = Some(&*alice.session.token);
         world.fresh.post(path, token, Value::Null).await.ok();
         world.fresh.post(path, token, json!({})).await.ok();
@@ -139,16 +189,24 @@ async fn the_first_cross_signing_upload_and_a_probe_need_no_password() {
         json!({ "master_key": { "user_id": alice.id(), "usage": ["master"], "keys": { id: key } } })
     };
     let first = master("JDrb5IRqXo1JdyfpCaR0gEFyC1m5dBnmN/Jyr0Q58WU");
-    alice.post("keys/device_signing/upload", first.clone()).await.ok();
+    alice
+        .post("keys/device_signing/upload", first.clone())
+        .await
+        .ok();
     alice.post("keys/device_signing/upload", first).await.ok();
     let other = master("XjaIyaeZlmK6wDpXmfp0n6aqzfnVIc1c7zAgmSx5WAU");
-    let challenge = alice.post("keys/device_signing/upload", other.clone()).await;
+    let challenge = alice
+        .post("keys/device_signing/upload", other.clone())
+        .await;
     assert_eq!(challenge.status, 401);
     assert!(challenge.body["flows"].is_array());
     let mut proven = other;
     proven["auth"] = crate::http::tests::own_password("alice");
     proven["auth"]["session"] = challenge.body["session"].clone();
     alice.post("keys/device_signing/upload", proven).await.ok();
-    let keys = alice.post("keys/query", json!({ "device_keys": { alice.id(): [] } })).await.ok();
+    let keys = alice
+        .post("keys/query", json!({ "device_keys": { alice.id(): [] } }))
+        .await
+        .ok();
     assert!(keys["master_keys"][alice.id()].is_object());
 }

@@ -13,15 +13,25 @@ async fn filters_are_stored_and_used_by_their_owner() {
     let id = id.as_str().unwrap();
     assert!(!id.starts_with('{'));
     assert_eq!(alice.get(&format!("{path}/{id}")).await.ok(), definition);
-    alice.get(&format!("{path}/12345")).await.refused(404, "M_NOT_FOUND");
-    bob.get(&format!("{path}/{id}")).await.refused(403, "M_FORBIDDEN");
+    alice
+        .get(&format!("{path}/12345"))
+        .await
+        .refused(404, "M_NOT_FOUND");
+    bob.get(&format!("{path}/{id}"))
+        .await
+        .refused(403, "M_FORBIDDEN");
     bob.post(&path, json!({})).await.refused(403, "M_FORBIDDEN");
-    alice.post(&path, json!({ "room": 1 })).await.refused(400, "M_BAD_JSON");
+    alice
+        .post(&path, json!({ "room": 1 }))
+        .await
+        .refused(400, "M_BAD_JSON");
 
     let room = alice.create_room(json!({})).await;
     for number in 0..3 {
         alice.say(&room, &number.to_string()).await;
-        alice.send(&room, "org.example.other", json!({ "body": "other" })).await;
+        alice
+            .send(&room, "org.example.other", json!({ "body": "other" }))
+            .await;
     }
     let sync = alice.sync(&format!("filter={id}")).await;
     assert_eq!(bodies(&timeline(joined(&sync, &room))), ["1", "2"]);
@@ -35,12 +45,17 @@ async fn rooms_sections_and_fields_are_filtered() {
     let two = alice.create_room(json!({})).await;
     alice.say(&one, "hello").await;
 
-    let sync = alice.sync(&filter(&json!({ "room": { "not_rooms": [two] } }))).await;
+    let sync = alice
+        .sync(&filter(&json!({ "room": { "not_rooms": [two] } })))
+        .await;
     assert!(joined(&sync, &one).is_object() && joined(&sync, &two).is_null());
-    let sync = alice.sync(&filter(&json!({ "room": { "rooms": [two] } }))).await;
+    let sync = alice
+        .sync(&filter(&json!({ "room": { "rooms": [two] } })))
+        .await;
     assert!(joined(&sync, &one).is_null() && joined(&sync, &two).is_object());
 
-    let state = json!({ "room": { "state": { "types": ["m.room.name"] }, "timeline": { "limit": 1 } } });
+    let state =
+        json!({ "room": { "state": { "types": ["m.room.name"] }, "timeline": { "limit": 1 } } });
     let sync = alice.sync(&filter(&state)).await;
     let shown = events(&joined(&sync, &one)["state"]);
     assert_eq!(shown.len(), 1);
@@ -50,12 +65,14 @@ async fn rooms_sections_and_fields_are_filtered() {
     let sync = alice.sync(&filter(&none)).await;
     assert!(sync.get("account_data").is_none() && sync.get("presence").is_none());
 
-    let fields = json!({ "event_fields": ["type", "content.body"], "room": { "timeline": { "limit": 1 } } });
+    let fields =
+        json!({ "event_fields": ["type", "content.body"], "room": { "timeline": { "limit": 1 } } });
     let sync = alice.sync(&filter(&fields)).await;
     let expected = json!({ "type": "m.room.message", "content": { "body": "hello" } });
     assert_eq!(timeline(joined(&sync, &one)), [expected]);
 
-    let federation = json!({ "event_format": "federation", "room": { "timeline": { "limit": 1 } } });
+    let federation =
+        json!({ "event_format": "federation", "room": { "timeline": { "limit": 1 } } });
     let sync = alice.sync(&filter(&federation)).await;
     let event = timeline(joined(&sync, &one)).pop().unwrap();
     assert!(event["hashes"].is_object() && event["signatures"].is_object());

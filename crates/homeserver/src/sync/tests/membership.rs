@@ -12,8 +12,16 @@ async fn an_invite_shows_stripped_state_and_can_be_refused() {
     alice.invite(&room, &bob).await;
     for sync in [bob.since(&token, "").await, bob.sync("").await] {
         let state = events(&sync["rooms"]["invite"][&room]["invite_state"]);
-        for event_type in ["m.room.create", "m.room.name", "m.room.join_rules", "m.room.member"] {
-            assert!(!of_type(&state, event_type).is_empty(), "{event_type} in {state:?}");
+        for event_type in [
+            "m.room.create",
+            "m.room.name",
+            "m.room.join_rules",
+            "m.room.member",
+        ] {
+            assert!(
+                !of_type(&state, event_type).is_empty(),
+                "{event_type} in {state:?}"
+            );
         }
         for event in &state {
             let mut keys: Vec<_> = event.as_object().unwrap().keys().cloned().collect();
@@ -26,7 +34,10 @@ async fn an_invite_shows_stripped_state_and_can_be_refused() {
     bob.leave(&room).await;
     let sync = bob.since(&token, "").await;
     let left = &sync["rooms"]["leave"][&room];
-    assert_eq!(timeline(left).last().unwrap()["content"]["membership"], "leave");
+    assert_eq!(
+        timeline(left).last().unwrap()["content"]["membership"],
+        "leave"
+    );
     assert!(of_type(&timeline(left), "m.room.name").is_empty());
     assert!(events(&left["state"]).is_empty());
     let after = bob.since(&next(&sync), "").await;
@@ -38,8 +49,13 @@ async fn invites_of_ignored_users_are_not_shown() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let bob = world.user("bob").await;
-    let path = format!("user/{}/account_data/m.ignored_user_list", encoded(bob.id()));
-    bob.put(&path, json!({ "ignored_users": { alice.id(): {} } })).await.ok();
+    let path = format!(
+        "user/{}/account_data/m.ignored_user_list",
+        encoded(bob.id())
+    );
+    bob.put(&path, json!({ "ignored_users": { alice.id(): {} } }))
+        .await
+        .ok();
     let room = alice.create_room(json!({})).await;
     alice.invite(&room, &bob).await;
     assert!(bob.sync("").await.get("rooms").is_none());
@@ -51,9 +67,13 @@ async fn a_knock_is_shown() {
     let alice = world.user("alice").await;
     let bob = world.user("bob").await;
     let rules = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }]);
-    let room = alice.create_room(json!({ "initial_state": rules, "name": "Door" })).await;
+    let room = alice
+        .create_room(json!({ "initial_state": rules, "name": "Door" }))
+        .await;
     let token = next(&bob.sync("").await);
-    bob.post(&format!("knock/{}", encoded(&room)), json!({})).await.ok();
+    bob.post(&format!("knock/{}", encoded(&room)), json!({}))
+        .await
+        .ok();
     let sync = bob.since(&token, "").await;
     let state = events(&sync["rooms"]["knock"][&room]["knock_state"]);
     assert!(!of_type(&state, "m.room.create").is_empty());
@@ -65,14 +85,19 @@ async fn joining_shows_the_whole_room_and_leaving_what_came_before() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let bob = world.user("bob").await;
-    let room = alice.create_room(json!({ "preset": "public_chat", "name": "Open" })).await;
+    let room = alice
+        .create_room(json!({ "preset": "public_chat", "name": "Open" }))
+        .await;
     alice.say(&room, "before").await;
     let token = next(&bob.sync("").await);
     bob.join(&room).await;
     let sync = bob.since(&token, "").await;
     let shown = joined(&sync, &room);
     assert_eq!(bodies(&timeline(shown)), ["before"]);
-    let known: Vec<_> = events(&shown["state"]).into_iter().chain(timeline(shown)).collect();
+    let known: Vec<_> = events(&shown["state"])
+        .into_iter()
+        .chain(timeline(shown))
+        .collect();
     assert_eq!(of_type(&known, "m.room.name").len(), 1);
     assert_eq!(of_type(&known, "m.room.create").len(), 1);
     assert_eq!(shown["summary"]["m.joined_member_count"], 2);
@@ -92,7 +117,9 @@ async fn joining_shows_the_whole_room_and_leaving_what_came_before() {
     let first = bob.sync(&include).await;
     let left = &first["rooms"]["leave"][&room];
     assert_eq!(bodies(&timeline(left)), ["before", "seen"]);
-    bob.post(&format!("rooms/{}/forget", encoded(&room)), json!({})).await.ok();
+    bob.post(&format!("rooms/{}/forget", encoded(&room)), json!({}))
+        .await
+        .ok();
     assert!(bob.sync(&include).await.get("rooms").is_none());
 }
 
@@ -105,7 +132,10 @@ async fn a_ban_is_a_leaving() {
     bob.join(&room).await;
     let token = next(&bob.sync("").await);
     let path = format!("rooms/{}/ban", encoded(&room));
-    alice.post(&path, json!({ "user_id": bob.id(), "reason": "x" })).await.ok();
+    alice
+        .post(&path, json!({ "user_id": bob.id(), "reason": "x" }))
+        .await
+        .ok();
     let sync = bob.since(&token, "").await;
     let last = timeline(&sync["rooms"]["leave"][&room]).pop().unwrap();
     assert_eq!(last["content"]["membership"], "ban");
@@ -127,7 +157,9 @@ async fn the_summary_names_the_others_unless_the_room_has_a_name() {
     alice.say(&room, "hello").await;
     let later = alice.since(&next(&sync), "").await;
     assert!(joined(&later, &room).get("summary").is_none());
-    alice.set_state(&room, "m.room.name", "", json!({ "name": "Named" })).await;
+    alice
+        .set_state(&room, "m.room.name", "", json!({ "name": "Named" }))
+        .await;
     let named = alice.sync("").await;
     assert!(joined(&named, &room)["summary"].get("m.heroes").is_none());
 }
@@ -136,7 +168,9 @@ async fn the_summary_names_the_others_unless_the_room_has_a_name() {
 async fn lazy_loading_gives_members_when_they_speak_and_not_again() {
     let world = World::new().await;
     let alice = world.user("alice").await;
-    let room = alice.create_room(json!({ "preset": "public_chat", "name": "Many" })).await;
+    let room = alice
+        .create_room(json!({ "preset": "public_chat", "name": "Many" }))
+        .await;
     let mut others = Vec::new();
     for name in ["bob", "carol", "dave"] {
         let user = world.user(name).await;
@@ -153,7 +187,10 @@ async fn lazy_loading_gives_members_when_they_speak_and_not_again() {
     let members = |sync: &Value| {
         let state = events(&joined(sync, &room)["state"]);
         let members = of_type(&state, "m.room.member");
-        let mut members: Vec<_> = members.iter().map(|event| event["state_key"].clone()).collect();
+        let mut members: Vec<_> = members
+            .iter()
+            .map(|event| event["state_key"].clone())
+            .collect();
         members.sort_by_key(Value::to_string);
         members
     };
@@ -181,7 +218,9 @@ async fn without_lazy_loading_everybody_is_part_of_the_state() {
     let bob = world.user("bob").await;
     let room = alice.create_room(json!({ "preset": "public_chat" })).await;
     bob.join(&room).await;
-    let sync = alice.sync(&filter(&json!({ "room": { "timeline": { "limit": 0 } } }))).await;
+    let sync = alice
+        .sync(&filter(&json!({ "room": { "timeline": { "limit": 0 } } })))
+        .await;
     let shown = joined(&sync, &room);
     assert!(timeline(shown).is_empty());
     assert_eq!(shown["timeline"]["limited"], true);

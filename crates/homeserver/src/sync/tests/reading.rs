@@ -22,7 +22,8 @@ async fn two() -> (User, User, String) {
 async fn messages_are_counted_until_they_are_read() {
     let (alice, bob, room) = two().await;
     alice.say(&room, "one").await;
-    let mention = json!({ "msgtype": "m.text", "body": "bob!", "m.mentions": { "user_ids": [bob.id()] } });
+    let mention =
+        json!({ "msgtype": "m.text", "body": "bob!", "m.mentions": { "user_ids": [bob.id()] } });
     let second = alice.send(&room, "m.room.message", mention).await;
     let sync = bob.sync("").await;
     assert_eq!(counts(joined(&sync, &room)), (2, 1));
@@ -71,18 +72,24 @@ async fn threads_are_counted_by_themselves_where_asked() {
         "m.relates_to": { "rel_type": "m.thread", "event_id": root },
     });
     let reply = alice.send(&room, "m.room.message", in_thread).await;
-    let threaded = filter(&json!({ "room": { "timeline": { "unread_thread_notifications": true } } }));
+    let threaded =
+        filter(&json!({ "room": { "timeline": { "unread_thread_notifications": true } } }));
     let sync = bob.sync(&threaded).await;
     let shown = joined(&sync, &room);
     assert_eq!(counts(shown), (1, 0));
-    assert_eq!(shown["unread_thread_notifications"][&root]["notification_count"], 1);
+    assert_eq!(
+        shown["unread_thread_notifications"][&root]["notification_count"],
+        1
+    );
     assert_eq!(counts(joined(&bob.sync("").await, &room)), (2, 0));
-    bob.read(&room, "m.read", &reply, json!({ "thread_id": root })).await;
+    bob.read(&room, "m.read", &reply, json!({ "thread_id": root }))
+        .await;
     let sync = bob.since(&next(&sync), &threaded).await;
     let shown = joined(&sync, &room);
     assert_eq!(counts(shown), (1, 0));
     assert!(shown.get("unread_thread_notifications").is_none());
-    bob.read(&room, "m.read", &root, json!({ "thread_id": "main" })).await;
+    bob.read(&room, "m.read", &root, json!({ "thread_id": "main" }))
+        .await;
     let sync = bob.since(&next(&sync), &threaded).await;
     assert_eq!(counts(joined(&sync, &room)), (0, 0));
 }
@@ -100,15 +107,22 @@ async fn receipts_are_told_to_others_and_private_ones_are_not() {
     let receipt = &events(&joined(&sync, &room)["ephemeral"])[0];
     assert!(receipt["content"][&message]["m.read.private"][bob.id()]["ts"].is_u64());
 
-    bob.read(&room, "m.read", &message, json!({ "thread_id": "main" })).await;
+    bob.read(&room, "m.read", &message, json!({ "thread_id": "main" }))
+        .await;
     let sync = alice.since(&token, "").await;
     let receipt = &events(&joined(&sync, &room)["ephemeral"])[0];
     assert_eq!(receipt["type"], "m.receipt");
-    assert_eq!(receipt["content"][&message]["m.read"][bob.id()]["thread_id"], "main");
+    assert_eq!(
+        receipt["content"][&message]["m.read"][bob.id()]["thread_id"],
+        "main"
+    );
     assert!(receipt["content"][&message].get("m.read.private").is_none());
     // A first sync has them too.
     let first = alice.sync("").await;
-    assert_eq!(of_type(&events(&joined(&first, &room)["ephemeral"]), "m.receipt").len(), 1);
+    assert_eq!(
+        of_type(&events(&joined(&first, &room)["ephemeral"]), "m.receipt").len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -120,17 +134,56 @@ async fn wrong_receipts_are_refused() {
         format!("rooms/{}/receipt/{kind}/{}", encoded(&room), encoded(event))
     };
     let cases = [
-        (&stranger, path("m.read", &message), json!({}), 403, "M_FORBIDDEN"),
-        (&bob, path("m.other", &message), json!({}), 400, "M_INVALID_PARAM"),
-        (&bob, path("m.read", "$nothing"), json!({}), 404, "M_NOT_FOUND"),
-        (&bob, path("m.fully_read", &message), json!({ "thread_id": "main" }), 400, "M_INVALID_PARAM"),
-        (&bob, path("m.read", &message), json!({ "thread_id": "" }), 400, "M_INVALID_PARAM"),
-        (&bob, path("m.read", &message), json!({ "thread_id": 7 }), 400, "M_BAD_JSON"),
+        (
+            &stranger,
+            path("m.read", &message),
+            json!({}),
+            403,
+            "M_FORBIDDEN",
+        ),
+        (
+            &bob,
+            path("m.other", &message),
+            json!({}),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            &bob,
+            path("m.read", "$nothing"),
+            json!({}),
+            404,
+            "M_NOT_FOUND",
+        ),
+        (
+            &bob,
+            path("m.fully_read", &message),
+            json!({ "thread_id": "main" }),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            &bob,
+            path("m.read", &message),
+            json!({ "thread_id": "" }),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            &bob,
+            path("m.read", &message),
+            json!({ "thread_id": 7 }),
+            400,
+            "M_BAD_JSON",
+        ),
     ];
     for (user, path, body, status, code) in cases {
         let answer = user.post(&path, body.clone()).await;
         assert_eq!(
-            (answer.status, answer.body["errcode"].as_str().unwrap_or_default()),
+            (
+                answer.status,
+                answer.body["errcode"].as_str().unwrap_or_default()
+            ),
             (status, code),
             "{path} {body}"
         );
@@ -149,11 +202,20 @@ async fn read_markers_set_all_three() {
     let sync = bob.since(&token, "").await;
     let shown = joined(&sync, &room);
     let data = events(&shown["account_data"]);
-    assert_eq!(data, [json!({ "type": "m.fully_read", "content": { "event_id": first } })]);
+    assert_eq!(
+        data,
+        [json!({ "type": "m.fully_read", "content": { "event_id": first } })]
+    );
     assert_eq!(counts(shown), (0, 0));
     // The marker cannot be set as account data.
-    let path = format!("user/{}/rooms/{}/account_data/m.fully_read", encoded(bob.id()), encoded(&room));
-    bob.put(&path, json!({ "event_id": second })).await.refused(405, "M_BAD_JSON");
+    let path = format!(
+        "user/{}/rooms/{}/account_data/m.fully_read",
+        encoded(bob.id()),
+        encoded(&room)
+    );
+    bob.put(&path, json!({ "event_id": second }))
+        .await
+        .refused(405, "M_BAD_JSON");
 }
 
 #[tokio::test]
@@ -161,16 +223,27 @@ async fn typing_begins_and_ends() {
     let (alice, bob, room) = two().await;
     let token = next(&bob.sync("").await);
     let path = format!("rooms/{}/typing/{}", encoded(&room), encoded(alice.id()));
-    alice.put(&path, json!({ "typing": true, "timeout": 30_000 })).await.ok();
+    alice
+        .put(&path, json!({ "typing": true, "timeout": 30_000 }))
+        .await
+        .ok();
     let sync = bob.since(&token, "").await;
     let typing = &events(&joined(&sync, &room)["ephemeral"])[0];
-    assert_eq!(*typing, json!({ "type": "m.typing", "content": { "user_ids": [alice.id()] } }));
+    assert_eq!(
+        *typing,
+        json!({ "type": "m.typing", "content": { "user_ids": [alice.id()] } })
+    );
     alice.put(&path, json!({ "typing": false })).await.ok();
     let sync = bob.since(&next(&sync), "").await;
     let typing = &events(&joined(&sync, &room)["ephemeral"])[0];
     assert_eq!(typing["content"]["user_ids"], json!([]));
-    bob.put(&path, json!({ "typing": true })).await.refused(403, "M_FORBIDDEN");
+    bob.put(&path, json!({ "typing": true }))
+        .await
+        .refused(403, "M_FORBIDDEN");
     let stranger = bob.world.user("stranger").await;
     let path = format!("rooms/{}/typing/{}", encoded(&room), encoded(stranger.id()));
-    stranger.put(&path, json!({ "typing": true })).await.refused(403, "M_FORBIDDEN");
+    stranger
+        .put(&path, json!({ "typing": true }))
+        .await
+        .refused(403, "M_FORBIDDEN");
 }

@@ -16,18 +16,35 @@ async fn a_first_sync_shows_the_room_and_later_ones_what_is_new() {
     let shown = joined(&first, &room);
     assert_eq!(bodies(&timeline(shown)), ["one"]);
     // What is in the timeline is not in the state, and together they are the whole state.
-    let mut keys: Vec<_> = events(&shown["state"]).into_iter().chain(timeline(shown))
+    let mut keys: Vec<_> = events(&shown["state"])
+        .into_iter()
+        .chain(timeline(shown))
         .filter(|event| event.get("state_key").is_some())
         .map(|event| event["type"].as_str().unwrap().to_owned())
         .collect();
     keys.sort();
     let expected = [
-        "m.room.create", "m.room.guest_access", "m.room.history_visibility", "m.room.join_rules",
-        "m.room.member", "m.room.name", "m.room.power_levels",
+        "m.room.create",
+        "m.room.guest_access",
+        "m.room.history_visibility",
+        "m.room.join_rules",
+        "m.room.member",
+        "m.room.name",
+        "m.room.power_levels",
     ];
     assert_eq!(keys, expected);
-    assert!(timeline(shown).iter().all(|event| event.get("room_id").is_none()));
-    for hidden in ["auth_events", "prev_events", "hashes", "signatures", "depth"] {
+    assert!(
+        timeline(shown)
+            .iter()
+            .all(|event| event.get("room_id").is_none())
+    );
+    for hidden in [
+        "auth_events",
+        "prev_events",
+        "hashes",
+        "signatures",
+        "depth",
+    ] {
         assert!(timeline(shown)[0].get(hidden).is_none(), "{hidden}");
     }
 
@@ -49,7 +66,9 @@ async fn a_limited_timeline_comes_with_the_state_of_the_gap_and_a_way_back() {
     let alice = world.user("alice").await;
     let room = alice.create_room(json!({})).await;
     let first = alice.sync("").await;
-    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "new" })).await;
+    alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "new" }))
+        .await;
     for number in 0..5 {
         alice.say(&room, &number.to_string()).await;
     }
@@ -62,7 +81,11 @@ async fn a_limited_timeline_comes_with_the_state_of_the_gap_and_a_way_back() {
     assert_eq!(of_type(&state, "m.room.topic").len(), 1);
 
     let from = shown["timeline"]["prev_batch"].as_str().unwrap();
-    let path = format!("rooms/{}/messages?dir=b&from={from}&to={}&limit=50", encoded(&room), next(&first));
+    let path = format!(
+        "rooms/{}/messages?dir=b&from={from}&to={}&limit=50",
+        encoded(&room),
+        next(&first)
+    );
     let page = alice.get(&path).await.ok();
     let page = page["chunk"].as_array().unwrap().clone();
     assert_eq!(bodies(&page), ["1", "0"]);
@@ -75,10 +98,15 @@ async fn state_after_is_the_state_at_the_end_under_either_name() {
     let alice = world.user("alice").await;
     let room = alice.create_room(json!({})).await;
     let first = alice.sync("").await;
-    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "new" })).await;
+    alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "new" }))
+        .await;
     for (parameter, name) in [
         ("use_state_after=true", "state_after"),
-        ("org.matrix.msc4222.use_state_after=true", "org.matrix.msc4222.state_after"),
+        (
+            "org.matrix.msc4222.use_state_after=true",
+            "org.matrix.msc4222.state_after",
+        ),
     ] {
         let second = alice.since(&next(&first), parameter).await;
         let shown = joined(&second, &room);
@@ -97,7 +125,9 @@ async fn full_state_tells_the_state_again() {
     let alice = world.user("alice").await;
     let room = alice.create_room(json!({ "name": "Home" })).await;
     let first = alice.sync("").await;
-    let again = alice.since(&next(&first), "full_state=true&timeout=60000").await;
+    let again = alice
+        .since(&next(&first), "full_state=true&timeout=60000")
+        .await;
     let state = events(&joined(&again, &room)["state"]);
     assert_eq!(of_type(&state, "m.room.name").len(), 1);
     assert_eq!(of_type(&state, "m.room.create").len(), 1);
@@ -116,12 +146,17 @@ async fn each_reader_gets_its_own_unsigned() {
     let message = alice.say(&room, "hello").await;
     carol.join(&room).await;
     let ignored = json!({ "ignored_users": { alice.id(): {} } });
-    let path = format!("user/{}/account_data/m.ignored_user_list", encoded(bob.id()));
+    let path = format!(
+        "user/{}/account_data/m.ignored_user_list",
+        encoded(bob.id())
+    );
     bob.put(&path, ignored).await.ok();
 
     let seen = |sync: Value| {
         let events = timeline(joined(&sync, &room));
-        events.into_iter().find(|event| event["event_id"] == *message)
+        events
+            .into_iter()
+            .find(|event| event["event_id"] == *message)
     };
     let own = seen(alice.sync("").await).unwrap();
     assert!(own["unsigned"]["transaction_id"].is_string(), "{own}");
@@ -135,7 +170,10 @@ async fn each_reader_gets_its_own_unsigned() {
     assert!(seen(bob.sync("").await).is_none());
     // What is ignored is messages, never state.
     let state = bob.sync("full_state=true").await;
-    assert_eq!(of_type(&events(&joined(&state, &room)["state"]), "m.room.create").len(), 1);
+    assert_eq!(
+        of_type(&events(&joined(&state, &room)["state"]), "m.room.create").len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -143,8 +181,12 @@ async fn replaced_state_and_redactions_are_in_unsigned() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let room = alice.create_room(json!({})).await;
-    let old = alice.set_state(&room, "m.room.topic", "", json!({ "topic": "old" })).await;
-    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "new" })).await;
+    let old = alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "old" }))
+        .await;
+    alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "new" }))
+        .await;
     let message = alice.say(&room, "secret").await;
     let path = format!("rooms/{}/redact/{}/r1", encoded(&room), encoded(&message));
     let redaction = alice.put(&path, json!({ "reason": "oops" })).await.ok();
@@ -154,7 +196,10 @@ async fn replaced_state_and_redactions_are_in_unsigned() {
     assert_eq!(topic["unsigned"]["prev_content"], json!({ "topic": "old" }));
     assert_eq!(topic["unsigned"]["replaces_state"], *old);
     assert_eq!(topic["unsigned"]["prev_sender"], *alice.id());
-    let redacted = events.iter().find(|event| event["event_id"] == *message).unwrap();
+    let redacted = events
+        .iter()
+        .find(|event| event["event_id"] == *message)
+        .unwrap();
     assert_eq!(redacted["content"], json!({}));
     let because = &redacted["unsigned"]["redacted_because"];
     assert_eq!(because["event_id"], redaction["event_id"]);
@@ -182,7 +227,10 @@ async fn a_waiting_sync_is_woken_by_what_concerns_it() {
     let waiting = bob.since(&token, "timeout=60000&set_presence=offline");
     let typing = async {
         let path = format!("rooms/{}/typing/{}", encoded(&room), encoded(alice.id()));
-        alice.put(&path, json!({ "typing": true, "timeout": 20_000 })).await.ok();
+        alice
+            .put(&path, json!({ "typing": true, "timeout": 20_000 }))
+            .await
+            .ok();
     };
     let (sync, ()) = tokio::join!(waiting, typing);
     let ephemeral = events(&joined(&sync, &room)["ephemeral"]);
@@ -201,7 +249,9 @@ async fn without_news_a_sync_waits_as_long_as_asked() {
     let alice = world.user("alice").await;
     let token = next(&alice.sync("set_presence=offline").await);
     let before = tokio::time::Instant::now();
-    let sync = alice.since(&token, "timeout=200&set_presence=offline").await;
+    let sync = alice
+        .since(&token, "timeout=200&set_presence=offline")
+        .await;
     assert!(before.elapsed() >= std::time::Duration::from_millis(200));
     assert!(sync.get("rooms").is_none());
 }
@@ -211,12 +261,28 @@ async fn broken_tokens_are_refused_and_foreign_ones_start_anew() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let room = alice.create_room(json!({})).await;
-    alice.get("sync?since=rubbish").await.refused(400, "M_INVALID_PARAM");
-    alice.get("sync?filter=%7Brubbish").await.refused(400, "M_BAD_JSON");
-    alice.get("sync?filter=nosuchfilter").await.refused(400, "M_INVALID_PARAM");
+    alice
+        .get("sync?since=rubbish")
+        .await
+        .refused(400, "M_INVALID_PARAM");
+    alice
+        .get("sync?filter=%7Brubbish")
+        .await
+        .refused(400, "M_BAD_JSON");
+    alice
+        .get("sync?filter=nosuchfilter")
+        .await
+        .refused(400, "M_INVALID_PARAM");
     let foreign = alice.sync("since=s1_1_1_1_1_1_1_1").await;
-    assert!(!events(&joined(&foreign, &room)["state"]).is_empty() || !timeline(joined(&foreign, &room)).is_empty());
-    world.fresh.get("/_matrix/client/v3/sync", None).await.refused(401, "M_MISSING_TOKEN");
+    assert!(
+        !events(&joined(&foreign, &room)["state"]).is_empty()
+            || !timeline(joined(&foreign, &room)).is_empty()
+    );
+    world
+        .fresh
+        .get("/_matrix/client/v3/sync", None)
+        .await
+        .refused(401, "M_MISSING_TOKEN");
 }
 
 /// One step of a conversation.
@@ -238,7 +304,10 @@ fn no_event_is_lost_or_told_twice() {
     let mut runner = TestRunner::new(ProptestConfig::with_cases(12));
     let steps = prop::collection::vec(step, 1..30);
     let result = runner.run(&steps, |steps| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(told_once(&steps));
         Ok(())
     });
@@ -272,7 +341,9 @@ async fn told_once(steps: &[Step]) {
                     found.extend(page_back(&bob, &room, &shown, &token).await);
                 }
                 for event in found {
-                    *told.entry(event["event_id"].as_str().unwrap().to_owned()).or_default() += 1;
+                    *told
+                        .entry(event["event_id"].as_str().unwrap().to_owned())
+                        .or_default() += 1;
                 }
                 token = next(&sync);
             }
@@ -289,8 +360,15 @@ async fn page_back(user: &User, room: &str, shown: &Value, to: &str) -> Vec<Valu
     let mut from = shown["timeline"]["prev_batch"].as_str().unwrap().to_owned();
     let mut found = Vec::new();
     loop {
-        let to = if to.is_empty() { String::new() } else { format!("&to={to}") };
-        let path = format!("rooms/{}/messages?dir=b&from={from}&limit=3{to}", encoded(room));
+        let to = if to.is_empty() {
+            String::new()
+        } else {
+            format!("&to={to}")
+        };
+        let path = format!(
+            "rooms/{}/messages?dir=b&from={from}&limit=3{to}",
+            encoded(room)
+        );
         let page = user.get(&path).await.ok();
         found.extend(page["chunk"].as_array().unwrap().clone());
         match page.get("end").and_then(Value::as_str) {
