@@ -149,12 +149,6 @@ impl ApiError {
         let kind = ErrorKind::UnknownToken(token);
         Self::new(StatusCode::UNAUTHORIZED, kind, message)
     }
-
-    /// The status code.
-    #[cfg(test)]
-    pub(crate) fn status(&self) -> StatusCode {
-        self.status
-    }
 }
 
 impl IntoResponse for ApiError {
