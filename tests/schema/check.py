@@ -20,6 +20,11 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 MOST_FAILURES_SHOWN = 40
+# A server without TURN servers answers `{}`: clients in use expect that rather than an error.
+EMPTY_ALLOWED = {"/_matrix/client/v3/voip/turnServer"}
+# Where the schema of a 401 is that of user-interactive authentication, a missing or unknown access
+# token is still a plain error.
+PLAIN_UNAUTHORIZED = {"M_MISSING_TOKEN", "M_UNKNOWN_TOKEN"}
 METHODS = ("get", "put", "post", "delete")
 
 
@@ -91,6 +96,14 @@ def current_path(path):
     return re.sub(r"^(/_matrix/(?:client|media))/r0/", r"\1/v3/", path.split("?")[0])
 
 
+def is_exempt(operation, answer):
+    body = answer["body"]
+    if operation.template in EMPTY_ALLOWED and body == {}:
+        return True
+    errcode = body.get("errcode") if isinstance(body, dict) else None
+    return answer["status"] == 401 and errcode in PLAIN_UNAUTHORIZED
+
+
 def main():
     specification, recorded = Path(sys.argv[1]), Path(sys.argv[2])
     known = sorted(operations(specification), key=lambda operation: -operation.literals)
@@ -118,8 +131,14 @@ def main():
             if pointer is None:
                 tally["no schema for the status"] += 1
                 continue
+            if is_exempt(operation, answer):
+                tally["exempt"] += 1
+                continue
             tally["checked"] += 1
             for error in validator(operation, pointer).iter_errors(answer["body"]):
+                # Alternatives that do not exclude each other: fitting several is fitting.
+                if error.validator == "oneOf" and "is valid under each of" in error.message:
+                    continue
                 where = "/".join(map(str, error.absolute_path))
                 failures.append(
                     f"{answer['method']} {operation.template} {answer['status']}: "
@@ -130,6 +149,7 @@ def main():
         print(f"{times:5} × {failure}")
     print(
         f"schemas: {tally['checked']} answers checked, {len(failures)} faults, "
+        f"{tally['exempt']} exempt, "
         f"{tally['no schema for the status']} of a status without a schema, "
         f"{sum(unknown.values())} on paths that the specification does not have"
     )

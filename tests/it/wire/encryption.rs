@@ -47,13 +47,14 @@ async fn one_time_keys_are_claimed_once_in_order() {
     let server = Server::start().await;
     let (alice, bob) = two(&server).await;
     let upload = "/_matrix/client/v3/keys/upload";
-    let key = |name: &str| json!({ "key": name, "signatures": {} });
+    // 32 bytes in unpadded base64, as keys are.
+    let key = |name: &str| json!({ "key": name.repeat(43), "signatures": {} });
     let body = json!({
         "device_keys": device_keys(&alice),
         "one_time_keys": {
             "signed_curve25519:A": key("a"), "signed_curve25519:B": key("b"),
         },
-        "fallback_keys": { "signed_curve25519:F": { "key": "f", "fallback": true } },
+        "fallback_keys": { "signed_curve25519:F": { "key": "e".repeat(43), "fallback": true, "signatures": {} } },
     });
     let counts = alice.post(upload, body).await.ok();
     assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 2);
@@ -72,7 +73,7 @@ async fn one_time_keys_are_claimed_once_in_order() {
     };
     assert_eq!(
         [claim().await, claim().await, claim().await, claim().await],
-        ["a", "b", "f", "f"]
+        ["a", "b", "e", "e"]
     );
     let synced = alice.sync("timeout=0").await;
     assert_eq!(
