@@ -135,6 +135,25 @@ impl RoomDelta {
         self.appended.is_empty() && self.rewritten.is_empty()
     }
 
+    /// Operations and bytes that it takes in a batch, at least and about.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let operations = self.appended.len() * 11
+            + self
+                .appended
+                .iter()
+                .map(|a| a.members.len() * 4)
+                .sum::<usize>()
+            + self.nodes.len()
+            + self.rewritten.len() * 3;
+        let nodes: usize = self.nodes.iter().map(|node| node.encoded.len() + 50).sum();
+        let events: usize = self
+            .appended
+            .iter()
+            .map(|a| a.event.pdu.json().len() + 600)
+            .sum();
+        (operations, nodes + events)
+    }
+
     /// Adds everything to `batch` and gives the appends of the events shown, in order.
     pub(crate) fn write(&self, batch: &mut Batch) -> Vec<AppendRef> {
         let room = self.room.number.0;

@@ -4,7 +4,7 @@
 //! An edit appends one event after the other to a tip that only it sees; createRoom is an edit of
 //! many events, sending a message one of one. What comes out is a [`RoomDelta`].
 
-mod member;
+pub(crate) mod member;
 mod redact;
 
 use std::{collections::HashMap, sync::Arc};

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     Rooms,
-    command::{RoomAction, RoomAnswer, RoomCommand},
+    command::{NewEvent, RoomAction, RoomAnswer, RoomCommand},
     delta::RoomDelta,
     edit::RoomEdit,
     error::RoomError,
@@ -270,18 +270,21 @@ impl Rooms {
 /// Decisions that read indexes need them to be on disk.
 fn wants(action: &RoomAction) -> Wants {
     match action {
-        RoomAction::Send { event, .. } => {
-            let reads_indexes = matches!(
-                event.event_type.as_str(),
-                "m.room.member" | "m.room.redaction" | "m.reaction"
-            );
-            if reads_indexes || event.state_key.is_some() {
-                Wants::Settled
-            } else {
-                Wants::Newest
-            }
-        }
+        RoomAction::Send { event, .. } => wants_for(event),
         _ => Wants::Settled,
+    }
+}
+
+/// Which tip an event is decided on.
+pub(crate) fn wants_for(event: &NewEvent) -> Wants {
+    let reads_indexes = matches!(
+        event.event_type.as_str(),
+        "m.room.member" | "m.room.redaction" | "m.reaction"
+    );
+    if reads_indexes || event.state_key.is_some() {
+        Wants::Settled
+    } else {
+        Wants::Newest
     }
 }
 

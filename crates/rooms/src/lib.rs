@@ -11,6 +11,7 @@
 //! This crate never calls out: hooks, policies and limits on users are asked before a command is
 //! made, federation hands over events it has fetched.
 
+mod bulk;
 mod command;
 mod commands;
 mod decide;
@@ -33,6 +34,7 @@ mod room;
 mod rowchange;
 mod rows;
 mod states;
+mod switch;
 mod tables;
 mod timeline;
 mod token;
@@ -63,6 +65,7 @@ pub use receive::Received;
 pub use relations::{RelationFilter, RelationPage, Thread};
 pub use room::Room;
 pub use rows::{Membership, Origin, StateLogRow};
+pub use switch::{IMPORT_LIFETIME, IMPORT_PART, ImportId};
 pub use tables::TABLES;
 pub use timeline::{Arrival, TimelineSlice};
 pub use token::{HistoryKey, HistoryToken, Place, Towards};
@@ -121,7 +124,7 @@ impl Rooms {
         let secret = tree_secret(&store, runtime).await?;
         let node_bytes = runtime.memory.share(NODE_CACHE_SHARE);
         let event_bytes = runtime.memory.share(EVENT_CACHE_SHARE);
-        Ok(Arc::new(Self {
+        let rooms = Self {
             numbering: numbering::Numbering::new(&store),
             states: states::States::new(&store, secret, node_bytes),
             events: event::Events::new(&store, event_bytes),
@@ -133,7 +136,9 @@ impl Rooms {
             signing_key: Arc::clone(&options.signing_key),
             options,
             store,
-        }))
+        };
+        rooms.resume().await?;
+        Ok(Arc::new(rooms))
     }
 
     /// The store the rooms are in.

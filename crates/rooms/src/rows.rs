@@ -228,15 +228,15 @@ pub(crate) struct ImportRow {
     pub(crate) touched: u64,
     /// Parts written so far.
     pub(crate) parts: u64,
+    /// The state that the change began from.
+    pub(crate) base: StateRoot,
     /// The state prepared so far.
     pub(crate) root: StateRoot,
-    pub(crate) joined: u64,
-    pub(crate) invited: u64,
 }
 row!(ImportRow, 1);
 
 /// Rows that an import wrote and that nothing refers to before its switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImportPartRow {
     /// Events (number and id) written in this part.
     pub(crate) events: Vec<(EventNumber, OwnedEventId)>,
@@ -248,8 +248,12 @@ row!(ImportPartRow, 1);
 /// A switch of state whose member indexes are written by a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IndexDebtRow {
+    /// The import, whose events still lack their ids.
+    pub(crate) import: u64,
     pub(crate) from: StateRoot,
     pub(crate) to: StateRoot,
+    /// Changed members indexed so far.
+    pub(crate) done: u64,
 }
 row!(IndexDebtRow, 1);
 

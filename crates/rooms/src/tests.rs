@@ -5,5 +5,6 @@ mod crash;
 mod forks;
 mod paging;
 mod support;
+mod switches;
 mod transactions;
 mod versions;
