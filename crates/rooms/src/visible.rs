@@ -97,6 +97,26 @@ impl VisibleEvent {
     }
 }
 
+impl Rooms {
+    /// The event of a membership of the user whose membership it is: everybody may see what was
+    /// done to themselves, also who was only invited.
+    pub async fn membership_event(
+        &self,
+        room: &Room,
+        membership: &crate::UserMembership,
+    ) -> Result<VisibleEvent, RoomError> {
+        if membership.room != room.number {
+            return Err(RoomError::UnknownEvent);
+        }
+        let event = self.events.load(room, membership.event).await?;
+        Ok(VisibleEvent {
+            membership: Some(membership.membership),
+            redacted_by: event.redacted_by,
+            event,
+        })
+    }
+}
+
 impl StoredEvent {
     pub(crate) fn history_key(&self) -> HistoryKey {
         HistoryKey {

@@ -26,7 +26,7 @@ mod system;
 pub mod table;
 
 pub use batch::{AppendRef, AssertRef, Batch, TooLarge};
-pub use blobs::{BlobError, BlobId, BlobStore, FileBlobs, StoredBlob, MemoryBlobs};
+pub use blobs::{BlobError, BlobId, BlobStore, FileBlobs, MemoryBlobs, StoredBlob};
 pub use bytes::Bytes;
 pub use committer::{CommitError, Committed, Durability, Ticket};
 pub use cursor::Cursor;

@@ -15,6 +15,8 @@ pub(crate) struct Presenter<'a> {
     reader: &'a Reader,
     device: &'a DeviceId,
     now: u64,
+    /// What a reader was who had no member event at the time.
+    without_member_event: Option<&'static str>,
     format: Format,
     fields: Option<&'a [Vec<String>]>,
 }
@@ -32,8 +34,17 @@ impl<'a> Presenter<'a> {
             reader,
             device,
             now: clock.unix_millis(),
+            without_member_event: Some("leave"),
             format: Format::Client,
             fields: None,
+        }
+    }
+
+    /// Events of a state: what the reader was when they were sent is not looked up.
+    pub(crate) fn of_state(self) -> Self {
+        Self {
+            without_member_event: None,
+            ..self
         }
     }
 
@@ -74,7 +85,10 @@ impl<'a> Presenter<'a> {
         let unsigned = Unsigned {
             age: Some(self.age(event)),
             transaction_id: self.transaction_id(event),
-            membership: event.reader_membership().map(|found| found.as_str()),
+            membership: event
+                .reader_membership()
+                .map(|found| found.as_str())
+                .or(self.without_member_event),
             replaced: replaced.as_ref().map(|before| Replaced {
                 event_id: before.pdu().event_id(),
                 sender: before.pdu().sender(),

@@ -7,6 +7,7 @@ mod discovery;
 mod framework;
 mod interactive;
 mod login;
+mod media;
 mod operator;
 mod refresh;
 mod registration;

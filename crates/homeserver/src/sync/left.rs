@@ -9,6 +9,7 @@ use super::{
     SyncError,
     changes::{LeftRoom, StrippedRoom},
     pass::{Pass, allows_datum},
+    room::shape,
     state::StateSpan,
 };
 
@@ -19,14 +20,8 @@ impl Pass<'_> {
         room: &Room,
         membership: &UserMembership,
     ) -> Result<Option<StrippedRoom>, SyncError> {
-        let numbers = [membership.event];
-        let events = self
-            .engine
-            .rooms
-            .visible(&self.reader, room, &numbers)
-            .await?;
-        let inviter = events.first().map(|event| event.pdu().sender());
-        if inviter.is_some_and(|inviter| !self.hears(inviter)) {
+        let invite = self.engine.rooms.membership_event(room, membership).await?;
+        if !self.hears(invite.pdu().sender()) {
             return Ok(None);
         }
         Ok(Some(self.stripped(room, membership).await?))
@@ -70,7 +65,16 @@ impl Pass<'_> {
             None => 0,
             Some(_) => self.after(),
         };
-        let slice = self.slice(room, after, left.since).await?;
+        let mut slice = self.slice(room, after, left.since).await?;
+        let timeline = &self.request.filter.timeline;
+        if slice.events.is_empty() && !slice.limited && timeline.allows_room(&room.id) {
+            // Who was only invited may not see the room, but that they are out of it.
+            let leaving = rooms.membership_event(room, left).await?;
+            if timeline.limit() > 0 && timeline.allows(shape(&leaving)) {
+                slice.start = left.since.saturating_sub(1);
+                slice.events.push(leaving);
+            }
+        }
         if was_out && slice.events.is_empty() {
             return Ok(None);
         }

@@ -93,7 +93,7 @@ impl Pass<'_> {
                 .await?;
         }
         let events = self.readable(room, span.upto, wanted).await?;
-        let section = self.section(self.presenter().all(room, &events).await?);
+        let section = self.section(self.presenter().of_state().all(room, &events).await?);
         Ok((
             slice,
             ToldState {

@@ -97,6 +97,11 @@ impl User {
     }
 
     async fn create_room(&self, body: Value) -> String {
+        // Two rooms of one creator, made in the same millisecond, would have the same id.
+        self.world
+            .fresh
+            .clock
+            .advance(std::time::Duration::from_millis(1));
         let answer = self.post("createRoom", body).await.ok();
         answer["room_id"].as_str().unwrap().to_owned()
     }

@@ -77,7 +77,9 @@ impl BlobStore for MemoryBlobs {
 
     async fn list(&self, after: Option<BlobId>, limit: usize) -> Result<Vec<BlobId>, BlobError> {
         let blobs = self.blobs.lock();
-        let ids = blobs.keys().filter(|id| after.is_none_or(|after| **id > after));
+        let ids = blobs
+            .keys()
+            .filter(|id| after.is_none_or(|after| **id > after));
         Ok(ids.take(limit).copied().collect())
     }
 }
@@ -103,6 +105,9 @@ mod tests {
             Err(BlobError::TooLarge { limit: 3 })
         ));
         blobs.delete(stored.id).await.unwrap();
-        assert!(matches!(blobs.length(stored.id).await, Err(BlobError::NotFound(_))));
+        assert!(matches!(
+            blobs.length(stored.id).await,
+            Err(BlobError::NotFound(_))
+        ));
     }
 }

@@ -2,21 +2,25 @@
 //!
 //! Specification: client-server API, "Receipts", "Fully read markers", "Typing Notifications".
 
-use axum::extract::State;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
 use homeserver_users::ReceiptKind;
 use ruma::{
+    OwnedRoomId, OwnedUserId,
     api::client::{
         read_marker::set_read_marker,
         receipt::create_receipt::{self, v3::ReceiptType},
-        typing::create_typing_event::{self, v3::Typing},
+        typing::create_typing_event,
     },
     events::receipt::ReceiptThread,
 };
+use serde::Deserialize;
 
 use super::caller;
 use crate::{
     app::{receipts::RoomMarks, session::Session},
-    http::{ApiError, Routes, Ruma},
+    http::{ApiError, Routes, Ruma, Unparsed},
 };
 
 pub(super) fn routes() -> Routes {
@@ -72,16 +76,23 @@ async fn read_markers(
     Ok(Ruma(set_read_marker::v3::Response::new()))
 }
 
+/// The body; `timeout` may be left out.
+#[derive(Debug, Deserialize)]
+struct TypingBody {
+    typing: bool,
+    timeout: Option<u64>,
+}
+
 async fn typing(
     State(marks): State<RoomMarks>,
+    Path((room, user)): Path<(OwnedRoomId, OwnedUserId)>,
     session: Session,
-    Ruma(request): Ruma<create_typing_event::v3::Request>,
+    request: Unparsed<create_typing_event::v3::Request>,
 ) -> Result<Ruma<create_typing_event::v3::Response>, ApiError> {
-    caller(&session, &request.user_id)?;
-    let how_long = match request.state {
-        Typing::Yes(info) => Some(Some(info.timeout)),
-        Typing::No => None,
-    };
-    marks.typing(&session, &request.room_id, how_long).await?;
+    caller(&session, &user)?;
+    let body: TypingBody = request.json()?;
+    let how_long = body.timeout.map(Duration::from_millis);
+    let typing = body.typing.then_some(how_long);
+    marks.typing(&session, &room, typing).await?;
     Ok(Ruma(create_typing_event::v3::Response::new()))
 }

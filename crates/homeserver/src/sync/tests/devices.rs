@@ -188,13 +188,13 @@ async fn the_first_cross_signing_upload_and_a_probe_need_no_password() {
         let id = format!("ed25519:{key}");
         json!({ "master_key": { "user_id": alice.id(), "usage": ["master"], "keys": { id: key } } })
     };
-    let first = master("JDrb5IRqXo1JdyfpCaR0gEFyC1m5dBnmN/Jyr0Q58WU");
+    let first = master("XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI");
     alice
         .post("keys/device_signing/upload", first.clone())
         .await
         .ok();
     alice.post("keys/device_signing/upload", first).await.ok();
-    let other = master("XjaIyaeZlmK6wDpXmfp0n6aqzfnVIc1c7zAgmSx5WAU");
+    let other = master("11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo");
     let challenge = alice
         .post("keys/device_signing/upload", other.clone())
         .await;

@@ -1,0 +1,125 @@
+//! Uploads, downloads, thumbnails.
+
+use axum::body::Body;
+use http::Method;
+use serde_json::json;
+
+use super::{Fresh, fresh, fresh_with};
+
+async fn upload(fresh: &Fresh, token: &str, content: &'static str) -> String {
+    let path = "/_matrix/media/v3/upload?filename=note.txt";
+    let body = Body::from(content);
+    let answer = fresh
+        .send_bytes(Method::POST, path, Some(token), body)
+        .await
+        .ok();
+    let uri = answer["content_uri"].as_str().unwrap();
+    uri.strip_prefix("mxc://").unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_was_uploaded_is_downloaded() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let token = Some(&*alice.token);
+    let place = upload(&fresh, &alice.token, "hello").await;
+    for (path, name) in [
+        (
+            format!("/_matrix/client/v1/media/download/{place}"),
+            "note.txt",
+        ),
+        (
+            format!("/_matrix/client/v1/media/download/{place}/other.txt"),
+            "other.txt",
+        ),
+    ] {
+        let answer = fresh.get(&path, token).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.body, "hello");
+        let disposition = answer.headers["content-disposition"].to_str().unwrap();
+        assert!(disposition.contains(name), "{disposition}");
+        assert_eq!(
+            answer.headers["cross-origin-resource-policy"],
+            "cross-origin"
+        );
+        assert!(answer.headers.contains_key("content-security-policy"));
+        fresh.get(&path, None).await.refused(401, "M_MISSING_TOKEN");
+    }
+    let missing = "/_matrix/client/v1/media/download/localhost/nothing";
+    fresh.get(missing, token).await.refused(404, "M_NOT_FOUND");
+    let thumbnail = format!("/_matrix/client/v1/media/thumbnail/{place}?width=0&height=9");
+    fresh
+        .get(&thumbnail, token)
+        .await
+        .refused(400, "M_INVALID_PARAM");
+    let thumbnail = format!("/_matrix/client/v1/media/thumbnail/{place}?width=9&height=9");
+    assert_eq!(fresh.get(&thumbnail, token).await.status, 400);
+}
+
+#[tokio::test]
+async fn old_endpoints_serve_by_configuration() {
+    for (allowed, status) in [(false, 404), (true, 200)] {
+        let fresh = fresh_with(|config| config.media.allow_legacy_unauthenticated = allowed).await;
+        let alice = fresh.register("alice").await;
+        let place = upload(&fresh, &alice.token, "hello").await;
+        for version in ["v3", "r0"] {
+            let path = format!("/_matrix/media/{version}/download/{place}");
+            assert_eq!(
+                fresh.get(&path, None).await.status,
+                status,
+                "{path} {allowed}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn limits_and_reserved_ids() {
+    let fresh = fresh_with(|config| config.media.max_upload_size = 10).await;
+    let alice = fresh.register("alice").await;
+    let bob = fresh.register("bob").await;
+    let token = Some(&*alice.token);
+    for path in [
+        "/_matrix/client/v1/media/config",
+        "/_matrix/media/v3/config",
+    ] {
+        let config = fresh.get(path, token).await.ok();
+        assert_eq!(config, json!({ "m.upload.size": 10 }));
+    }
+    let path = "/_matrix/media/v3/upload";
+    let large = Body::from("more than ten");
+    let answer = fresh.send_bytes(Method::POST, path, token, large).await;
+    answer.refused(413, "M_TOO_LARGE");
+    let refused = fresh
+        .send_bytes(Method::POST, path, None, Body::empty())
+        .await;
+    refused.refused(401, "M_MISSING_TOKEN");
+
+    let reserved = fresh
+        .post("/_matrix/media/v1/create", token, json!({}))
+        .await
+        .ok();
+    let place = reserved["content_uri"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("mxc://")
+        .unwrap();
+    assert!(reserved["unused_expires_at"].is_u64());
+    let download = format!("/_matrix/client/v1/media/download/{place}?timeout_ms=1");
+    fresh
+        .get(&download, token)
+        .await
+        .refused(504, "M_NOT_YET_UPLOADED");
+    let path = format!("/_matrix/media/v3/upload/{place}");
+    let put = |token, content: &'static str| {
+        fresh.send_bytes(Method::PUT, &path, token, Body::from(content))
+    };
+    put(Some(&*bob.token), "x")
+        .await
+        .refused(403, "M_FORBIDDEN");
+    assert_eq!(put(token, "late").await.status, 200);
+    put(token, "again")
+        .await
+        .refused(409, "M_CANNOT_OVERWRITE_MEDIA");
+    assert_eq!(fresh.get(&download, token).await.body, "late");
+}
