@@ -5,7 +5,7 @@
 //! per reader is [`Unsigned`], a typed value that is spliced in when the event is written. What a
 //! peer or an older version of this server left in the stored `unsigned` is never copied.
 //!
-//! Specification: client-server API, "Room event format", "Stripped state".
+//! Specification: client-server API, "Room event format".
 
 pub(crate) mod present;
 
@@ -116,22 +116,6 @@ impl ReadEvent {
         self.write(&mut out, room);
         raw_value(out)
     }
-}
-
-/// Writes a stripped state event: `content`, `sender`, `state_key` and `type`, nothing else.
-pub(crate) fn write_stripped(
-    out: &mut Vec<u8>,
-    event_type: &str,
-    state_key: &str,
-    sender: &UserId,
-    content: &RawValue,
-) {
-    out.extend_from_slice(br#"{"content":"#);
-    out.extend_from_slice(content.get().as_bytes());
-    member(out, "sender", sender.as_str());
-    member(out, "state_key", state_key);
-    member(out, "type", event_type);
-    out.push(b'}');
 }
 
 /// Bytes that were written as JSON by this module, as a value. Empty objects stand in for what is
@@ -354,18 +338,6 @@ mod tests {
             assert_eq!(event["redacts"], "$target");
             assert_eq!(event["content"], expected);
         }
-    }
-
-    #[test]
-    fn stripped_state_has_four_members() {
-        let mut out = Vec::new();
-        let content = raw(&json!({"name": "Room"}));
-        write_stripped(&mut out, "m.room.name", "", user_id!("@a:b"), &content);
-        let event: Value = serde_json::from_slice(&out).unwrap();
-        let expected = json!({
-            "type": "m.room.name", "state_key": "", "sender": "@a:b", "content": {"name": "Room"},
-        });
-        assert_eq!(event, expected);
     }
 
     proptest! {

@@ -112,16 +112,16 @@ impl SyncEngine {
     /// An engine over these rooms and users. Starts the task that wakes waiting requests.
     pub(crate) fn start(
         store: &Store,
-        rooms: Arc<Rooms>,
-        users: Users,
-        rules: PushRules,
+        rooms: &Arc<Rooms>,
+        users: &Users,
+        rules: &PushRules,
         runtime: &Runtime,
     ) -> Self {
         Self {
             store: store.clone(),
-            rooms,
-            users,
-            rules,
+            rooms: Arc::clone(rooms),
+            users: users.clone(),
+            rules: rules.clone(),
             runtime: runtime.clone(),
             wakeups: Wakeups::start(store, runtime),
             memberships: MembershipCache::default(),

@@ -60,11 +60,16 @@ enum TellError {
 
 impl ProfileChanges {
     /// Profiles of these users. Starts the reader that tells the rooms.
-    pub(crate) fn start(store: &Store, rooms: Arc<Rooms>, users: Users, runtime: &Runtime) -> Self {
+    pub(crate) fn start(
+        store: &Store,
+        rooms: &Arc<Rooms>,
+        users: &Users,
+        runtime: &Runtime,
+    ) -> Self {
         let profiles = Self {
             store: store.clone(),
-            rooms,
-            users,
+            rooms: Arc::clone(rooms),
+            users: users.clone(),
             runtime: runtime.clone(),
             told: watch::Sender::new(0),
         };

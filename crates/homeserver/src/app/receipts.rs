@@ -14,6 +14,15 @@ use super::session::Session;
 /// How long somebody types who does not say.
 const DEFAULT_TYPING: Duration = Duration::from_secs(30);
 
+/// What somebody says of their typing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TypingNotice {
+    /// They type, for so long if they say for how long.
+    Begins(Option<Duration>),
+    /// They no longer do.
+    Ends,
+}
+
 /// Why nothing was noted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MarkError {
@@ -101,17 +110,17 @@ impl RoomMarks {
         &self,
         session: &Session,
         room: &RoomId,
-        how_long: Option<Option<Duration>>,
+        notice: TypingNotice,
     ) -> Result<(), MarkError> {
         let room = self.joined(session, room).await?;
         let typing = &self.users.typing;
-        match how_long {
-            Some(how_long) => {
+        match notice {
+            TypingNotice::Begins(how_long) => {
                 let how_long = how_long.unwrap_or(DEFAULT_TYPING);
                 typing.start_typing(room.number.0, session.user.clone(), how_long);
                 self.users.presence.active(session.user_number);
             }
-            None => typing.stop_typing(room.number.0, &session.user),
+            TypingNotice::Ends => typing.stop_typing(room.number.0, &session.user),
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl<'a> Presenter<'a> {
             transaction_id: self.transaction_id(event),
             membership: event
                 .reader_membership()
-                .map(|found| found.as_str())
+                .map(homeserver_rooms::Membership::as_str)
                 .or(self.without_member_event),
             replaced: replaced.as_ref().map(|before| Replaced {
                 event_id: before.pdu().event_id(),

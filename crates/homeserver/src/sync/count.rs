@@ -87,8 +87,12 @@ impl ReadMarks {
         marks
     }
 
-    fn covers(&self, thread: &Option<OwnedEventId>, at: Position) -> bool {
-        at <= self.room || self.threads.get(thread).is_some_and(|mark| at <= *mark)
+    fn covers(&self, thread: Option<&OwnedEventId>, at: Position) -> bool {
+        at <= self.room
+            || self
+                .threads
+                .get(&thread.cloned())
+                .is_some_and(|mark| at <= *mark)
     }
 }
 
@@ -162,7 +166,7 @@ impl Pass<'_> {
                 continue;
             }
             let at = event.position().unwrap_or(0);
-            if marks.covers(&thread, at) || !self.hears(pdu.sender()) {
+            if marks.covers(thread.as_ref(), at) || !self.hears(pdu.sender()) {
                 continue;
             }
             let around = surroundings.of(self, room, event).await?;
@@ -359,7 +363,11 @@ mod tests {
             (Some(owned_event_id!("$other")), 6, false),
         ];
         for (thread, at, covered) in cases {
-            assert_eq!(marks.covers(&thread, at), covered, "{thread:?} {at}");
+            assert_eq!(
+                marks.covers(thread.as_ref(), at),
+                covered,
+                "{thread:?} {at}"
+            );
         }
     }
 

@@ -21,7 +21,7 @@ use crate::app::acquaintance;
 const MAX_PRESENCES: usize = 1_000;
 
 /// Who is typing.
-pub(super) fn typing(users: Vec<OwnedUserId>) -> Box<RawValue> {
+pub(super) fn typing(users: &[OwnedUserId]) -> Box<RawValue> {
     raw(&json!({ "type": "m.typing", "content": { "user_ids": users } }))
 }
 

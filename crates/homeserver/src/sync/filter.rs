@@ -232,15 +232,6 @@ impl EventFilter {
         self.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT)
     }
 
-    /// Whether everything passes in every room.
-    pub(crate) fn allows_everything(&self) -> bool {
-        self.types.is_none()
-            && self.not_types.is_empty()
-            && self.senders.is_none()
-            && self.not_senders.is_empty()
-            && self.url.is_none()
-    }
-
     /// Whether anything of the room may pass.
     pub(crate) fn allows_room(&self, room: &RoomId) -> bool {
         self.rooms.allows(room)
@@ -367,7 +358,6 @@ mod tests {
     fn an_empty_filter_lets_everything_through() {
         let filter = compiled(json!({}));
         assert!(passes(&filter.timeline, "m.room.message", "@a:b", "{}"));
-        assert!(filter.timeline.allows_everything());
         assert_eq!(filter.timeline.limit(), DEFAULT_LIMIT);
         assert_eq!(filter.lazy, LazyMembers::All);
         assert!(!filter.thread_counts);

@@ -19,12 +19,15 @@ const PAIRS: usize = 20_000;
 /// Members remembered for one pair; when there are more, all are forgotten.
 const MEMBERS: usize = 2_000;
 
+/// User id → the event that was sent, and the position of the token beside it.
 type Sent = HashMap<String, (EventNumber, Position)>;
+
+type SentOfPair = Arc<Mutex<Sent>>;
 
 /// What was sent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct SentMembers {
-    sent: Arc<Cache<(DeviceNumber, RoomNumber), Arc<Mutex<Sent>>>>,
+    sent: Arc<Cache<(DeviceNumber, RoomNumber), SentOfPair>>,
 }
 
 impl Default for SentMembers {
@@ -60,14 +63,11 @@ impl SentMembers {
         event: EventNumber,
         at: Position,
     ) {
-        let sent = match self.sent.get(&place) {
-            Some(sent) => sent,
-            None => {
-                let sent = Arc::new(Mutex::default());
-                self.sent.insert(place, Arc::clone(&sent));
-                sent
-            }
-        };
+        let sent = self.sent.get(&place).unwrap_or_else(|| {
+            let sent = SentOfPair::default();
+            self.sent.insert(place, Arc::clone(&sent));
+            sent
+        });
         let mut sent = sent.lock();
         if sent.len() >= MEMBERS {
             sent.clear();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use homeserver_rooms::{Membership, RoomNumber, UserMembership, UserNumber};
+use homeserver_rooms::{Membership, UserMembership, UserNumber};
 use homeserver_storage::Position;
 use homeserver_users::journal;
 use quick_cache::sync::Cache;
@@ -22,15 +22,8 @@ pub(super) struct Memberships {
     at: Position,
     /// All of them, also of left and forgotten rooms.
     pub(super) all: Vec<UserMembership>,
-    /// Numbers of the rooms that the user is in.
+    /// Numbers of the rooms that the user is in, sorted.
     pub(super) joined: Vec<u64>,
-}
-
-impl Memberships {
-    /// Whether the user is in a room.
-    pub(super) fn is_joined(&self, room: RoomNumber) -> bool {
-        self.joined.binary_search(&room.0).is_ok()
-    }
 }
 
 /// Lists by user. Cheap to clone.

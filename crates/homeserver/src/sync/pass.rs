@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     SyncEngine, SyncError, SyncRequest,
-    changes::{AccountDatum, Changes},
+    changes::{AccountDatum, Changes, DeviceListChanges},
     ephemeral,
     filter::{EventFilter, EventShape},
     memberships::Memberships,
@@ -110,7 +110,7 @@ impl<'a> Pass<'a> {
         let since = self.since.map(|since| since.position);
         changes.device_lists = match since {
             // A first sync tells no changes; one that starts anew tells them all.
-            None if self.request.since.is_none() => Default::default(),
+            None if self.request.since.is_none() => DeviceListChanges::default(),
             _ => {
                 super::device_lists::between(self.engine, self.session, since, self.upto()).await?
             }
@@ -295,7 +295,7 @@ async fn ignored_users(
 ) -> Result<HashSet<OwnedUserId>, SyncError> {
     #[derive(Deserialize)]
     struct Content {
-        ignored_users: BTreeMap<String, serde::de::IgnoredAny>,
+        ignored_users: BTreeMap<String, serde_json::Value>,
     }
     let data = &engine.users.account_data;
     let list = data

@@ -202,8 +202,9 @@ impl Pass<'_> {
         if filter.allows_type("m.typing")
             && let Some(users) = beside.typing.remove(&room.number.0)
         {
-            let users = users.into_iter().filter(|user| self.hears(user)).collect();
-            events.push(ephemeral::typing(users));
+            let heard = users.into_iter().filter(|user| self.hears(user));
+            let users: Vec<_> = heard.collect();
+            events.push(ephemeral::typing(&users));
         }
         if filter.allows_type("m.receipt") && (anew || receipts_moved) {
             // Receipts that moved before the timeline begins are on events that the client does

@@ -75,18 +75,16 @@ impl Pass<'_> {
                 (slice, wanted)
             }
         };
-        let changed_members = match span.since {
+        let changed_members = if span.since.is_none() {
             // Everything is told: everybody is news, and nobody needs to be named.
-            None => vec![self.session.user.to_string()],
-            Some(_) => {
-                let changes = rooms.state_difference(room, known, end).await?;
-                let members = changes
-                    .iter()
-                    .filter(|change| change.key.event_type() == MEMBER);
-                members
-                    .map(|change| change.key.state_key().to_owned())
-                    .collect()
-            }
+            vec![self.session.user.to_string()]
+        } else {
+            let changes = rooms.state_difference(room, known, end).await?;
+            let of_members = |change: &&StateChange| change.key.event_type() == MEMBER;
+            let members = changes.iter().filter(of_members);
+            members
+                .map(|change| change.key.state_key().to_owned())
+                .collect()
         };
         if self.request.filter.lazy != LazyMembers::All {
             self.add_senders(room, &slice, end, span, &mut wanted)

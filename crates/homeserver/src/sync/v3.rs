@@ -291,12 +291,12 @@ mod tests {
     };
     use serde_json::{Value, json};
 
-    fn raw(value: Value) -> Box<RawValue> {
-        serde_json::value::to_raw_value(&value).unwrap()
+    fn raw(value: &Value) -> Box<RawValue> {
+        serde_json::value::to_raw_value(value).unwrap()
     }
 
     fn event(unsigned: &Unsigned<'_>) -> ReadEvent {
-        let content = raw(json!({"body": "hello", "msgtype": "m.text"}));
+        let content = raw(&json!({"body": "hello", "msgtype": "m.text"}));
         let body = EventBody::new(EventParts {
             event_id: event_id!("$event"),
             event_type: "m.room.message",
@@ -312,7 +312,7 @@ mod tests {
     fn datum() -> AccountDatum {
         AccountDatum {
             event_type: "m.tag".into(),
-            content: raw(json!({"tags": {}})),
+            content: raw(&json!({"tags": {}})),
         }
     }
 
@@ -343,7 +343,7 @@ mod tests {
                 state: StateSection::Before(vec![event(&Unsigned::default())]),
                 timeline: timeline.clone(),
                 ephemeral: vec![raw(
-                    json!({"type": "m.typing", "content": {"user_ids": []}}),
+                    &json!({"type": "m.typing", "content": {"user_ids": []}}),
                 )],
                 account_data: vec![datum()],
                 unread: Some(Unread {
@@ -357,7 +357,7 @@ mod tests {
             invited: vec![StrippedRoom {
                 room: owned_room_id!("!invited:example.org"),
                 events: vec![raw(
-                    json!({"type": "m.room.name", "state_key": "", "sender": "@a:b", "content": {"name": "x"}}),
+                    &json!({"type": "m.room.name", "state_key": "", "sender": "@a:b", "content": {"name": "x"}}),
                 )],
             }],
             knocked: vec![StrippedRoom {
@@ -371,11 +371,11 @@ mod tests {
                 account_data: vec![datum()],
             }],
             presence: vec![raw(
-                json!({"type": "m.presence", "sender": "@a:b", "content": {"presence": "online"}}),
+                &json!({"type": "m.presence", "sender": "@a:b", "content": {"presence": "online"}}),
             )],
             account_data: vec![datum(), datum()],
             to_device: vec![raw(
-                json!({"type": "m.dummy", "sender": "@a:b", "content": {}}),
+                &json!({"type": "m.dummy", "sender": "@a:b", "content": {}}),
             )],
             device_lists: DeviceListChanges {
                 changed: vec![owned_user_id!("@bob:example.org")],

@@ -79,8 +79,9 @@ impl From<PushRuleError> for ApiError {
     fn from(error: PushRuleError) -> Self {
         let message = error.to_string();
         match error {
-            PushRuleError::NotFound => Self::not_found(message),
-            PushRuleError::Insert(InsertPushRuleError::UnknownRuleId) => Self::not_found(message),
+            PushRuleError::NotFound | PushRuleError::Insert(InsertPushRuleError::UnknownRuleId) => {
+                Self::not_found(message)
+            }
             PushRuleError::Insert(_) | PushRuleError::ServerDefault | PushRuleError::TooMany => {
                 Self::invalid_param(message)
             }

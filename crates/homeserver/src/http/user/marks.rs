@@ -19,7 +19,10 @@ use serde::Deserialize;
 
 use super::caller;
 use crate::{
-    app::{receipts::RoomMarks, session::Session},
+    app::{
+        receipts::{RoomMarks, TypingNotice},
+        session::Session,
+    },
     http::{ApiError, Routes, Ruma, Unparsed},
 };
 
@@ -91,8 +94,11 @@ async fn typing(
 ) -> Result<Ruma<create_typing_event::v3::Response>, ApiError> {
     caller(&session, &user)?;
     let body: TypingBody = request.json()?;
-    let how_long = body.timeout.map(Duration::from_millis);
-    let typing = body.typing.then_some(how_long);
-    marks.typing(&session, &room, typing).await?;
+    let notice = if body.typing {
+        TypingNotice::Begins(body.timeout.map(Duration::from_millis))
+    } else {
+        TypingNotice::Ends
+    };
+    marks.typing(&session, &room, notice).await?;
     Ok(Ruma(create_typing_event::v3::Response::new()))
 }

@@ -49,7 +49,7 @@ async fn read(
     Ruma(request): Ruma<get_presence::v3::Request>,
 ) -> Result<Ruma<get_presence::v3::Response>, ApiError> {
     let account = users.accounts.by_id(&request.user_id).await?;
-    let Some(account) = account.filter(|account| account.is_active()) else {
+    let Some(account) = account.filter(homeserver_users::Account::is_active) else {
         return Err(ApiError::not_found("Nothing is known of this user"));
     };
     if account.number != session.user_number
