@@ -112,7 +112,7 @@ impl Proposal<'_> {
         };
         let pdu = draft
             .seal(self.rules, server_name, key)
-            .map_err(refuse_draft)?;
+            .map_err(|why| refuse_draft(&why))?;
         self.state
             .check(self.rules, &pdu)
             .map_err(|why| RoomError::forbidden(why.to_string()))?;
@@ -132,10 +132,10 @@ fn reference(extremity: &Extremity) -> EventReference {
     }
 }
 
-fn refuse_draft(why: SealError) -> RoomError {
+fn refuse_draft(why: &SealError) -> RoomError {
     match why {
-        SealError::TooLarge | SealError::Form(_) => RoomError::TooLarge(with_source(&why)),
-        _ => RoomError::BadContent(with_source(&why)),
+        SealError::TooLarge | SealError::Form(_) => RoomError::TooLarge(with_source(why)),
+        _ => RoomError::BadContent(with_source(why)),
     }
 }
 

@@ -157,16 +157,13 @@ impl RoomDelta {
     /// Adds everything to `batch` and gives the appends of the events shown, in order.
     pub(crate) fn write(&self, batch: &mut Batch) -> Vec<AppendRef> {
         let room = self.room.number.0;
-        match &self.seen {
-            Some(seen) => {
-                batch.assert_value(&tables::HEADS, &room, seen);
-            }
-            None => {
-                let id = self.room.id.as_str();
-                batch.assert_absent(&tables::ROOM_IDS, &id);
-                batch.put(&tables::ROOM_IDS, &id, &room);
-                batch.put(&tables::ROOMS, &room, &self.room.row());
-            }
+        if let Some(seen) = &self.seen {
+            batch.assert_value(&tables::HEADS, &room, seen);
+        } else {
+            let id = self.room.id.as_str();
+            batch.assert_absent(&tables::ROOM_IDS, &id);
+            batch.put(&tables::ROOM_IDS, &id, &room);
+            batch.put(&tables::ROOMS, &room, &self.room.row());
         }
         batch.put(&tables::HEADS, &room, &self.head);
         write_nodes(batch, self.room.number, &self.nodes);

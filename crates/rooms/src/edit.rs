@@ -5,7 +5,7 @@
 //! many events, sending a message one of one. What comes out is a [`RoomDelta`].
 
 pub(crate) mod member;
-mod redact;
+pub(crate) mod redact;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -75,11 +75,6 @@ impl<'a> RoomEdit<'a> {
         &self.delta.room
     }
 
-    /// The tip as it is now.
-    pub(crate) fn head(&self) -> &Head {
-        &self.delta.head
-    }
-
     /// The event of a state key at the tip.
     pub(crate) async fn state(
         &self,
@@ -141,7 +136,7 @@ impl<'a> RoomEdit<'a> {
         event: &NewEvent,
         origin: Option<Origin>,
     ) -> Result<Arc<StoredEvent>, RoomError> {
-        let redacts = self.redacts(event)?;
+        let redacts = redact::redacts(event)?;
         let state = self.auth_state(sender, event).await?;
         let proposal = Proposal {
             rules: self.room().rules,

@@ -71,7 +71,7 @@ impl StoredEvent {
         position: Position,
         row: EventRow,
     ) -> Result<Self, RoomError> {
-        let pdu = Pdu::from_stored(row.json.as_ref().into(), row.id, room.rules)
+        let pdu = Pdu::from_stored(&row.json, row.id, room.rules)
             .map_err(|error| RoomError::damaged(format!("event {}: {error}", number.0)))?;
         Ok(Self {
             number,

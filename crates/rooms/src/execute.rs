@@ -143,9 +143,10 @@ impl Rooms {
             Err(error) => {
                 drop(tip);
                 // A refusal counts only if what it was built on is true.
-                return match live.stands(generation).await {
-                    true => Err(error),
-                    false => Ok(Attempt::Again),
+                return if live.stands(generation).await {
+                    Err(error)
+                } else {
+                    Ok(Attempt::Again)
                 };
             }
         };
@@ -153,9 +154,10 @@ impl Rooms {
         let prepared = self.prepare(Some(delta), decision, transaction);
         if prepared.batch.is_empty() {
             drop(tip);
-            return Ok(match live.stands(generation).await {
-                true => Attempt::Answered(prepared.effect.answer(0)),
-                false => Attempt::Again,
+            return Ok(if live.stands(generation).await {
+                Attempt::Answered(prepared.effect.answer(0))
+            } else {
+                Attempt::Again
             });
         }
         let Prepared {

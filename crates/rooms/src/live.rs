@@ -67,19 +67,9 @@ pub(crate) struct Tip {
 }
 
 impl Tip {
-    /// The head. Set whenever the tip is handed out.
-    pub(crate) fn head(&self) -> Head {
-        self.head.clone().unwrap_or_default()
-    }
-
     /// The head and the pending rows, apart.
     pub(crate) fn parts(&mut self) -> (Head, &mut Pending) {
         (self.head.clone().unwrap_or_default(), &mut self.pending)
-    }
-
-    /// Forgets the head, so that it is read again.
-    pub(crate) fn forget(&mut self) {
-        self.head = None;
     }
 }
 

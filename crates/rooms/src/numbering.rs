@@ -115,16 +115,12 @@ impl Numbering {
         for _ in 0..BLOCK_ATTEMPTS {
             let stored = self.store.get(&NUMBER_BLOCKS, &key).await?;
             let mut batch = Batch::new();
-            let next = match stored {
-                Some(next) => {
-                    batch.assert_value(&NUMBER_BLOCKS, &key, &next);
-                    next
-                }
-                None => {
-                    batch.assert_absent(&NUMBER_BLOCKS, &key);
-                    1
-                }
-            };
+            let next = stored.unwrap_or(1);
+            if stored.is_some() {
+                batch.assert_value(&NUMBER_BLOCKS, &key, &next);
+            } else {
+                batch.assert_absent(&NUMBER_BLOCKS, &key);
+            }
             batch.put(&NUMBER_BLOCKS, &key, &(next + BLOCK));
             match self.store.commit(batch).await {
                 Ok(_) => return Ok(next),

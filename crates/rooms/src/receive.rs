@@ -5,7 +5,7 @@
 //! to; what is still missing is answered by name. (Server-server API, "Checks performed on receipt
 //! of a PDU".)
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use homeserver_events::{
     EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind,
@@ -376,13 +376,13 @@ impl RoomEdit<'_> {
             pdu.state_key(),
             pdu.content(),
         );
-        let wanted: BTreeMap<_, ()> = kinds
+        let wanted: BTreeSet<_> = kinds
             .iter()
-            .map(|(event_type, key)| ((*event_type, key.as_str()), ()))
-            .chain([(("m.room.create", ""), ())])
+            .map(|(event_type, key)| (*event_type, key.as_str()))
+            .chain([("m.room.create", "")])
             .collect();
         let mut state = AuthState::default();
-        for (event_type, state_key) in wanted.into_keys() {
+        for (event_type, state_key) in wanted {
             if let Some(event) = self.state_in(root, event_type, state_key).await? {
                 state.push(event);
             }

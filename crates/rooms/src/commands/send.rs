@@ -11,7 +11,7 @@ use super::sent;
 use crate::{
     Rooms,
     command::NewEvent,
-    edit::{DeclaredRelation, RoomEdit, declared_in},
+    edit::{DeclaredRelation, RoomEdit, declared_in, redact::redacts},
     error::RoomError,
     event::StoredEvent,
     execute::Decision,
@@ -107,7 +107,7 @@ impl Rooms {
         sender: &UserId,
         event: &NewEvent,
     ) -> Result<(), RoomError> {
-        let target = edit.redacts(event)?.ok_or(RoomError::UnknownEvent)?;
+        let target = redacts(event)?.ok_or(RoomError::UnknownEvent)?;
         let number = self.events.number(edit.room().number, &target).await?;
         let number = number.ok_or(RoomError::UnknownEvent)?;
         let target = self.events.find(edit.room(), number).await?;

@@ -98,9 +98,10 @@ impl RoomEdit<'_> {
             user: self.rooms.numbering.user(&target).await?,
             membership,
             event: event.number,
-            stripped: match told {
-                true => Some(self.stripped_state(event).await?),
-                false => None,
+            stripped: if told {
+                Some(self.stripped_state(event).await?)
+            } else {
+                None
             },
         });
         Ok(())
@@ -113,16 +114,12 @@ impl RoomEdit<'_> {
         server: OwnedServerName,
         by: i64,
     ) -> Result<(), RoomError> {
-        let counted = match self.delta.server_counts.get(&server) {
-            Some(count) => *count,
-            None => {
-                let key = (self.room().number.0, server.as_str());
-                self.rooms
-                    .store
-                    .get(&SERVER_COUNTS, &key)
-                    .await?
-                    .unwrap_or(0)
-            }
+        let counted = if let Some(count) = self.delta.server_counts.get(&server) {
+            *count
+        } else {
+            let key = (self.room().number.0, server.as_str());
+            let stored = self.rooms.store.get(&SERVER_COUNTS, &key).await?;
+            stored.unwrap_or(0)
         };
         let count = counted.saturating_add_signed(by);
         self.delta.server_counts.insert(server.clone(), count);

@@ -14,22 +14,22 @@ use crate::{
 /// Redactions of one event that may wait for it; more tell nothing new.
 const MAX_WAITING: usize = 16;
 
-impl RoomEdit<'_> {
-    /// The target of a redaction that a client sends. From version 11 on it is in the content by
-    /// itself; before, clients may put it there too, in any version (client-server API v1.18).
-    pub(crate) fn redacts(&self, event: &NewEvent) -> Result<Option<OwnedEventId>, RoomError> {
-        #[derive(Deserialize)]
-        struct Content {
-            redacts: OwnedEventId,
-        }
-        if event.event_type != "m.room.redaction" {
-            return Ok(None);
-        }
-        let content: Content = serde_json::from_str(event.content.get())
-            .map_err(|_| RoomError::BadContent("content.redacts is not an event id".to_owned()))?;
-        Ok(Some(content.redacts))
+/// The target of a redaction that a client sends. From version 11 on it is in the content by
+/// itself; before, clients may put it there too, in any version (client-server API v1.18).
+pub(crate) fn redacts(event: &NewEvent) -> Result<Option<OwnedEventId>, RoomError> {
+    #[derive(Deserialize)]
+    struct Content {
+        redacts: OwnedEventId,
     }
+    if event.event_type != "m.room.redaction" {
+        return Ok(None);
+    }
+    let content: Content = serde_json::from_str(event.content.get())
+        .map_err(|_| RoomError::BadContent("content.redacts is not an event id".to_owned()))?;
+    Ok(Some(content.redacts))
+}
 
+impl RoomEdit<'_> {
     /// Whether a redaction takes effect: its sender has the power to redact, or its target is of
     /// the same server (room versions, "Handling redactions").
     pub(crate) async fn takes_effect(

@@ -1,5 +1,7 @@
 //! The difference of two states, at a cost proportional to it.
 
+use std::sync::Arc;
+
 use super::{
     Missing, Nodes, StateRoot,
     node::{Child, Item, Node, NodeId},
@@ -68,6 +70,9 @@ impl Open<'_> {
     }
 }
 
+/// A node was noted as missing.
+struct NotHere;
+
 impl<N: Nodes> Walk<'_, N> {
     /// Compares two children whose keys share all nibbles before `depth`.
     fn pair(&mut self, before: Option<&Child>, after: Option<&Child>, depth: usize) {
@@ -79,7 +84,7 @@ impl<N: Nodes> Walk<'_, N> {
             return;
         }
         let (old_node, new_node) = (self.load(before), self.load(after));
-        let (Some(old_node), Some(new_node)) = (old_node, new_node) else {
+        let (Ok(old_node), Ok(new_node)) = (old_node, new_node) else {
             return;
         };
         let old = open(before, old_node.as_deref(), depth);
@@ -89,17 +94,17 @@ impl<N: Nodes> Walk<'_, N> {
         }
     }
 
-    /// The node of a branch that branches right here; the outer `None` means missing.
-    fn load(&mut self, child: Option<&Child>) -> Option<Option<std::sync::Arc<Node>>> {
+    /// The node of a branch that branches right here. One that is missing is noted.
+    fn load(&mut self, child: Option<&Child>) -> Result<Option<Arc<Node>>, NotHere> {
         match child {
             Some(Child::Branch { skip, node, .. }) if skip.is_empty() => {
                 let loaded = self.nodes.node(*node);
                 if loaded.is_none() {
                     self.missing.push(*node);
                 }
-                loaded.map(Some)
+                loaded.map(Some).ok_or(NotHere)
             }
-            _ => Some(None),
+            _ => Ok(None),
         }
     }
 
