@@ -3,7 +3,7 @@
 //! One keyspace holds everything. A group is one fjall batch, made durable by `fdatasync` of
 //! fjall's journal before it becomes visible. fjall replays its journal at start, so the journal is
 //! kept at fjall's minimum and memtables are small, written out when the store is idle and when it
-//! is closed. Before fjall sees the journal it is read by [`journal_check`]: fjall itself would
+//! is closed. Before fjall sees the journal it is read by `journal_check`: fjall itself would
 //! silently drop everything from a damaged place on.
 
 mod journal_check;
@@ -153,19 +153,21 @@ impl FjallEngine {
         translate(&self.path, error)
     }
 
-    /// Writes memtables out as tables and waits for it.
-    fn rotate(&self) -> Result<(), EngineError> {
-        let rotated = self.rows.rotate_memtable();
-        if !rotated.map_err(|error| self.read_error(error))? {
-            return Ok(());
-        }
+    /// Writes memtables out as tables and waits for it. Gives whether nothing is left in memory.
+    fn rotate(&self) -> Result<bool, EngineError> {
+        let rotate = || {
+            let rotated = self.rows.rotate_memtable();
+            rotated.map_err(|error| self.read_error(error))
+        };
+        rotate()?;
         for _ in 0..FLUSH_POLLS {
             if self.rows.sealed_memtable_count() == 0 {
-                break;
+                // There is nothing to rotate where nothing was written meanwhile.
+                return Ok(!rotate()?);
             }
             std::thread::park_timeout(FLUSH_POLL);
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -285,7 +287,7 @@ impl Engine for FjallEngine {
     }
 
     async fn idle(&self) -> Result<(), EngineError> {
-        self.rotate()
+        self.rotate().map(drop)
     }
 
     async fn close(&self) -> Result<(), EngineError> {
@@ -294,6 +296,11 @@ impl Engine for FjallEngine {
         }
         let synced = self.database.persist(PersistMode::SyncAll);
         synced.map_err(|error| self.read_error(error))?;
-        self.rotate()
+        if self.rotate()? {
+            // Everything is in tables, and nothing is written any more: the next start needs no
+            // journal. fjall drops journals that it has sealed on the same condition.
+            journal_check::empty_newest(&self.path)?;
+        }
+        Ok(())
     }
 }

@@ -113,7 +113,7 @@ impl Local {
 const LOCK_FILE: &str = "homeserver.lock";
 /// How often, and how long each time, opening waits for a lock: an engine that was dropped a moment
 /// ago gives it back from another thread.
-pub(crate) const LOCK_TRIES: usize = 10;
+const LOCK_TRIES: usize = 10;
 pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(20);
 
 /// Makes the folder of a database if there is none, and locks it until the result is dropped.

@@ -3,7 +3,7 @@
 //! Its own `flush` ends in `sync_file_range` on Linux, which survives a kill but no power loss:
 //! after the flush this engine calls `fdatasync` on its own handle of sled's one file. sled's
 //! recovery can leave a batch torn, or one missing before others, when its file is damaged: every
-//! group writes a [`marker`] of what it did, and the last ones are compared with the rows at open.
+//! group writes a marker of what it did, and the last ones are compared with the rows at open.
 
 mod marker;
 
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::marker::Markers;
-use super::local::{LOCK_TRIES, LOCK_WAIT, Local, lock_folder};
+use super::local::{LOCK_WAIT, Local, lock_folder};
 use crate::{
     Position,
     engine::{
@@ -33,6 +33,9 @@ use crate::{
 const NAME: &str = "sled";
 /// Rows removed by one write of [`Engine::drop_range`].
 const DROP_STEP: usize = 1_000;
+/// How often opening waits for sled's own lock. No other process can hold it, only the threads of
+/// a database that this one closed a moment ago.
+const SLED_LOCK_TRIES: usize = 500;
 /// Bytes of pages kept in memory.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -96,7 +99,7 @@ impl SledEngine {
         let mut tries = 0;
         let database = loop {
             match quietly(|| config.open()).map_err(|error| translate(&path, error)) {
-                Err(EngineError::InUse { .. }) if tries < LOCK_TRIES => {
+                Err(EngineError::InUse { .. }) if tries < SLED_LOCK_TRIES => {
                     tries += 1;
                     std::thread::park_timeout(LOCK_WAIT);
                 }

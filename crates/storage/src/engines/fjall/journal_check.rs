@@ -55,6 +55,14 @@ pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
     }
 }
 
+/// Empties the newest journal, when all that it holds is in tables.
+pub(super) fn empty_newest(folder: &Path) -> Result<(), EngineError> {
+    match journals(folder)?.last() {
+        Some(newest) => cut(newest, 0),
+        None => Ok(()),
+    }
+}
+
 fn cut(journal: &Path, at: u64) -> Result<(), EngineError> {
     let file = File::options().write(true).open(journal);
     file.and_then(|file| file.set_len(at).and_then(|()| file.sync_all()))
