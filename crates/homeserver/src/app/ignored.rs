@@ -2,11 +2,11 @@
 //!
 //! Specification: client-server API, "Ignoring users".
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use homeserver_users::{AccountData, Accounts, Failure, Scope};
 use ruma::{OwnedUserId, UserId};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// Account data that lists ignored users.
@@ -39,12 +39,13 @@ impl IgnoredUsers {
     pub(crate) fn read(content: &RawValue) -> Self {
         #[derive(Deserialize)]
         struct List {
-            ignored_users: BTreeMap<String, IgnoredAny>,
+            ignored_users: serde_json::Map<String, serde_json::Value>,
         }
         let list = serde_json::from_str::<List>(content.get());
         let names = list.map(|list| list.ignored_users).unwrap_or_default();
         let users = names
-            .into_keys()
+            .into_iter()
+            .map(|(name, _)| name)
             .filter_map(|name| UserId::parse(name).ok());
         Self {
             users: users.collect(),

@@ -2,8 +2,6 @@
 //!
 //! Specification: client-server API, "Creation" and "Room upgrades".
 
-use std::collections::BTreeMap;
-
 use axum::extract::State;
 use homeserver_rooms::{CreateRoom, InitialState, Preset, RoomAction, RoomAnswer, UpgradeRoom};
 use ruma::{
@@ -15,7 +13,7 @@ use ruma::{
     events::AnyInitialStateEvent,
     serde::Raw,
 };
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -98,8 +96,7 @@ fn initial_state(event: &Raw<AnyInitialStateEvent>) -> Result<InitialState, ApiE
     // Missing fields of an inner object are malformed JSON, not missing parameters.
     let malformed = |error: serde_json::Error| ApiError::bad_json(error.to_string());
     let fields: Fields = serde_json::from_str(event.json().get()).map_err(malformed)?;
-    let content = serde_json::from_str::<BTreeMap<String, IgnoredAny>>(fields.content.get());
-    content.map_err(malformed)?;
+    check_object(&fields.content).map_err(malformed)?;
     Ok(InitialState {
         event_type: fields.event_type,
         state_key: fields.state_key,
@@ -110,8 +107,14 @@ fn initial_state(event: &Raw<AnyInitialStateEvent>) -> Result<InitialState, ApiE
 /// The JSON of a value that must be an object.
 fn object<T>(raw: Raw<T>) -> Result<Box<RawValue>, ApiError> {
     let json = raw.into_json();
-    serde_json::from_str::<BTreeMap<String, IgnoredAny>>(json.get())?;
+    check_object(&json)?;
     Ok(json)
+}
+
+/// Fails unless the JSON is an object.
+fn check_object(json: &RawValue) -> Result<(), serde_json::Error> {
+    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json.get())?;
+    Ok(())
 }
 
 async fn upgrade(

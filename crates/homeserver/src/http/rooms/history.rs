@@ -153,7 +153,7 @@ pub(super) fn towards(direction: Direction) -> Towards {
 }
 
 fn selection(filter: RoomEventFilter) -> Result<Selection, ApiError> {
-    let lazy = LazyMembers::from(filter.lazy_load_options.clone());
+    let lazy = LazyMembers::from(filter.lazy_load_options);
     Ok(Selection {
         with_senders: lazy != LazyMembers::All,
         filter: EventFilter::room(filter)?,
