@@ -1,5 +1,7 @@
 //! The binary's commands, as an operator types them.
 
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
 use std::{
     path::Path,
     process::{Command, Output},

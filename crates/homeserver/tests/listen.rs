@@ -1,5 +1,7 @@
 //! Listeners over real sockets: an answer, the configured surfaces, an orderly end.
 
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
 use std::sync::Arc;
 
 use homeserver::{

@@ -24,9 +24,11 @@ async fn request(fresh: &Fresh, username: &str, admin: bool) -> Value {
     let kind = if admin { "admin" } else { "notadmin" };
     mac.update(format!("{nonce}\0{username}\0password\0{kind}").as_bytes());
     let mac = mac.finalize().into_bytes();
-    let mac: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let code = mac
+        .iter()
+        .fold(String::new(), |code, byte| code + &format!("{byte:02x}"));
     json!({
-        "nonce": nonce, "username": username, "password": "password", "admin": admin, "mac": mac,
+        "nonce": nonce, "username": username, "password": "password", "admin": admin, "mac": code,
     })
 }
 
