@@ -10,7 +10,7 @@ use homeserver_storage::engines::{
 use ruma::{OwnedEventId, OwnedRoomId};
 
 use super::support::{Server, event, message, user};
-use crate::{CreateRoom, RoomAction, RoomAnswer, RoomCommand, RoomError};
+use crate::{RoomAction, RoomAnswer, RoomCommand, RoomError};
 
 /// Commands of one burst.
 const BURST: usize = 24;
@@ -54,7 +54,7 @@ async fn round(seed: u64, call: u64, fault: Fault) -> bool {
     let Ok(server) = Server::try_on(engine.clone()).await else {
         return false;
     };
-    let create = RoomAction::Create(Box::new(CreateRoom::default()));
+    let create = RoomAction::Create(Box::default());
     let Ok(RoomAnswer::Created { room, .. }) = server.act(&user("alice"), create).await else {
         return false;
     };
@@ -117,7 +117,7 @@ async fn what_followed_a_failed_commit_is_decided_again() {
         let Ok(server) = Server::try_on(engine).await else {
             continue;
         };
-        let create = RoomAction::Create(Box::new(CreateRoom::default()));
+        let create = RoomAction::Create(Box::default());
         let Ok(RoomAnswer::Created { room, .. }) = server.act(&user("alice"), create).await else {
             continue;
         };

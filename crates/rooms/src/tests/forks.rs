@@ -119,7 +119,7 @@ async fn a_fork_is_joined_by_the_next_event() {
     let ours = server.say(&alice, &zed.room, "ours").await;
     let theirs = zed
         .make(
-            &[join.clone()],
+            std::slice::from_ref(&join),
             "m.room.message",
             None,
             json!({ "body": "theirs" }),
@@ -167,7 +167,12 @@ async fn conflicting_state_is_resolved() {
         let ours = event("m.room.name", Some(""), &name("ours"));
         let ours = server.try_send(&alice, &zed.room, ours).await.unwrap();
         let theirs = zed
-            .make(&[join.clone()], "m.room.name", Some(""), name("theirs"))
+            .make(
+                std::slice::from_ref(&join),
+                "m.room.name",
+                Some(""),
+                name("theirs"),
+            )
             .await;
         assert_eq!(zed.receive(&theirs).await, StatusKind::Accepted);
         let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
@@ -247,7 +252,12 @@ async fn what_is_not_allowed_is_rejected_and_what_is_missing_is_named() {
     let (mut zed, join) = shared_room(&server, "12").await;
     let levels = json!({ "users": { "@zed:there.example": 100 } });
     let grab = zed
-        .make(&[join.clone()], "m.room.power_levels", Some(""), levels)
+        .make(
+            std::slice::from_ref(&join),
+            "m.room.power_levels",
+            Some(""),
+            levels,
+        )
         .await;
     assert_eq!(zed.receive(&grab).await, StatusKind::Rejected);
     let message = zed
@@ -286,7 +296,7 @@ async fn a_redaction_may_come_before_its_target() {
     let alice = user("alice");
     let target = zed
         .make(
-            &[join.clone()],
+            std::slice::from_ref(&join),
             "m.room.message",
             None,
             json!({ "body": "oops" }),

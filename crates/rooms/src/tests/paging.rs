@@ -1,4 +1,4 @@
-//! Timeline and paging back from any prev_batch give every visible event exactly once.
+//! Timeline and paging back from any `prev_batch` give every visible event exactly once.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -56,7 +56,11 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
         .timeline(&reader, &room, 0, 500, &|_| true)
         .await
         .unwrap();
-    let expected: Vec<_> = whole.events.iter().map(|event| event.number()).collect();
+    let expected: Vec<_> = whole
+        .events
+        .iter()
+        .map(crate::VisibleEvent::number)
+        .collect();
 
     let slice = rooms
         .timeline(&reader, &room, 0, cut, &|_| true)
@@ -66,7 +70,7 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
         .events
         .iter()
         .rev()
-        .map(|event| event.number())
+        .map(crate::VisibleEvent::number)
         .collect();
     // More happens before the client pages back.
     perform(&server, &room_id, Step::Say).await;
@@ -84,7 +88,7 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
             )
             .await
             .unwrap();
-        found.extend(got.events.iter().map(|event| event.number()));
+        found.extend(got.events.iter().map(crate::VisibleEvent::number));
         from = got.next;
     }
     found.reverse();
@@ -98,7 +102,7 @@ async fn check(steps: Vec<Step>, cut: usize, page: usize, reads_as: &'static str
             .history(&reader, &room, from, (Towards::Newer, page), &|_| true)
             .await
             .unwrap();
-        forwards.extend(got.events.iter().map(|event| event.number()));
+        forwards.extend(got.events.iter().map(crate::VisibleEvent::number));
         from = got.next;
         if from.is_none() {
             break;

@@ -79,7 +79,9 @@ proptest! {
     ) {
         let (mut memory, mut model, mut root) = (Memory::default(), Model::new(), StateRoot::EMPTY);
         for batch in &batches {
-            batch.iter().for_each(|change| put(&mut model, change));
+            for change in batch {
+                put(&mut model, change);
+            }
             root = memory.apply(root, batch).root;
         }
         let at_once = memory.apply(StateRoot::EMPTY, &as_changes(&model)).root;
@@ -106,7 +108,9 @@ proptest! {
         asked in crowded_change(),
     ) {
         let (mut memory, mut model) = (Memory::default(), Model::new());
-        batch.iter().for_each(|change| put(&mut model, change));
+        for change in &batch {
+            put(&mut model, change);
+        }
         let root = memory.apply(StateRoot::EMPTY, &batch).root;
         let found = find(&memory, root, asked.hash, asked.key).unwrap();
         let found = found.map(|item| (item.event, item.height));
