@@ -1,6 +1,6 @@
 //! The configuration: one TOML file, overlaid with pairs of an environment, checked as a whole.
 //!
-//! Text becomes [`raw`] tables (what may be written), these become [`Config`] (what is meant:
+//! Text becomes `raw` tables (what may be written), these become [`Config`] (what is meant:
 //! addresses, names and networks are parsed, defaults filled in). This module reads no file and no
 //! environment: the binary hands both in.
 

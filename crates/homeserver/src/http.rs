@@ -5,7 +5,7 @@
 //! One file per area under `http/`, with `pub(super) fn routes() -> Routes`, and one line in
 //! [`router`]:
 //!
-//! ```ignore
+//! ```text
 //! pub(super) fn routes() -> Routes {
 //!     Routes::new()
 //!         .ruma(send_message_event)
