@@ -34,6 +34,7 @@ mod room;
 mod rowchange;
 mod rows;
 mod states;
+mod sweep;
 mod switch;
 mod tables;
 mod timeline;
@@ -138,7 +139,9 @@ impl Rooms {
             store,
         };
         rooms.resume().await?;
-        Ok(Arc::new(rooms))
+        let rooms = Arc::new(rooms);
+        sweep::start(&rooms);
+        Ok(rooms)
     }
 
     /// The store the rooms are in.
