@@ -88,11 +88,11 @@ impl Rooms {
         let (tell, hear) = oneshot::channel();
         sent.push_back(hear);
         // Settled by a task of its own, so that a decision that waits for it never waits for us.
-        let (rooms, live) = (Arc::clone(self), Arc::clone(live));
+        let rooms = Arc::clone(self);
         self.runtime.tasks.spawn(async move {
             let outcome = ticket.await;
             rooms.remember(&outcome, std::slice::from_ref(&delta));
-            live.settle(&commit, outcome.is_ok());
+            commit.settle(outcome.is_ok());
             // Whoever asked may be gone.
             let _ = tell.send(outcome);
         });

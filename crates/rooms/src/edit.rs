@@ -309,6 +309,9 @@ impl<'a> RoomEdit<'a> {
     }
 }
 
+/// Bytes of a `rel_type` at most: it is part of keys. An event with a longer one relates to nothing.
+const MAX_REL_TYPE: usize = 200;
+
 /// A relation as an event declares it (client-server API, "Forming relationships between events").
 pub(crate) struct DeclaredRelation {
     pub(crate) target: OwnedEventId,
@@ -343,7 +346,8 @@ pub(crate) fn declared_in(content: &str) -> Option<DeclaredRelation> {
     let content: Content = serde_json::from_str(content).ok()?;
     let relates_to = content.relates_to;
     // An empty type would fall together with the index of all relations.
-    (!relates_to.rel_type.is_empty()).then_some(DeclaredRelation {
+    let fits = (1..=MAX_REL_TYPE).contains(&relates_to.rel_type.len());
+    fits.then_some(DeclaredRelation {
         target: relates_to.event_id,
         rel_type: relates_to.rel_type,
         key: relates_to.key,

@@ -133,7 +133,7 @@ impl Rooms {
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, wants(&command.action)).await?;
-        let generation = tip.generation();
+        let basis = live.basis(&tip);
         let (head, pending) = tip.parts();
         let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
         let decided = self.decide(&mut edit, command).await;
@@ -143,7 +143,7 @@ impl Rooms {
             Err(error) => {
                 drop(tip);
                 // A refusal counts only if what it was built on is true.
-                return if live.stands(generation).await {
+                return if live.stands(basis).await {
                     Err(error)
                 } else {
                     Ok(Attempt::Again)
@@ -154,7 +154,7 @@ impl Rooms {
         let prepared = self.prepare(Some(delta), decision, transaction);
         if prepared.batch.is_empty() {
             drop(tip);
-            return Ok(if live.stands(generation).await {
+            return Ok(if live.stands(basis).await {
                 Attempt::Answered(prepared.effect.answer(0))
             } else {
                 Attempt::Again
@@ -175,7 +175,7 @@ impl Rooms {
         if outcome.is_ok() {
             self.remember(&outcome, &deltas);
         }
-        live.settle(&commit, outcome.is_ok());
+        commit.settle(outcome.is_ok());
         Self::conclude(outcome, &deltas, effect)
     }
 

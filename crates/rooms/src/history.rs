@@ -19,6 +19,13 @@ use crate::{
 /// token to go on.
 const LOOKED_AT_PER_PAGE: usize = 1000;
 
+/// Rows passed over for one page because what they name was told by a timeline. A page that has to
+/// pass over more ends early, with a token to go on.
+const PASSED_PER_PAGE: usize = 50_000;
+
+/// Rows read in one go while passing over.
+const PASSED_AT_ONCE: usize = 1000;
+
 /// The greatest page.
 pub const MAX_PAGE: usize = 1000;
 
@@ -146,9 +153,28 @@ impl Rooms {
         page: &mut Page<'_>,
     ) -> Result<(), RoomError> {
         let mut place = from.place;
+        let mut passed = 0;
+        let mut wanted = page.rows_to_read();
+        // Backwards, what arrived after the bound was told by a timeline; its key says so.
+        let told = |(key, _): &(HistoryKey, EventNumber)| {
+            towards == Towards::Older && key.live && key.tie > from.bound
+        };
         loop {
-            let wanted = page.rows_to_read();
-            let rows = self.history_rows(room, place, towards, wanted).await?;
+            let mut rows = self.history_rows(room, place, towards, wanted).await?;
+            let is_last = rows.len() < wanted;
+            wanted = page.rows_to_read();
+            if let Some((last, _)) = rows.last()
+                && rows.iter().all(told)
+            {
+                place = Place::Before(*last);
+                passed += rows.len();
+                if passed >= PASSED_PER_PAGE && !is_last {
+                    page.next = Some(HistoryToken { place, ..from });
+                    return Ok(());
+                }
+                wanted = PASSED_AT_ONCE;
+            }
+            rows.retain(|row| !told(row));
             let numbers: Vec<_> = rows.iter().map(|(_, number)| *number).collect();
             let events = self.events.load_all(room, &numbers).await?;
             for ((key, _), event) in rows.iter().zip(events) {
@@ -157,17 +183,14 @@ impl Rooms {
                     Towards::Older => Place::Before(*key),
                     Towards::Newer => Place::After(*key),
                 };
-                // Backwards, what arrived after the bound was told by a timeline.
-                let told =
-                    towards == Towards::Older && event.position.is_some_and(|at| at > from.bound);
-                let full = !told && page.take(event).await?;
+                let full = page.take(event).await?;
                 if full || gap {
                     page.at_gap = gap;
                     page.next = Some(HistoryToken { place, ..from });
                     return Ok(());
                 }
             }
-            if rows.len() < wanted {
+            if is_last {
                 return Ok(());
             }
         }

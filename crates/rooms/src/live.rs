@@ -52,10 +52,16 @@ pub(crate) struct LiveRoom {
     number: RoomNumber,
     queue: Semaphore,
     tip: Mutex<Tip>,
-    /// Commits on their way.
-    in_flight: watch::Sender<usize>,
+    /// Commits that were submitted and how many of those ended.
+    commits: watch::Sender<Commits>,
     /// The last generation of tips of which a commit failed.
     failed: AtomicU64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Commits {
+    submitted: u64,
+    ended: u64,
 }
 
 /// The tip of a room, and what is on its way to disk below it.
@@ -73,9 +79,37 @@ impl Tip {
     }
 }
 
-/// A commit on its way. Must be settled when its outcome is known.
+/// A commit on its way. To be settled when its outcome is known; dropped, it counts as failed.
 pub(crate) struct InFlight {
+    room: Arc<LiveRoom>,
     generation: u64,
+    done: bool,
+}
+
+impl InFlight {
+    /// Notes the outcome.
+    pub(crate) fn settle(mut self, done: bool) {
+        self.done = done;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // A commit that fails says so before it is no longer on its way.
+        if !self.done {
+            self.room
+                .failed
+                .fetch_max(self.generation, Ordering::SeqCst);
+        }
+        self.room.commits.send_modify(|commits| commits.ended += 1);
+    }
+}
+
+/// What a decision was built on.
+#[derive(Clone, Copy)]
+pub(crate) struct Basis {
+    generation: u64,
+    submitted: u64,
 }
 
 /// Which tip a decision needs.
@@ -97,7 +131,7 @@ impl LiveRoom {
                 pending: Pending::default(),
                 generation: 1,
             }),
-            in_flight: watch::Sender::new(0),
+            commits: watch::Sender::default(),
             failed: AtomicU64::new(0),
         }
     }
@@ -116,7 +150,8 @@ impl LiveRoom {
         let mut tip = self.tip.lock().await;
         loop {
             // In this order: a commit that fails says so before it is no longer on its way.
-            let idle = *self.in_flight.borrow() == 0;
+            let commits = *self.commits.borrow();
+            let idle = commits.submitted == commits.ended;
             let failed = self.failed.load(Ordering::SeqCst);
             if tip.generation <= failed {
                 tip.generation = failed + 1;
@@ -125,7 +160,8 @@ impl LiveRoom {
             if idle {
                 tip.pending.clear();
             } else if wants == Wants::Settled || tip.head.is_none() || tip.pending.len() > PENDING {
-                self.settled().await;
+                // Nobody submits while the tip is held.
+                self.ended(commits.submitted).await;
                 continue;
             }
             if tip.head.is_none() {
@@ -141,44 +177,75 @@ impl LiveRoom {
         }
     }
 
-    /// Resolves when no commit is on its way.
-    async fn settled(&self) {
+    /// Resolves when so many commits have ended.
+    async fn ended(&self, submitted: u64) {
         // The sender is a field of this very handle, so waiting cannot fail.
         let _ = self
-            .in_flight
+            .commits
             .subscribe()
-            .wait_for(|count| *count == 0)
+            .wait_for(|commits| commits.ended >= submitted)
             .await;
     }
 
     /// Notes a submitted commit and the head it makes. The tip is held by the caller.
-    pub(crate) fn submitted(&self, tip: &mut Tip, head: Head) -> InFlight {
+    pub(crate) fn submitted(self: &Arc<Self>, tip: &mut Tip, head: Head) -> InFlight {
         tip.head = Some(head);
-        self.in_flight.send_modify(|count| *count += 1);
+        self.commits.send_modify(|commits| commits.submitted += 1);
         InFlight {
+            room: Arc::clone(self),
             generation: tip.generation,
+            done: false,
         }
     }
 
-    /// Notes the outcome of a commit.
-    pub(crate) fn settle(&self, commit: &InFlight, done: bool) {
-        if !done {
-            self.failed.fetch_max(commit.generation, Ordering::SeqCst);
+    /// What a decision on this tip rests on.
+    pub(crate) fn basis(&self, tip: &Tip) -> Basis {
+        Basis {
+            generation: tip.generation,
+            submitted: self.commits.borrow().submitted,
         }
-        self.in_flight.send_modify(|count| *count -= 1);
     }
 
-    /// Whether a decision on a tip of this generation stands: false if some commit it may have
-    /// built on failed. Waits until that is known.
-    pub(crate) async fn stands(&self, generation: u64) -> bool {
-        self.settled().await;
-        self.failed.load(Ordering::SeqCst) < generation
+    /// Whether a decision stands: false if some commit it may have been built on failed. Waits
+    /// until that is known, not for commits that came later.
+    ///
+    /// Commits may end in another order than they were submitted in; one that ends well has all
+    /// before it stored, since each asserts the head that the one before it made.
+    pub(crate) async fn stands(&self, basis: Basis) -> bool {
+        self.ended(basis.submitted).await;
+        self.failed.load(Ordering::SeqCst) < basis.generation
     }
 }
 
-impl Tip {
-    /// The generation of the tip, for [`LiveRoom::stands`].
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_decision_waits_for_the_commits_before_it_only() {
+        let room = Arc::new(LiveRoom::new(RoomNumber(1)));
+        let mut tip = room.tip.lock().await;
+        let first = room.submitted(&mut tip, Head::default());
+        let basis = room.basis(&tip);
+        let second = room.submitted(&mut tip, Head::default());
+        drop(tip);
+        assert!(room.stands(basis).now_or_never().is_none());
+        first.settle(true);
+        assert_eq!(room.stands(basis).now_or_never(), Some(true));
+        second.settle(true);
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_nobody_waits_for_counts_as_failed() {
+        let room = Arc::new(LiveRoom::new(RoomNumber(1)));
+        let mut tip = room.tip.lock().await;
+        drop(room.submitted(&mut tip, Head::default()));
+        let basis = room.basis(&tip);
+        drop(tip);
+        assert_eq!(room.stands(basis).now_or_never(), Some(false));
+        let commits = *room.commits.borrow();
+        assert_eq!(commits.submitted, commits.ended);
     }
 }

@@ -13,6 +13,7 @@ use homeserver_events::{
 };
 use homeserver_storage::{Batch, Durability, Position};
 use ruma::OwnedEventId;
+use tokio::sync::oneshot;
 
 use crate::{
     Rooms,
@@ -58,11 +59,26 @@ struct Foundations {
 }
 
 impl Rooms {
-    /// Judges a received event of a room and stores it. The answer comes when it is on disk.
-    pub async fn receive(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
+    /// Judges a received event of a room and stores it. The answer comes when it is on disk;
+    /// dropping the future does not take the event back.
+    pub async fn receive(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        pdu: Pdu,
+    ) -> Result<Received, RoomError> {
         if pdu.room_id() != room.id {
             return Err(RoomError::UnknownRoom);
         }
+        let (tell, hear) = oneshot::channel();
+        let (rooms, room) = (Arc::clone(self), Arc::clone(room));
+        self.runtime.tasks.spawn(async move {
+            // Whoever asked may be gone.
+            let _ = tell.send(rooms.receive_here(&room, pdu).await);
+        });
+        hear.await.map_err(|_| RoomError::Stopping)?
+    }
+
+    async fn receive_here(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
         for _ in 0..MAX_JUDGEMENTS {
             if let Some(received) = self.try_receive(room, &pdu).await? {
                 return Ok(received);
@@ -107,7 +123,7 @@ impl Rooms {
         let outcome = ticket.await;
         let deltas = [delta];
         self.remember(&outcome, &deltas);
-        live.settle(&commit, outcome.is_ok());
+        commit.settle(outcome.is_ok());
         match outcome {
             Ok(committed) => {
                 let shown = event.status.is_shown();
@@ -237,6 +253,10 @@ impl RoomEdit<'_> {
             partial: false,
         };
         let create = self.event(self.room().create).await?;
+        // The rules alone allow any create event of the server that the room id names.
+        if pdu.event_type() == "m.room.create" && pdu.event_id() != create.pdu.event_id() {
+            return Ok(rejected(RejectReason::AuthEvents));
+        }
         let lookup = |id: &ruma::EventId| {
             let mut events = on.auth.iter().chain([&create]);
             let found = events.find(|event| event.pdu.event_id() == id)?;

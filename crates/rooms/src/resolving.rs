@@ -34,7 +34,7 @@ impl RoomEdit<'_> {
         let roots: Vec<_> = [first, second].into_iter().chain(distinct).collect();
         let (states, conflict) = self.conflict(roots).await?;
         let resolved = self.run(&states, conflict).await?;
-        self.settle(first, &states, resolved).await
+        self.settle(first, &states.conflicted, resolved).await
     }
 
     /// Where the states differ: every key in which some state differs from the first.
@@ -149,15 +149,20 @@ impl RoomEdit<'_> {
         Ok(heights)
     }
 
-    /// The tree of the resolved state: the first one with the conflicted keys as resolved.
-    async fn settle(
+    /// The tree of the resolved state: the first one with the conflicted keys as resolved, and with
+    /// the keys that none of the states has and that events of their auth chains bring.
+    pub(crate) async fn settle(
         &mut self,
         first: StateRoot,
-        states: &States,
+        conflicted: &BTreeSet<KeyNumber>,
         resolved: BTreeMap<(String, String), u64>,
     ) -> Result<StateRoot, RoomError> {
-        let mut changes = Vec::with_capacity(states.conflicted.len());
-        for key in &states.conflicted {
+        let mut keys = conflicted.clone();
+        for (event_type, state_key) in resolved.keys() {
+            keys.insert(self.rooms.numbering.key(event_type, state_key).await?);
+        }
+        let mut changes = Vec::with_capacity(keys.len());
+        for key in &keys {
             let name = self.rooms.numbering.key_name(*key).await?;
             let pair = (name.event_type().to_owned(), name.state_key().to_owned());
             let value = match resolved.get(&pair) {

@@ -263,7 +263,7 @@ impl Rooms {
         let commit = live.submitted(&mut tip, head);
         drop(tip);
         let outcome = ticket.await;
-        live.settle(&commit, outcome.is_ok());
+        commit.settle(outcome.is_ok());
         match outcome {
             Ok(done) => Ok(Some((room, done.positions.last().copied().unwrap_or(0)))),
             Err(CommitError::Conflict { .. }) => Ok(None),

@@ -340,3 +340,10 @@ pub struct ReadableState {
     /// The position it is read at: that of the reader, or where the reader left.
     pub position: Position,
 }
+
+impl ReadableState {
+    /// The room whose state it is.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+}

@@ -431,3 +431,17 @@ async fn an_upgrade_moves_a_room() {
         server.say(&bob, &new, "here").await;
     }
 }
+
+#[tokio::test]
+async fn a_relation_of_a_type_too_long_for_a_key_is_none() {
+    let server = Server::start().await;
+    let alice = user("alice");
+    let room = server.create(&alice, CreateRoom::default()).await;
+    let target = server.say(&alice, &room, "target").await;
+    let relation = json!({ "rel_type": "x".repeat(1000), "event_id": target });
+    let content = json!({ "body": "related", "m.relates_to": relation });
+    let related = event("m.room.message", None, &content);
+    let related = server.try_send(&alice, &room, related).await.unwrap();
+    let timeline = server.timeline(&alice, &room).await;
+    assert_eq!(timeline.last().unwrap().pdu().event_id(), related);
+}

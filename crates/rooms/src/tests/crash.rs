@@ -111,7 +111,7 @@ async fn nothing_answered_is_lost_at_any_call() {
 #[tokio::test]
 async fn what_followed_a_failed_commit_is_decided_again() {
     let mut hit = 0;
-    for call in 20..90 {
+    for call in 20..200 {
         let plan = FaultPlan::once(call, call, Fault::Full);
         let engine = Arc::new(FaultyEngine::new(Arc::new(MemoryEngine::new()), plan));
         let Ok(server) = Server::try_on(engine).await else {

@@ -1,11 +1,16 @@
 //! Events of another server: forks, resolution, soft failure, rejection.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use homeserver_events::{Draft, EventReference, Pdu, SigningKey, StatusKind, auth};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, server_name, user_id};
 use serde_json::{Value, json, value::to_raw_value};
 
 use super::support::{Server, event, user};
-use crate::{CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction};
+use crate::{
+    CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction,
+    edit::RoomEdit, live::Wants,
+};
 
 struct Elsewhere<'a> {
     server: &'a Server,
@@ -347,4 +352,57 @@ async fn a_local_user_whom_resolution_puts_out_is_told() {
         .await
         .unwrap();
     assert_eq!(log.joined, 2);
+}
+
+#[tokio::test]
+async fn keys_that_only_auth_chains_have_are_part_of_the_resolved_state() {
+    let server = Server::start().await;
+    let (zed, _) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let live = server.rooms.live.room(room.number);
+    let mut tip = live
+        .tip(server.rooms.store(), Wants::Settled)
+        .await
+        .unwrap();
+    let (head, pending) = tip.parts();
+    let first = head.root;
+    let mut edit = RoomEdit::new(&server.rooms, room, Some(head), pending);
+    let name = edit.state("m.room.name", "").await.unwrap().unwrap();
+    let key = ("org.example.kept".to_owned(), "x".to_owned());
+    let resolved = BTreeMap::from([(key, name.number.0)]);
+    let root = edit
+        .settle(first, &BTreeSet::new(), resolved)
+        .await
+        .unwrap();
+    let kept = edit.state_in(root, "org.example.kept", "x").await.unwrap();
+    assert_eq!(kept.unwrap().number, name.number);
+    let others = edit.state_in(root, "m.room.name", "").await.unwrap();
+    assert_eq!(others.unwrap().number, name.number);
+}
+
+#[tokio::test]
+async fn a_room_has_one_create_event() {
+    let server = Server::start().await;
+    let (zed, _) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let draft = Draft {
+        room_id: Some(zed.room.clone()),
+        sender: user("mallory"),
+        event_type: "m.room.create".to_owned(),
+        state_key: Some(String::new()),
+        content: to_raw_value(&json!({ "room_version": "11" })).unwrap(),
+        origin_server_ts: 1,
+        prev_events: Vec::new(),
+        auth_events: Vec::new(),
+        depth: 1,
+        redacts: None,
+    };
+    let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
+    let second = draft
+        .seal(room.rules, server_name!("here.example"), &key)
+        .unwrap();
+    assert_eq!(zed.receive(&second).await, StatusKind::Rejected);
+    let said = server.say(&user("alice"), &zed.room, "still here").await;
+    let timeline = server.timeline(&user("alice"), &zed.room).await;
+    assert_eq!(timeline.last().unwrap().pdu().event_id(), said);
 }

@@ -185,3 +185,24 @@ async fn visibility_follows_the_state_at_the_event() {
             .is_none()
     );
 }
+
+#[tokio::test]
+async fn an_old_token_passes_over_what_came_after_it() {
+    let server = Server::start().await;
+    let alice = user("alice");
+    let room_id = server.create(&alice, CreateRoom::default()).await;
+    let old = server.say(&alice, &room_id, "old").await;
+    let token = server.rooms.token_at(server.rooms.durable());
+    for number in 0..40 {
+        server.say(&alice, &room_id, &number.to_string()).await;
+    }
+    let (reader, room) = (server.reader(&alice).await, server.room(&room_id).await);
+    // Fewer than are passed over, and fewer than are read at once.
+    for limit in [1, 15] {
+        let span = (Towards::Older, limit);
+        let rooms = &server.rooms;
+        let page = rooms.history(&reader, &room, Some(token), span, &|_| true);
+        let page = page.await.unwrap();
+        assert_eq!(page.events[0].pdu().event_id(), old);
+    }
+}
