@@ -31,10 +31,10 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use homeserver_rooms::{RoomError, Rooms};
+use homeserver_rooms::{RoomError, Rooms, UserNumber};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Position, StorageError, Store};
-use homeserver_users::{Failure, Users};
+use homeserver_users::{Failure, StreamToken, Users};
 use ruma::presence::PresenceState;
 
 use self::{
@@ -156,14 +156,30 @@ impl SyncEngine {
             if at_once || !changes.is_empty() {
                 return Ok(changes);
             }
-            tokio::select! {
-                () = parked.knocked() => {}
-                _ = typing.changed() => {}
-                _ = presence.changed() => {}
-                () = tokio::time::sleep_until(deadline) => return Ok(changes),
-                () = self.runtime.tasks.stopping() => return Ok(changes),
+            loop {
+                tokio::select! {
+                    () = parked.knocked() => break,
+                    _ = typing.changed() => if self.typing_is_news(session, since).await? { break },
+                    _ = presence.changed() => break,
+                    () = tokio::time::sleep_until(deadline) => return Ok(changes),
+                    () = self.runtime.tasks.stopping() => return Ok(changes),
+                }
             }
         }
+    }
+
+    /// Whether somebody began or ceased to type in a room of the user since the token: everybody
+    /// who waits is woken by typing anywhere, and most need not look further than this.
+    async fn typing_is_news(
+        &self,
+        session: &Session,
+        since: Option<SyncToken>,
+    ) -> Result<bool, SyncError> {
+        let number = UserNumber(session.user_number.0);
+        let mine = self.memberships_at(number, self.store.durable()).await?;
+        let since = since.map_or_else(StreamToken::default, |since| since.typing);
+        let changes = self.users.typing.changes(&mine.joined, since);
+        Ok(!changes.into_inner().is_empty())
     }
 
     /// What changed in (`since`, now].

@@ -98,7 +98,7 @@ impl ReadMarks {
 
 impl Pass<'_> {
     /// The unread notifications of a room that the user is in.
-    pub(super) async fn unread(&self, room: &Room) -> Result<Unread, SyncError> {
+    pub(super) async fn unread(&self, room: &Arc<Room>) -> Result<Unread, SyncError> {
         let users = &self.engine.users;
         let me = self.session.user_number;
         let receipts = users.receipts.of_user(room.number.0, me).await?;
@@ -135,7 +135,7 @@ impl Pass<'_> {
     /// Adds the events after `after`.
     async fn count(
         &self,
-        room: &Room,
+        room: &Arc<Room>,
         after: Position,
         marks: &ReadMarks,
         counts: &mut ByThread,
@@ -266,7 +266,7 @@ impl Surroundings {
     async fn of(
         &mut self,
         pass: &Pass<'_>,
-        room: &Room,
+        room: &Arc<Room>,
         event: &VisibleEvent,
     ) -> Result<Arc<Around>, SyncError> {
         let root = event.state_before();
@@ -283,12 +283,17 @@ impl Surroundings {
         let power = state("m.room.power_levels", "").await?;
         let user = pass.session.user.as_str();
         let member = rooms.state_value(room, root, "m.room.member", user).await?;
-        let mut found = HashMap::new();
-        for number in [create, power, member].into_iter().flatten() {
-            // The reader is in the room: the state of the room is the reader's to see.
-            let events = rooms.visible(&pass.reader, room, &[number]).await?;
-            found.extend(events.into_iter().map(|event| (number, event)));
-        }
+        let wanted: Vec<_> = [create, power, member].into_iter().flatten().collect();
+        // The reader was in the room: its state is the reader's to see, also where the history
+        // before that is not.
+        let events = match rooms.state_root_for(&pass.reader, room).await? {
+            Some(state) => rooms.state_events(&state, &wanted).await?,
+            None => Vec::new(),
+        };
+        let found: HashMap<_, _> = events
+            .into_iter()
+            .map(|event| (event.number(), event))
+            .collect();
         let pdu = |number: Option<_>| Some(found.get(&number?)?.pdu());
         let around = Arc::new(Around {
             members,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use homeserver_rooms::{Membership, Room, StateRoot, UserMembership, VisibleEvent};
+use homeserver_rooms::{Membership, ReadableState, Room, UserMembership, VisibleEvent};
 use homeserver_storage::Position;
 use homeserver_users::Scope;
 
@@ -147,7 +147,7 @@ impl Pass<'_> {
     /// Who is in the room, if that is news.
     async fn summary(
         &self,
-        room: &Room,
+        room: &Arc<Room>,
         whole: bool,
         changed_members: &[String],
     ) -> Result<Option<Summary>, SyncError> {
@@ -156,8 +156,11 @@ impl Pass<'_> {
         }
         let rooms = &self.engine.rooms;
         let found = rooms.summary(&self.reader, room).await?;
-        let root = rooms.state_at(room.number, self.upto()).await?.root;
-        let named = self.is_named(room, root).await?;
+        let state = rooms.state_root_for(&self.reader, room).await?;
+        let named = match &state {
+            Some(state) => self.is_named(state).await?,
+            None => false,
+        };
         Ok(Some(Summary {
             heroes: (!named).then_some(found.heroes),
             joined: found.joined,
@@ -166,13 +169,14 @@ impl Pass<'_> {
     }
 
     /// Whether the state holds a name that is not empty, or an alias.
-    async fn is_named(&self, room: &Room, root: StateRoot) -> Result<bool, SyncError> {
+    pub(super) async fn is_named(&self, state: &ReadableState) -> Result<bool, SyncError> {
         for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
             let rooms = &self.engine.rooms;
-            let Some(number) = rooms.state_value(room, root, event_type, "").await? else {
+            let found = rooms.state_value(state.room(), state.root, event_type, "");
+            let Some(number) = found.await? else {
                 continue;
             };
-            let events = rooms.visible(&self.reader, room, &[number]).await?;
+            let events = rooms.state_events(state, &[number]).await?;
             let content = events.first().map(|event| event.pdu().content().get());
             let content =
                 content.and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok());

@@ -63,13 +63,26 @@ impl Pass<'_> {
             ));
         }
         let rooms = &self.engine.rooms;
-        let end = rooms.state_at(room.number, span.upto).await?.root;
+        // For who has left, the state of that moment, whatever was done to them since.
+        let mut reader = self.reader.clone();
+        reader.position = span.upto;
+        let Some(readable) = rooms.state_root_for(&reader, room).await? else {
+            let section = self.section(Vec::new());
+            return Ok((
+                slice,
+                ToldState {
+                    section,
+                    changed_members: Vec::new(),
+                },
+            ));
+        };
+        let end = readable.root;
         let known = match span.since {
             Some(since) => rooms.state_at(room.number, since).await?.root,
             None => StateRoot::EMPTY,
         };
         let (slice, mut wanted) = match self.request.state_at {
-            StateAt::Start => self.before(room, slice, known, end).await?,
+            StateAt::Start => self.before(room, slice, known, &readable).await?,
             StateAt::End | StateAt::UnstableEnd => {
                 let wanted = self.difference(room, known, end, span).await?;
                 (slice, wanted)
@@ -87,10 +100,10 @@ impl Pass<'_> {
                 .collect()
         };
         if self.request.filter.lazy != LazyMembers::All {
-            self.add_senders(room, &slice, end, span, &mut wanted)
+            self.add_senders(room, &slice, &readable, span, &mut wanted)
                 .await?;
         }
-        let events = self.readable(room, span.upto, wanted).await?;
+        let events = self.readable(room, &readable, wanted).await?;
         let section = self.section(self.presenter().of_state().all(room, &events).await?);
         Ok((
             slice,
@@ -115,17 +128,16 @@ impl Pass<'_> {
         room: &Room,
         mut slice: Slice,
         known: StateRoot,
-        end: StateRoot,
+        readable: &ReadableState,
     ) -> Result<(Slice, Wanted), SyncError> {
         let rooms = &self.engine.rooms;
+        let end = readable.root;
         loop {
             let first = slice.events.first().and_then(VisibleEvent::position);
             let start = match first {
                 Some(first) => {
-                    rooms
-                        .state_at(room.number, first.saturating_sub(1))
-                        .await?
-                        .root
+                    let before = first.saturating_sub(1).min(readable.position);
+                    rooms.state_at(room.number, before).await?.root
                 }
                 None => end,
             };
@@ -191,7 +203,7 @@ impl Pass<'_> {
         &self,
         room: &Room,
         slice: &Slice,
-        end: StateRoot,
+        readable: &ReadableState,
         span: StateSpan,
         wanted: &mut Wanted,
     ) -> Result<(), SyncError> {
@@ -207,8 +219,10 @@ impl Pass<'_> {
             .collect();
         if span.since.is_none() {
             users.push(self.session.user.to_string());
-            let heroes = engine.rooms.summary(&self.reader, room).await?.heroes;
-            users.extend(heroes.iter().map(ToString::to_string));
+            if !self.is_named(readable).await? {
+                let heroes = engine.rooms.summary(&self.reader, room).await?.heroes;
+                users.extend(heroes.iter().map(ToString::to_string));
+            }
         }
         users.sort_unstable();
         users.dedup();
@@ -217,7 +231,7 @@ impl Pass<'_> {
             let key = (MEMBER.to_owned(), user);
             let member = match wanted.get(&key) {
                 Some(event) => Some(*event),
-                None => self.member(room, slice, end, &key.1).await?,
+                None => self.member(room, slice, readable.root, &key.1).await?,
             };
             let Some(event) = member else { continue };
             let has = engine.sent_members.has(place, &key.1, event, self.after());
@@ -249,28 +263,22 @@ impl Pass<'_> {
     /// The events, as far as the reader may see the state and the filter lets them through.
     async fn readable(
         &self,
-        room: &Arc<Room>,
-        upto: Position,
+        room: &Room,
+        state: &ReadableState,
         wanted: Wanted,
     ) -> Result<Vec<VisibleEvent>, SyncError> {
         let filter = &self.request.filter.state;
         if wanted.is_empty() || !filter.allows_room(&room.id) || filter.allows_nothing() {
             return Ok(Vec::new());
         }
-        let mut reader = self.reader.clone();
-        reader.position = upto;
         let rooms = &self.engine.rooms;
-        let state: Option<ReadableState> = rooms.state_root_for(&reader, room).await?;
-        let Some(state) = state else {
-            return Ok(Vec::new());
-        };
         let mut numbers: Vec<EventNumber> = wanted
             .into_iter()
             .filter(|((event_type, _), _)| filter.allows_type(event_type))
             .map(|(_, event)| event)
             .collect();
         numbers.sort_unstable();
-        let mut events = rooms.state_events(&state, &numbers).await?;
+        let mut events = rooms.state_events(state, &numbers).await?;
         events.retain(|event| filter.allows(shape(event)));
         Ok(events)
     }

@@ -196,8 +196,8 @@ async fn lazy_loading_gives_members_when_they_speak_and_not_again() {
     };
     let first = alice.sync(&lazy(false)).await;
     let found = members(&first);
-    assert!(found.contains(&json!(alice.id())) && found.contains(&json!(others[0].id())));
-    // The heroes are known too, for the name of the room.
+    assert_eq!(found, [json!(alice.id()), json!(others[0].id())]);
+    // The room has a name: nobody is needed to make one.
     let heroes = joined(&first, &room)["summary"].get("m.heroes");
     assert!(heroes.is_none());
     others[1].say(&room, "hi").await;
@@ -225,4 +225,50 @@ async fn without_lazy_loading_everybody_is_part_of_the_state() {
     assert!(timeline(shown).is_empty());
     assert_eq!(shown["timeline"]["limited"], true);
     assert_eq!(of_type(&events(&shown["state"]), "m.room.member").len(), 2);
+}
+
+#[tokio::test]
+async fn who_is_out_is_told_no_state_from_after_leaving() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await;
+    let token = next(&bob.sync("").await);
+    bob.leave(&room).await;
+    let topic = json!({ "topic": "secret" });
+    alice.set_state(&room, "m.room.topic", "", topic).await;
+    let path = format!("rooms/{}/ban", encoded(&room));
+    alice.post(&path, json!({ "user_id": bob.id() })).await.ok();
+    let include = filter(&json!({ "room": { "include_leave": true } }));
+    let syncs = [
+        bob.since(&token, "").await,
+        bob.since(&token, "use_state_after=true").await,
+        bob.sync(&include).await,
+    ];
+    for sync in syncs {
+        let left = &sync["rooms"]["leave"][&room];
+        assert!(left.is_object(), "{sync}");
+        assert!(!left.to_string().contains("secret"), "{left}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_second_invite_tells_no_state_from_after_leaving() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await;
+    bob.leave(&room).await;
+    let token = next(&bob.sync("").await);
+    let content = json!({ "secret": true });
+    alice
+        .set_state(&room, "org.example.hidden", "", content)
+        .await;
+    alice.invite(&room, &bob).await;
+    bob.leave(&room).await;
+    let sync = bob.since(&token, "").await;
+    let left = &sync["rooms"]["leave"][&room];
+    assert!(!left.to_string().contains("org.example.hidden"), "{left}");
 }

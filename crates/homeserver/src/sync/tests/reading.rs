@@ -247,3 +247,44 @@ async fn typing_begins_and_ends() {
         .await
         .refused(403, "M_FORBIDDEN");
 }
+
+#[tokio::test]
+async fn a_mention_of_the_room_counts_where_history_begins_with_the_join() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    let visibility = json!([{
+        "type": "m.room.history_visibility", "content": { "history_visibility": "joined" },
+    }]);
+    let room = alice
+        .create_room(json!({ "preset": "public_chat", "initial_state": visibility }))
+        .await;
+    bob.join(&room).await;
+    let content = json!({ "msgtype": "m.text", "body": "all", "m.mentions": { "room": true } });
+    alice.send(&room, "m.room.message", content).await;
+    let sync = bob.sync("").await;
+    let unread = &joined(&sync, &room)["unread_notifications"];
+    assert_eq!(unread["highlight_count"], 1);
+}
+
+#[tokio::test]
+async fn typing_wakes_who_is_in_the_room() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let elsewhere = alice.create_room(json!({})).await;
+    bob.join(&room).await;
+    let token = next(&bob.sync("").await);
+    let typing = async |room: &str| {
+        let path = format!("rooms/{}/typing/{}", encoded(room), encoded(alice.id()));
+        alice.put(&path, json!({ "typing": true })).await.ok();
+    };
+    let both = async {
+        typing(&elsewhere).await;
+        typing(&room).await;
+    };
+    let (sync, ()) = tokio::join!(bob.since(&token, "timeout=20000"), both);
+    let heard = &events(&joined(&sync, &room)["ephemeral"])[0];
+    assert_eq!(heard["content"]["user_ids"], json!([alice.id()]));
+}
