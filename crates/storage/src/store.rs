@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::{
     Batch, CommitError, Committed, Cursor, DecodeError, Direction, Durability, Engine, EngineError,
     Interner, Journal, Key, NumberKind, Position, Row, ScanRange, Table, TableSpec, Ticket, ToKey,
+    batch::MAX_KEY,
     committer::{Committer, Work},
     engine::KeyRange,
     numbers::Known,
@@ -102,6 +103,20 @@ struct Inner {
     interners: Mutex<HashMap<NumberKind, Arc<Known>>>,
 }
 
+/// Whether anything can be stored under a key. Clients ask for ids of any length: what no row can
+/// have is not there, and no engine is asked for it.
+fn fits(key: &[u8]) -> bool {
+    key.len() <= MAX_KEY
+}
+
+/// The same range in bounds that an engine takes: no key is as long as what is cut off, so none
+/// changes sides.
+fn shortened(mut range: KeyRange) -> KeyRange {
+    range.start.truncate(MAX_KEY + 1);
+    range.end.truncate(MAX_KEY + 1);
+    range
+}
+
 /// Names the table in which a row could not be read.
 pub(crate) fn decoding<K, V>(table: &Table<K, V>) -> impl Fn(DecodeError) -> StorageError {
     let table = table.spec().name;
@@ -151,6 +166,9 @@ impl Store {
         key: &impl ToKey<Key = K>,
     ) -> Result<Option<V>, StorageError> {
         let bytes = table.key_bytes(key);
+        if !fits(&bytes) {
+            return Ok(None);
+        }
         let found = self.inner.engine.get(&bytes).await?;
         let row = found.map(|bytes| V::decode(&bytes)).transpose();
         row.map_err(decoding(table))
@@ -162,16 +180,23 @@ impl Store {
         table: &Table<K, V>,
         keys: &[Q],
     ) -> Result<Vec<Option<V>>, StorageError> {
-        let bytes: Vec<_> = keys.iter().map(|key| table.key_bytes(key)).collect();
+        let mut bytes: Vec<_> = keys.iter().map(|key| table.key_bytes(key)).collect();
+        let asked: Vec<bool> = bytes.iter().map(|key| fits(key)).collect();
+        bytes.retain(|key| fits(key));
         let engine = Arc::clone(&self.inner.engine);
-        let found = if self.reads_here(keys.len()) {
+        let found = if self.reads_here(bytes.len()) {
             engine.multi_get(&bytes).await?
         } else {
             let read = move || engine.multi_get(&bytes).now_or_never();
             self.off_thread(read).await?
         };
+        let mut found = found.into_iter();
+        let found = asked.into_iter().map(|asked| {
+            let row = asked.then(|| found.next());
+            row.flatten().flatten()
+        });
         let decode = |found: Option<Bytes>| found.map(|bytes| V::decode(&bytes)).transpose();
-        let rows: Result<_, _> = found.into_iter().map(decode).collect();
+        let rows: Result<_, _> = found.map(decode).collect();
         rows.map_err(decoding(table))
     }
 
@@ -183,7 +208,7 @@ impl Store {
         direction: Direction,
         limit: usize,
     ) -> Result<Vec<(K, V)>, StorageError> {
-        let range = range.bytes(table.spec().id);
+        let range = shortened(range.bytes(table.spec().id));
         if range.is_empty() || limit == 0 {
             return Ok(Vec::new());
         }

@@ -250,3 +250,29 @@ async fn a_cursor_stands_where_it_was_left() {
     store.commit(Batch::new()).await.unwrap();
     assert_eq!(store.cursor("push").position().await.unwrap(), 12);
 }
+
+#[tokio::test]
+async fn what_no_key_can_hold_is_not_there() {
+    let store = memory().await;
+    let fits = "a".repeat(400);
+    let mut batch = Batch::new();
+    batch.put(&ROWS, &(1_u64, fits.as_str()), &1);
+    store.commit(batch).await.unwrap();
+    for length in [MAX_KEY, 70_000] {
+        let long = "a".repeat(length);
+        let found = store.get(&ROWS, &(1_u64, long.as_str())).await;
+        assert_eq!(found.unwrap(), None);
+        let keys = [long.as_str(), fits.as_str(), long.as_str()].map(|name| (1_u64, name));
+        let found = store.multi_get(&ROWS, &keys).await;
+        assert_eq!(found.unwrap(), [None, Some(1), None]);
+        let scan = async |range| {
+            let rows = store.scan(&ROWS, range, Direction::Forward, 10).await;
+            rows.unwrap().len()
+        };
+        assert_eq!(scan(ScanRange::prefix(&(1_u64, long.as_str()))).await, 0);
+        let upto = ScanRange::between(&(1_u64, ""), &(1_u64, long.as_str()));
+        assert_eq!(scan(upto).await, 1);
+        let from = ScanRange::between(&(1_u64, long.as_str()), &(2_u64, ""));
+        assert_eq!(scan(from).await, 0);
+    }
+}
