@@ -295,6 +295,7 @@ fn check(usage: KeyUsage, json: &str, user: &UserId) -> Result<Checked, InvalidK
     if json.len() > MAX_CROSS_SIGNING_KEY {
         return Err(InvalidKey::TooLarge);
     }
+    crate::keys::check_canonical(json)?;
     let mut object: Map<String, Value> =
         serde_json::from_str(json).map_err(|_| InvalidKey::Form)?;
     object.remove("unsigned");

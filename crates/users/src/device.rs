@@ -141,8 +141,7 @@ impl Devices {
         display_name: Option<&str>,
         more: &Batch,
     ) -> Result<Ensured, DeviceError> {
-        check_identifier(id.as_str()).map_err(|_| DeviceError::BadId)?;
-        check_name(display_name)?;
+        Self::check(Some(id), display_name)?;
         let key = (user.0, id.to_string());
         for _ in 0..MAX_ATTEMPTS {
             if let Some(device) = self.one(user, id).await? {
@@ -197,6 +196,15 @@ impl Devices {
             }
         }
         Err(Failure::Busy.into())
+    }
+
+    /// Whether a device may have this id and this name, for callers that must know before they
+    /// make an account for it.
+    pub fn check(id: Option<&DeviceId>, display_name: Option<&str>) -> Result<(), DeviceError> {
+        if let Some(id) = id {
+            check_identifier(id.as_str()).map_err(|_| DeviceError::BadId)?;
+        }
+        check_name(display_name)
     }
 
     async fn check_room_for_another(&self, user: UserNumber) -> Result<(), DeviceError> {

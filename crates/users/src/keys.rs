@@ -23,7 +23,7 @@ pub use check::InvalidKey;
 pub use claim::ClaimedKey;
 pub use upload::{KeyUpload, KeyUploadError};
 
-pub(crate) use check::check_signatures;
+pub(crate) use check::{check_canonical, check_signatures};
 pub(crate) use query::with_signatures;
 
 use std::{collections::BTreeMap, sync::Arc};

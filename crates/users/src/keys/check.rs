@@ -1,5 +1,6 @@
 //! The form that uploaded keys must have.
 
+use homeserver_events::{Strictness, canonical::parse_object};
 use ruma::{DeviceId, UserId};
 use serde_json::{Map, Value};
 
@@ -35,6 +36,7 @@ pub(super) fn device_keys(
     if json.len() > MAX_DEVICE_KEYS {
         return Err(InvalidKey::TooLarge);
     }
+    check_canonical(json)?;
     let mut object: Map<String, Value> =
         serde_json::from_str(json).map_err(|_| InvalidKey::Form)?;
     object.remove("unsigned");
@@ -58,6 +60,15 @@ pub(super) fn device_keys(
         return Err(InvalidKey::Property("signatures"));
     }
     Ok(object)
+}
+
+/// What is signed has a canonical form: no fractions, no key twice. Anything else could not be
+/// passed on to other servers, whose requests are signed whole.
+pub(crate) fn check_canonical(json: &str) -> Result<(), InvalidKey> {
+    match parse_object(json.as_bytes(), Strictness::Strict) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(InvalidKey::Form),
+    }
 }
 
 /// `keys`: strings under `algorithm:device id`, the signing key among them.
@@ -110,6 +121,7 @@ pub(super) fn one_time_key<'a>(
     match serde_json::from_str(json).map_err(|_| InvalidKey::Form)? {
         Value::String(_) => Ok((algorithm, id)),
         Value::Object(key) => {
+            check_canonical(json)?;
             let has_key = key.get("key").is_some_and(Value::is_string);
             has_key.then_some(()).ok_or(InvalidKey::Property("key"))?;
             check_signatures(key.get("signatures"))?;

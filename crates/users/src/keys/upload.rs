@@ -1,6 +1,6 @@
 //! `/keys/upload`: all of a request or nothing, in one batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use homeserver_storage::{At, Batch, Positioned};
 use ruma::{DeviceId, UserId};
@@ -143,6 +143,7 @@ impl Keys {
         if new.is_empty() && fallback.is_empty() {
             return Ok(after.0);
         }
+        self.check_fallback_bound(device, &fallback).await?;
         let position = At::Append(batch.append(
             &journal::entry(journal::ONE_TIME_KEYS_CHANGED, &[user.0, device.0]),
             &[journal::device(device)],
@@ -229,6 +230,29 @@ impl Keys {
             !old.as_ref().is_some_and(same)
         });
         Ok(changed.map(|(new, _)| new).collect())
+    }
+}
+
+impl Keys {
+    /// Fallback keys of earlier uploads stay until their algorithm gets another: they count too.
+    async fn check_fallback_bound(
+        &self,
+        device: DeviceNumber,
+        new: &[(&String, &FallbackKeyRow)],
+    ) -> Result<(), KeyUploadError> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        let stored = self
+            .ground
+            .scan_prefix(&FALLBACK_KEYS, &device.0, MAX_ALGORITHMS)
+            .await?;
+        let mut algorithms: BTreeSet<&String> = new.iter().map(|(name, _)| *name).collect();
+        algorithms.extend(stored.iter().map(|((_, algorithm), _)| algorithm));
+        if algorithms.len() > MAX_ALGORITHMS {
+            return Err(KeyUploadError::TooMany);
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json, value::RawValue};
 
 use super::{World, device_id, raw, user_id, value};
-use crate::{InvalidKey, KeyUpload, KeyUploadError, MAX_KEYS_IN_UPLOAD, UserNumber};
+use crate::{
+    InvalidKey, KeyUpload, KeyUploadError, MAX_ALGORITHMS, MAX_KEYS_IN_UPLOAD, UserNumber,
+};
 
 const ALGORITHM: &str = "signed_curve25519";
 
@@ -153,6 +155,32 @@ async fn a_fallback_key_is_used_when_nothing_else_is_left() {
 }
 
 #[tokio::test]
+async fn fallback_keys_of_all_uploads_together_are_bounded() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let device = world.device(alice, "D").await;
+    let of = |number: usize| {
+        let key = json!({ "key": "k", "signatures": {} });
+        KeyUpload {
+            fallback_keys: BTreeMap::from([(format!("algorithm{number}:a"), raw(&key))]),
+            ..KeyUpload::default()
+        }
+    };
+    for number in 0..MAX_ALGORITHMS {
+        upload(&world, alice, &of(number)).await.unwrap();
+    }
+    let more = upload(&world, alice, &of(MAX_ALGORITHMS)).await;
+    assert!(matches!(more, Err(KeyUploadError::TooMany)), "{more:?}");
+    // One in the place of another is no more.
+    let mut other = of(0);
+    let key = raw(&json!({ "key": "l", "signatures": {} }));
+    other.fallback_keys = BTreeMap::from([("algorithm0:b".to_owned(), key)]);
+    upload(&world, alice, &other).await.unwrap();
+    let unused = world.users.keys.unused_fallback_types(device).await;
+    assert_eq!(unused.unwrap().len(), MAX_ALGORITHMS);
+}
+
+#[tokio::test]
 async fn a_claim_wakes_the_device() {
     let world = World::new().await;
     let alice = world.user("alice").await;
@@ -191,6 +219,9 @@ async fn malformed_uploads_are_refused_and_leave_nothing() {
         (json!(null), InvalidKey::Form),
         (json!([]), InvalidKey::Form),
         (json!("x"), InvalidKey::Form),
+        // Not canonical: no other server could be told of it.
+        (with("algorithms", json!([0.5])), InvalidKey::Form),
+        (with("more", json!({ "deep": 1.5 })), InvalidKey::Form),
         (with("user_id", json!("@bob:localhost")), InvalidKey::NotOwn),
         (with("device_id", json!("E")), InvalidKey::NotOwn),
         (
