@@ -15,7 +15,7 @@ use super::{
 };
 
 /// What a client offers as proof, as it came in `auth`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Proof {
     /// The stage attempted; absent when the client only asks how far it is.
     pub(crate) stage: Option<String>,
@@ -27,6 +27,14 @@ pub(crate) struct Proof {
     pub(crate) password: Option<String>,
     /// The registration token.
     pub(crate) token: Option<String>,
+}
+
+/// Secrets are not shown.
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Proof");
+        shown.field("stage", &self.stage).finish_non_exhaustive()
+    }
 }
 
 /// Somebody did not prove who they are.
@@ -182,4 +190,23 @@ pub(crate) fn local_user(server_name: &OwnedServerName, user: &str) -> Option<Ow
         UserId::parse(format!("@{user}:{server_name}")).ok()?
     };
     (user_id.server_name() == server_name).then_some(user_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let secret = || Some("hunter2".to_owned());
+        let proof = Proof {
+            stage: Some("m.login.password".to_owned()),
+            session: secret(),
+            user: None,
+            password: secret(),
+            token: secret(),
+        };
+        let shown = format!("{proof:?}");
+        assert!(shown.contains("m.login.password") && !shown.contains("hunter2"));
+    }
 }

@@ -11,11 +11,15 @@ use homeserver_rooms::{Membership, MembershipChange, RoomAction, RoomCommand, Ro
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec, row};
 use homeserver_users::{
-    AccountState, Accounts, ChangeAccountError, Failure, ProfileError, Profiles, UserNumber, Users,
+    AccountData, AccountState, Accounts, ChangeAccountError, CrossSigning, Failure, ProfileError,
+    Profiles, UserNumber, Users,
 };
 use serde::{Deserialize, Serialize};
 
-use super::session::{SessionError, Sessions};
+use super::{
+    pushers::Pushers,
+    session::{SessionError, Sessions},
+};
 
 /// Row of [`CLOSINGS`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +71,9 @@ pub(crate) struct Closing {
     store: Store,
     accounts: Accounts,
     profiles: Profiles,
+    account_data: AccountData,
+    cross_signing: CrossSigning,
+    pushers: Pushers,
     sessions: Sessions,
     rooms: Arc<Rooms>,
 }
@@ -85,6 +92,9 @@ impl Closing {
             store: store.clone(),
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
+            account_data: users.account_data.clone(),
+            cross_signing: users.cross_signing.clone(),
+            pushers: Pushers::new(store.clone()),
             sessions: sessions.clone(),
             rooms: Arc::clone(rooms),
         }
@@ -131,8 +141,11 @@ impl Closing {
         };
         self.accounts.deactivate(user, state).await?;
         self.sessions.end_all(user, None).await?;
-        self.leave_rooms(user).await?;
+        self.pushers.remove_all(user).await?;
+        self.cross_signing.delete(user).await?;
+        self.account_data.delete_all(user).await?;
         self.profiles.clear(user).await?;
+        self.leave_rooms(user).await?;
         let mut batch = Batch::new();
         batch.delete(&CLOSINGS, &user.0);
         self.store.commit(batch).await.map_err(Failure::from)?;
@@ -146,6 +159,7 @@ impl Closing {
         };
         let number = self.rooms.user_number(&account.user_id).await?;
         let memberships = self.rooms.memberships(number, self.store.durable()).await?;
+        let mut failed = None;
         for membership in memberships {
             match membership.membership {
                 Membership::Join | Membership::Invite | Membership::Knock => {}
@@ -161,9 +175,10 @@ impl Closing {
             match self.rooms.execute(command).await {
                 // A room whose rules do not let go is left behind, as any other server would.
                 Ok(_) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
-                Err(error) => return Err(error.into()),
+                // One room that cannot be left now keeps nobody in the others.
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
 }

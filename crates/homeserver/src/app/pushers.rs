@@ -7,7 +7,7 @@
 use homeserver_storage::{
     Batch, Bytes, CommitError, Direction, ScanRange, StorageError, Store, Table, TableSpec,
 };
-use homeserver_users::UserNumber;
+use homeserver_users::{Failure, UserNumber};
 
 /// (user number, app id, pushkey) → the pusher as JSON.
 const PUSHERS: Table<(u64, String, String), Bytes> = Table::new(0x9a, "pushers");
@@ -107,6 +107,25 @@ impl Pushers {
         }
         batch.put(&PUSHERS, &key, &Bytes::from(json));
         batch.put(&PUSHER_OWNERS, &(key.1, key.2, key.0), &());
+        self.store.commit(batch).await?;
+        Ok(())
+    }
+
+    /// Removes all of a user's pushers.
+    pub(crate) async fn remove_all(&self, user: UserNumber) -> Result<(), Failure> {
+        let range = ScanRange::prefix(&user.0);
+        let rows = self
+            .store
+            .scan(&PUSHERS, range, Direction::Forward, MAX_PUSHERS)
+            .await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for ((user, app_id, pushkey), _) in rows {
+            batch.delete(&PUSHERS, &(user, app_id.clone(), pushkey.clone()));
+            batch.delete(&PUSHER_OWNERS, &(app_id, pushkey, user));
+        }
         self.store.commit(batch).await?;
         Ok(())
     }

@@ -2,16 +2,16 @@
 //!
 //! Specification: client-server API, "Device Management".
 
-use axum::extract::State;
-use homeserver_users::{Device, Devices};
+use axum::{extract::State, response::Response};
+use homeserver_users::{Device, Devices, MAX_DEVICES};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, UInt,
-    api::client::device::{
-        self, delete_device, delete_devices, get_device, get_devices, update_device,
-    },
+    OwnedDeviceId,
+    api::client::device::{delete_device, delete_devices, get_device, get_devices, update_device},
 };
+use serde::Serialize;
+use serde_json::json;
 
-use super::{ApiError, Interactive, Routes, Ruma, login::OWN_PASSWORD};
+use super::{ApiError, Interactive, Routes, Ruma, json_answer, login::OWN_PASSWORD};
 use crate::app::{
     authentication::Authenticator,
     session::{Session, Sessions},
@@ -26,34 +26,52 @@ pub(super) fn routes() -> Routes {
         .ruma(delete_several)
 }
 
-fn shown(device: Device) -> device::Device {
-    let mut shown = device::Device::new(device.id);
-    shown.display_name = device.display_name;
-    if let Some(seen) = device.last_seen {
-        shown.last_seen_ip = seen.ip;
-        shown.last_seen_ts = UInt::new(seen.at).map(MilliSecondsSinceUnixEpoch);
+/// A device on the wire. ruma's own type writes what is not known as `null`, which clients do not
+/// expect.
+#[derive(Serialize)]
+struct Shown {
+    device_id: OwnedDeviceId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    display_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen_ip: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen_ts: Option<u64>,
+}
+
+impl From<Device> for Shown {
+    fn from(device: Device) -> Self {
+        let (last_seen_ip, last_seen_ts) = match device.last_seen {
+            Some(seen) => (seen.ip, Some(seen.at)),
+            None => (None, None),
+        };
+        Self {
+            device_id: device.id,
+            display_name: device.display_name,
+            last_seen_ip,
+            last_seen_ts,
+        }
     }
-    shown
 }
 
 async fn devices(
     State(devices): State<Devices>,
     session: Session,
     Ruma(_): Ruma<get_devices::v3::Request>,
-) -> Result<Ruma<get_devices::v3::Response>, ApiError> {
+) -> Result<Response, ApiError> {
     let devices = devices.all(session.user_number).await?;
-    let devices = devices.into_iter().map(shown).collect();
-    Ok(Ruma(get_devices::v3::Response::new(devices)))
+    let devices: Vec<Shown> = devices.into_iter().map(Shown::from).collect();
+    Ok(json_answer(&json!({ "devices": devices })))
 }
 
 async fn device(
     State(devices): State<Devices>,
     session: Session,
     Ruma(request): Ruma<get_device::v3::Request>,
-) -> Result<Ruma<get_device::v3::Response>, ApiError> {
+) -> Result<Response, ApiError> {
     let device = devices.one(session.user_number, &request.device_id).await?;
     let device = device.ok_or_else(|| ApiError::not_found("No such device"))?;
-    Ok(Ruma(get_device::v3::Response::new(shown(device))))
+    Ok(json_answer(&json!(Shown::from(device))))
 }
 
 async fn update(
@@ -95,6 +113,10 @@ async fn delete_several(
     session: Session,
     interactive: Interactive<delete_devices::v3::Request>,
 ) -> Result<Ruma<delete_devices::v3::Response>, ApiError> {
+    if interactive.request.devices.len() > MAX_DEVICES {
+        let message = format!("At most {MAX_DEVICES} devices at once");
+        return Err(ApiError::invalid_param(message));
+    }
     let operation = interactive.operation(Some(&session));
     authenticator
         .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())

@@ -6,7 +6,10 @@ use std::{io, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Query, Request, State},
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{post, put},
@@ -94,10 +97,11 @@ struct UploadQuery {
 
 async fn upload(
     State(components): State<Components>,
-    Query(query): Query<UploadQuery>,
     session: Session,
+    query: Result<Query<UploadQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Ruma<create_content::v3::Response>, ApiError> {
+    let Query(query) = query?;
     let (declared, body) = arrive::<create_content::v3::Request>(&components, query, request)?;
     let media = &components.media;
     let mut content = reader(body);
@@ -108,11 +112,12 @@ async fn upload(
 
 async fn upload_to(
     State(components): State<Components>,
-    axum::extract::Path((server, id)): axum::extract::Path<(String, String)>,
-    Query(query): Query<UploadQuery>,
     session: Session,
+    path: Result<Path<(String, String)>, PathRejection>,
+    query: Result<Query<UploadQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let (Path((server, id)), Query(query)) = (path?, query?);
     let (declared, body) =
         arrive::<create_content_async::v3::Request>(&components, query, request)?;
     let media = &components.media;
@@ -346,6 +351,18 @@ fn served(found: Download) -> Response {
     ];
     let body = Body::from_stream(ReaderStream::new(found.content));
     (headers, fixed, body).into_response()
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid_param(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::invalid_param(rejection.body_text())
+    }
 }
 
 impl From<Failure> for ApiError {

@@ -1,12 +1,14 @@
 //! Registration: `/register`, name availability, token validity.
 
-use axum::extract::State;
+use axum::{extract::State, response::Response};
+use homeserver_users::Devices;
 use ruma::api::client::account::{
     check_registration_token_validity, get_username_availability,
     register::{self, LoginType, RegistrationKind},
 };
+use serde_json::json;
 
-use super::{ApiError, Interactive, Routes, Ruma};
+use super::{ApiError, Interactive, Routes, Ruma, json_answer};
 use crate::app::{
     authentication::Authenticator,
     invitation::Invitations,
@@ -26,7 +28,7 @@ async fn register(
     State(authenticator): State<Authenticator>,
     State(sessions): State<Sessions>,
     interactive: Interactive<register::v3::Request>,
-) -> Result<Ruma<register::v3::Response>, ApiError> {
+) -> Result<Response, ApiError> {
     let operation = interactive.operation(None);
     let request = interactive.request;
     if request.kind == RegistrationKind::Guest {
@@ -37,6 +39,9 @@ async fn register(
         return Err(ApiError::unknown_token(message, false));
     }
     let flows = registration.flows()?;
+    // Before the account is made: a name once given is taken for ever.
+    let device_name = request.initial_device_display_name.as_deref();
+    Devices::check(request.device_id.as_deref(), device_name)?;
     if let Some(username) = &request.username {
         registration.available(username).await?;
     }
@@ -53,7 +58,8 @@ async fn register(
             Way::Public,
         )
         .await?;
-    let mut response = register::v3::Response::new(account.user_id.clone());
+    // ruma's own type writes a device that there is not as `null`.
+    let mut answer = json!({ "user_id": account.user_id });
     if !request.inhibit_login {
         let login = Login {
             device: request.device_id,
@@ -61,12 +67,17 @@ async fn register(
             refreshable: request.refresh_token,
         };
         let issued = sessions.issue(&account, login).await?;
-        response.access_token = Some(issued.access_token);
-        response.device_id = Some(issued.device);
-        response.refresh_token = issued.refresh_token;
-        response.expires_in = issued.expires_in;
+        answer["access_token"] = issued.access_token.into();
+        answer["device_id"] = issued.device.as_str().into();
+        if let Some(token) = issued.refresh_token {
+            answer["refresh_token"] = token.into();
+        }
+        if let Some(lifetime) = issued.expires_in {
+            let millis = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+            answer["expires_in_ms"] = millis.into();
+        }
     }
-    Ok(Ruma(response))
+    Ok(json_answer(&answer))
 }
 
 async fn available(

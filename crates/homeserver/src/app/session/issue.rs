@@ -113,8 +113,29 @@ impl Sessions {
                 self.end_tokens(&mut batch, user, device).await?;
             }
             self.devices.delete(user, devices, batch).await?;
+            for device in devices {
+                self.end_leftovers(user, device).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Ends the tokens of a device that is gone: those that did not fit into the batch which
+    /// deleted it, and a pair that a renewal at the same moment put beside it.
+    async fn end_leftovers(
+        &self,
+        user: UserNumber,
+        device: &OwnedDeviceId,
+    ) -> Result<(), SessionError> {
+        loop {
+            let mut batch = Batch::new();
+            self.end_tokens(&mut batch, user, device).await?;
+            // Whoever logs in on the device again ends its older tokens by that.
+            if batch.is_empty() || self.devices.number(user, device).await?.is_some() {
+                return Ok(());
+            }
+            self.store.commit(batch).await?;
+        }
     }
 
     /// Ends all devices of a user but `keep`.

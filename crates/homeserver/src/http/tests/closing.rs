@@ -1,3 +1,4 @@
+use homeserver_users::Scope;
 use serde_json::json;
 
 use super::{by_password, fresh, own_password};
@@ -19,6 +20,24 @@ async fn a_closed_account_is_out_of_its_rooms_and_nobody_gets_in() {
     let room = bob.create_room(room).await.unwrap();
     let local = fresh.homeserver.user(&alice.user).await.unwrap();
     local.join(room.clone()).await.unwrap();
+
+    let data = format!(
+        "/_matrix/client/v3/user/{}/account_data/org.example",
+        alice.user
+    );
+    fresh
+        .put(&data, Some(&alice.token), json!({ "secret": 1 }))
+        .await
+        .ok();
+    let pusher = json!({
+        "app_id": "org.example", "pushkey": "k", "kind": "http", "lang": "en",
+        "app_display_name": "App", "device_display_name": "Phone",
+        "data": { "url": "https://push.example.org/_matrix/push/v1/notify" },
+    });
+    fresh
+        .post("/_matrix/client/v3/pushers/set", Some(&alice.token), pusher)
+        .await
+        .ok();
 
     fresh
         .post(DEACTIVATE, None, json!({}))
@@ -45,6 +64,12 @@ async fn a_closed_account_is_out_of_its_rooms_and_nobody_gets_in() {
     assert!(fresh.homeserver.user(&alice.user).await.is_err());
 
     let components = fresh.homeserver.components();
+    let account = fresh.homeserver.administration().account("alice").await;
+    let closed = account.unwrap().number;
+    assert!(components.pushers.of(closed).await.unwrap().is_empty());
+    let data = &components.account_data;
+    let datum = data.one(closed, Scope::Global, "org.example").await;
+    assert!(datum.unwrap().is_none());
     let rooms = &components.rooms;
     let number = rooms
         .user_number(&ruma::UserId::parse(&alice.user).unwrap())

@@ -18,6 +18,10 @@ async fn devices_are_listed_shown_and_renamed() {
     let body = fresh.get(DEVICES, Some(&one.token)).await.ok();
     let devices = body["devices"].as_array().unwrap();
     assert_eq!(devices.len(), 2);
+    // What is not known is left out.
+    let nameless = devices.iter().find(|it| it["device_id"] == two.device);
+    let nameless = nameless.unwrap().as_object().unwrap();
+    assert!(!nameless.contains_key("display_name") && !nameless.contains_key("last_seen_ip"));
     let path = format!("{DEVICES}/{}", two.device);
     let device = fresh.get(&path, Some(&one.token)).await.ok();
     assert_eq!(device["device_id"], two.device);
@@ -119,4 +123,40 @@ async fn several_devices_are_deleted_by_one_request_for_just_them() {
         .post(DELETE, Some(&one.token), json!({}))
         .await
         .refused(400, "M_MISSING_PARAM");
+}
+
+#[tokio::test]
+async fn ids_that_no_device_can_have_are_not_there() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let long = "x".repeat(2_000);
+    let path = format!("{DEVICES}/{long}");
+    fresh
+        .get(&path, Some(&alice.token))
+        .await
+        .refused(404, "M_NOT_FOUND");
+    let user = &alice.user;
+    let claim = json!({ "one_time_keys": { user: { &long: &long, &alice.device: &long } } });
+    let claimed = fresh
+        .post("/_matrix/client/v3/keys/claim", Some(&alice.token), claim)
+        .await
+        .ok();
+    assert_eq!(claimed["one_time_keys"], json!({}));
+    let many: Vec<_> = (0..=10_000).map(|number| format!("D{number}")).collect();
+    fresh
+        .post(DELETE, Some(&alice.token), json!({ "devices": many }))
+        .await
+        .refused(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
+async fn messages_to_devices_are_objects() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    for content in [json!(null), json!(7), json!("x"), json!([])] {
+        let body = json!({ "messages": { &alice.user: { "*": content } } });
+        let path = "/_matrix/client/v3/sendToDevice/org.example/1";
+        let answer = fresh.put(path, Some(&alice.token), body).await;
+        answer.refused(400, "M_BAD_JSON");
+    }
 }

@@ -81,6 +81,9 @@ async fn a_browser_is_welcomed() {
     let fresh = fresh().await;
     let answer = fresh.get("/", None).await;
     assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8");
+    assert_eq!(answer.headers["x-frame-options"], "DENY");
+    let policy = answer.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
     let page = answer.ok();
     let page = page.as_str().unwrap();
     assert!(page.contains("@alice:localhost") && !page.contains("{server_name}"));

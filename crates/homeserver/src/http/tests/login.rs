@@ -1,6 +1,8 @@
+use homeserver_storage::Batch;
 use serde_json::{Value, json};
 
 use super::{by_password, fresh, fresh_with, own_password};
+use crate::app::tokens::{self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS};
 
 const LOGIN: &str = "/_matrix/client/v3/login";
 const GET_TOKEN: &str = "/_matrix/client/v1/login/get_token";
@@ -204,4 +206,42 @@ async fn a_login_token_serves_once_and_not_for_long() {
     fresh.clock.advance(std::time::Duration::from_mins(2));
     login(token).await.refused(403, "M_FORBIDDEN");
     login("x".to_owned()).await.refused(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn logout_ends_every_token_however_many_the_device_has() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let components = fresh.homeserver.components();
+    let account = fresh.homeserver.administration().account("alice").await;
+    let account = account.unwrap();
+    // As logins and renewals at the same moment leave them.
+    let tokens: Vec<String> = (0..150).map(|number| format!("token {number}")).collect();
+    for tokens in tokens.chunks(50) {
+        let mut batch = Batch::new();
+        for token in tokens {
+            let hash = tokens::hash(token);
+            let row = AccessRow {
+                user: account.number.0,
+                device: alice.device.clone(),
+                expires_at: None,
+                replaces: None,
+            };
+            batch.put(&ACCESS_TOKENS, &hash, &row);
+            let of_device = (account.number.0, alice.device.as_str(), ACCESS, hash);
+            batch.put(&DEVICE_TOKENS, &of_device, &());
+        }
+        components.store.commit(batch).await.unwrap();
+    }
+    // Used, so that the device is remembered with them.
+    for token in &tokens {
+        assert!(fresh.is_good(token).await);
+    }
+    fresh
+        .post("/_matrix/client/v3/logout", Some(&alice.token), json!({}))
+        .await
+        .ok();
+    for token in &tokens {
+        assert!(!fresh.is_good(token).await);
+    }
 }

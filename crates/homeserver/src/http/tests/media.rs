@@ -123,3 +123,25 @@ async fn limits_and_reserved_ids() {
         .refused(409, "M_CANNOT_OVERWRITE_MEDIA");
     assert_eq!(fresh.get(&download, token).await.body, "late");
 }
+
+#[tokio::test]
+async fn addresses_that_cannot_be_read_are_refused_in_json() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let token = Some(&*alice.token);
+    for (method, path) in [
+        (Method::POST, "upload?filename=a&filename=b"),
+        (Method::PUT, "upload/localhost/a?filename=a&filename=b"),
+        (Method::PUT, "upload/localhost/%ff"),
+    ] {
+        let path = format!("/_matrix/media/v3/{path}");
+        let send = async |token| {
+            let method = method.clone();
+            fresh
+                .send_bytes(method, &path, token, Body::from("x"))
+                .await
+        };
+        send(token).await.refused(400, "M_INVALID_PARAM");
+        send(None).await.refused(401, "M_MISSING_TOKEN");
+    }
+}

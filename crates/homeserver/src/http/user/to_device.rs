@@ -24,6 +24,10 @@ async fn send(
     session: Session,
     Ruma(request): Ruma<send_event_to_device::v3::Request>,
 ) -> Result<Ruma<send_event_to_device::v3::Response>, ApiError> {
+    let mut contents = request.messages.values().flat_map(BTreeMap::values);
+    if !contents.all(|content| content.json().get().starts_with('{')) {
+        return Err(ApiError::bad_json("The content of a message is an object"));
+    }
     let mut messages = BTreeMap::new();
     for (user, of_user) in request.messages {
         let Some(number) = users.known_number(&user).await? else {
