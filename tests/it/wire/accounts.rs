@@ -191,7 +191,7 @@ async fn login_by_password() {
     nobody
         .post(path, json!({ "no": "type" }))
         .await
-        .expect_error(400, "M_BAD_JSON");
+        .expect_error(400, "M_MISSING_PARAM");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@
 //! silently drop everything from a damaged place on.
 
 mod journal_check;
+mod version_check;
 
 use std::{
     fs::File,
@@ -86,6 +87,7 @@ impl FjallEngine {
         let error = |error| translate(&path, error);
         let lock = lock_folder(&path)?;
         journal_check::check(&path)?;
+        version_check::check(&path)?;
         // fjall and its tables assert what a damaged file can break.
         let opened = std::panic::catch_unwind(|| {
             let database = Database::builder(&path)
