@@ -121,6 +121,9 @@ def main():
     for file in sorted(recorded.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             answer = json.loads(line)
+            if "body" not in answer:
+                tally["not JSON"] += 1
+                continue
             path = current_path(answer["path"])
             fits = (o for o in known if o.method == answer["method"] and o.pattern.match(path))
             operation = next(fits, None)
@@ -150,6 +153,7 @@ def main():
     print(
         f"schemas: {tally['checked']} answers checked, {len(failures)} faults, "
         f"{tally['exempt']} exempt, "
+        f"{tally['not JSON']} not JSON, "
         f"{tally['no schema for the status']} of a status without a schema, "
         f"{sum(unknown.values())} on paths that the specification does not have"
     )

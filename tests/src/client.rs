@@ -9,7 +9,10 @@ use std::{
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
 
-use crate::record;
+use crate::{
+    record, replies,
+    table::{self, Dialect},
+};
 
 /// No request of a test takes longer than this.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -45,6 +48,22 @@ impl Answer {
         value.to_owned()
     }
 
+    /// Fails where ruma has a type for the answer, and this does not parse as it.
+    fn must_parse(&self, method: &Method, path: &str) {
+        let row = table::find(method.as_str(), path).filter(|row| row.built);
+        let (Some(row), 200..300) = (row, self.status) else {
+            return;
+        };
+        let mut response = http::Response::new(self.bytes.as_slice());
+        *response.headers_mut() = self.headers.clone();
+        if let Some(fault) = replies::fault(row, response) {
+            panic!(
+                "{method} {path}: not what ruma expects: {fault}\n{}",
+                self.body
+            );
+        }
+    }
+
     /// Fails unless this is an error with this status and error code.
     #[track_caller]
     pub fn expect_error(&self, status: u16, code: &str) {
@@ -63,6 +82,7 @@ impl Answer {
 pub struct Client {
     http: reqwest::Client,
     base: String,
+    dialect: Dialect,
     /// The access token, where logged in.
     pub token: Option<String>,
     /// The user id, where logged in.
@@ -78,6 +98,7 @@ impl Client {
         Self {
             http: http(),
             base: base.to_owned(),
+            dialect: Dialect::Current,
             token: None,
             user: String::new(),
             device: String::new(),
@@ -106,6 +127,15 @@ impl Client {
         }
     }
 
+    /// The same client, asking under the names of a dialect wherever it has one.
+    #[must_use]
+    pub fn in_dialect(&self, dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            ..self.clone()
+        }
+    }
+
     /// A transaction id that this client has not used.
     pub fn transaction(&self) -> String {
         format!("t{}", self.transactions.fetch_add(1, Ordering::Relaxed))
@@ -122,6 +152,11 @@ impl Client {
         content_type: Option<&str>,
         body: Vec<u8>,
     ) -> Result<Answer, reqwest::Error> {
+        let translated = match self.dialect {
+            Dialect::Current => None,
+            other => table::in_dialect(other, method.as_str(), path),
+        };
+        let path = translated.as_deref().unwrap_or(path);
         let mut request = self
             .http
             .request(method.clone(), format!("{}{path}", self.base));
@@ -136,12 +171,14 @@ impl Client {
         let bytes = response.bytes().await?.to_vec();
         let parsed = serde_json::from_slice::<Value>(&bytes).ok();
         record::keep(method.as_str(), path, status, parsed.as_ref());
-        Ok(Answer {
+        let answer = Answer {
             status,
             headers,
             bytes,
             body: parsed.unwrap_or(Value::Null),
-        })
+        };
+        answer.must_parse(&method, path);
+        Ok(answer)
     }
 
     /// Sends a request that must be answered.

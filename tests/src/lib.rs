@@ -10,9 +10,12 @@
 )]
 
 mod client;
+pub mod coverage;
 mod peers;
 mod record;
+mod replies;
 mod server;
+pub mod table;
 
 pub use client::{Answer, Client, encode};
 pub use peers::{Peers, run_peer};
