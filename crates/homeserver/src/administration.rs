@@ -6,10 +6,9 @@ use crate::{
     Homeserver,
     app::{
         authentication::local_user,
-        closing::ClosingError,
         passwords::PasswordError,
         registration::{RegistrationError, Way},
-        session::SessionError,
+        session::{Keep, SessionError},
     },
 };
 
@@ -37,7 +36,7 @@ macro_rules! refused {
     };
 }
 
-refused!(RegistrationError PasswordError ChangeAccountError SessionError ClosingError
+refused!(RegistrationError PasswordError ChangeAccountError SessionError
     homeserver_users::Failure);
 
 /// An error with everything that caused it, for people.
@@ -86,13 +85,9 @@ impl Administration {
         let account = self.account(user).await?;
         let components = self.homeserver.components();
         let hash = components.passwords.hash(password).await?;
-        let hash = Some(hash);
-        components
-            .accounts
-            .set_password_hash(account.number, hash)
-            .await?;
-        components.sessions.end_all(account.number, None).await?;
-        Ok(())
+        let sessions = &components.sessions;
+        let ended = sessions.end_all(account.number, Some(&hash), Keep::Nothing);
+        Ok(ended.await?)
     }
 
     /// Makes a user an administrator, or no longer one.

@@ -223,6 +223,7 @@ impl HomeserverBuilder {
             users,
         };
         let components = Components::assemble(&config, foundation);
+        components.sessions.resume().await?;
         components.closing.resume().await?;
         Ok(Homeserver::new(config, components))
     }

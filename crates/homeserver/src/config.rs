@@ -193,6 +193,8 @@ pub struct RateLimitConfig {
     pub enabled: bool,
     /// Attempts to log in, per address and per account.
     pub login: Rate,
+    /// Access tokens renewed, per address.
+    pub refresh: Rate,
     /// Attempts to register, per address.
     pub registration: Rate,
     /// Events sent, per account.

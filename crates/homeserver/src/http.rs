@@ -12,7 +12,7 @@
 //!         // A path that ruma does not list; missing trailing parameters are empty strings.
 //!         .ruma_also(&["/_matrix/client/v3/rooms/{room}/state/{type}"], send_state_event)
 //!         // An endpoint that ruma has no type for: any axum handler.
-//!         .raw("/_matrix/client/v3/account/3pid", post(refuse_3pid))
+//!         .raw("/_matrix/client/v3/account/3pid", Counted::As(LimitClass::Other), post(refuse_3pid))
 //! }
 //!
 //! async fn send_message_event(
@@ -51,7 +51,7 @@ pub(crate) use address::{PeerAddress, TrustedProxies};
 pub(crate) use components::{Components, Foundation};
 pub(crate) use error::ApiError;
 pub(crate) use interactive::Interactive;
-pub(crate) use routes::Routes;
+pub(crate) use routes::{Counted, Routes};
 #[cfg(test)]
 pub(crate) use ruma_types::MAX_BODY;
 pub(crate) use ruma_types::{Ruma, Unparsed, json_answer};
@@ -73,7 +73,7 @@ pub(crate) fn router(components: Components, surfaces: &[Surface]) -> Router {
         routes = routes.merge(operator::routes());
     }
     routes
-        .into_router()
+        .into_router(&components)
         .fallback(error::unknown_path)
         .method_not_allowed_fallback(error::unknown_method)
         .layer(middleware::from_fn(cors::answer))

@@ -54,6 +54,9 @@ pub struct Account {
     /// The password's hash, in whatever form the caller handed it over; `None` cannot log in by
     /// password.
     pub password_hash: Option<String>,
+    /// Counts how often all of its logins were ended. A token that was issued under an earlier
+    /// generation is no longer good.
+    pub generation: u64,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_at: u64,
 }
@@ -73,6 +76,7 @@ pub(crate) struct AccountRow {
     state: AccountState,
     admin: bool,
     password_hash: Option<String>,
+    generation: u64,
     created_at: u64,
 }
 homeserver_storage::row!(AccountRow, 1);
@@ -166,6 +170,7 @@ impl Accounts {
                     Admin::IfFirst => first,
                 },
                 password_hash: new.password_hash.clone(),
+                generation: 0,
                 created_at: self.ground.now(),
             };
             let mut batch = Batch::new();
@@ -230,9 +235,36 @@ impl Accounts {
         number: UserNumber,
         hash: Option<String>,
     ) -> Result<(), ChangeAccountError> {
-        self.change(number, |row| {
+        self.change(number, &Batch::new(), |row| {
             active(row)?;
             row.password_hash.clone_from(&hash);
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Ends all logins of an account in use, by beginning a new generation of them, and sets its
+    /// password's hash if one is given: one batch, together with `more`, which may hold tokens of
+    /// the new generation that are to live on.
+    ///
+    /// [`Failure::Refused`] if the account is no longer of the generation that `account` shows, or
+    /// an assert of `more` fails: read both again.
+    pub async fn end_logins(
+        &self,
+        account: &Account,
+        hash: Option<&str>,
+        more: &Batch,
+    ) -> Result<(), ChangeAccountError> {
+        self.change(account.number, more, |row| {
+            active(row)?;
+            if row.generation != account.generation {
+                return Err(Failure::Refused.into());
+            }
+            row.generation += 1;
+            if let Some(hash) = hash {
+                row.password_hash = Some(hash.to_owned());
+            }
             Ok(())
         })
         .await?;
@@ -245,7 +277,7 @@ impl Accounts {
         number: UserNumber,
         admin: bool,
     ) -> Result<(), ChangeAccountError> {
-        self.change(number, |row| {
+        self.change(number, &Batch::new(), |row| {
             active(row)?;
             row.admin = admin;
             Ok(())
@@ -254,7 +286,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// Closes an account: no password, no rights. Closing a closed one again may still erase it.
+    /// Closes an account: no password, no rights, no logins. Closing a closed one again may still
+    /// erase it. `more` is committed in the same batch.
     ///
     /// The caller then deletes its devices and tokens, leaves its rooms and clears its profile;
     /// all of that may be repeated if it is interrupted.
@@ -262,8 +295,12 @@ impl Accounts {
         &self,
         number: UserNumber,
         to: AccountState,
+        more: &Batch,
     ) -> Result<Position, ChangeAccountError> {
-        self.change(number, |row| {
+        self.change(number, more, |row| {
+            if row.state == AccountState::Active {
+                row.generation += 1;
+            }
             if row.state != AccountState::Erased {
                 row.state = to;
             }
@@ -276,7 +313,7 @@ impl Accounts {
 
     /// Opens a closed account again; it has no password until one is set.
     pub async fn reactivate(&self, number: UserNumber) -> Result<Position, ChangeAccountError> {
-        self.change(number, |row| {
+        self.change(number, &Batch::new(), |row| {
             row.state = AccountState::Active;
             Ok(())
         })
@@ -289,7 +326,7 @@ impl Accounts {
         number: UserNumber,
         password_hash: Option<String>,
     ) -> Result<(), ChangeAccountError> {
-        self.change(number, |row| {
+        self.change(number, &Batch::new(), |row| {
             active(row)?;
             row.kind = AccountKind::Person;
             row.password_hash.clone_from(&password_hash);
@@ -302,6 +339,7 @@ impl Accounts {
     async fn change(
         &self,
         number: UserNumber,
+        more: &Batch,
         mut apply: impl FnMut(&mut AccountRow) -> Result<(), ChangeAccountError> + Send,
     ) -> Result<Position, ChangeAccountError> {
         for _ in 0..MAX_ATTEMPTS {
@@ -311,13 +349,15 @@ impl Accounts {
             let mut after = before.clone();
             apply(&mut after)?;
             let mut batch = Batch::new();
-            batch.assert_value(&ACCOUNTS, &number.0, &before);
+            let ours = [batch.assert_value(&ACCOUNTS, &number.0, &before)];
             batch.put(&ACCOUNTS, &number.0, &after);
             batch.append(
                 &journal::entry(journal::ACCOUNT_CHANGED, &[number.0]),
                 &[journal::user(number)],
             );
-            if let Attempt::Done(committed) = self.ground.attempt(batch).await? {
+            batch.extend(more);
+            let attempt = self.ground.attempt_asserting(batch, &ours).await?;
+            if let Attempt::Done(committed) = attempt {
                 return Ok(committed.first());
             }
         }
@@ -340,6 +380,7 @@ fn account(number: UserNumber, row: AccountRow) -> Result<Account, Failure> {
         state: row.state,
         admin: row.admin,
         password_hash: row.password_hash,
+        generation: row.generation,
         created_at: row.created_at,
     })
 }

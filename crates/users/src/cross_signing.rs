@@ -113,9 +113,21 @@ pub enum CrossSigningError {
     /// A public key is also the id of one of the user's devices.
     #[error("the {} key is the id of a device", .0.name())]
     IsDeviceId(KeyUsage),
+    /// The user has a master key, the upload changes something, and they have not proved themselves.
+    #[error("other keys are there already")]
+    NeedsAuthentication,
     /// The store could not do it.
     #[error(transparent)]
     Failure(#[from] Failure),
+}
+
+/// Whether whoever uploads keys has proved anew who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proved {
+    /// Only by an access token.
+    No,
+    /// By user-interactive authentication.
+    Yes,
 }
 
 /// A user's cross-signing keys as a reader may see them, signatures included.
@@ -146,34 +158,14 @@ impl CrossSigning {
         Self { ground }
     }
 
-    /// Whether an upload needs the user to prove themselves anew: not for a first master key, and
-    /// not if every key of the upload is the stored one already.
-    pub async fn needs_authentication(
-        &self,
-        user: (UserNumber, &UserId),
-        upload: &CrossSigningUpload,
-    ) -> Result<bool, Failure> {
-        let stored = self.rows(user.0).await?;
-        if !stored.contains_key(&KeyUsage::Master) {
-            return Ok(false);
-        }
-        let unchanged = upload.parts().all(|(usage, json)| {
-            let checked = check(usage, json.get(), user.1).ok();
-            let same = |row: &CrossSigningKeyRow| {
-                checked
-                    .as_ref()
-                    .is_some_and(|new| new.row.public_key == row.public_key)
-            };
-            stored.get(&usage).is_some_and(same)
-        });
-        Ok(!unchanged)
-    }
-
-    /// Stores cross-signing keys. The same keys again change nothing.
+    /// Stores cross-signing keys. The same keys again change nothing. Keys other than the stored
+    /// ones need proof once there is a master key; that is decided on the very rows that the commit
+    /// finds, so that of two first uploads at once only one passes without.
     pub async fn upload(
         &self,
         user: (UserNumber, &UserId),
         upload: &CrossSigningUpload,
+        proved: Proved,
     ) -> Result<(), CrossSigningError> {
         let mut new = BTreeMap::new();
         for (usage, json) in upload.parts() {
@@ -183,16 +175,22 @@ impl CrossSigning {
         }
         for _ in 0..MAX_ATTEMPTS {
             let stored = self.rows(user.0).await?;
+            if proved == Proved::No && needs_proof(&new, &stored) {
+                return Err(CrossSigningError::NeedsAuthentication);
+            }
             check_signed_by_master(user.1, &new, &stored)?;
             let mut batch = Batch::new();
             let mut changed = false;
-            for (usage, checked) in &new {
+            for usage in KeyUsage::ALL {
                 let key = (user.0.0, usage.code());
-                let old = stored.get(usage);
-                match old {
+                match stored.get(&usage) {
                     Some(old) => batch.assert_value(&CROSS_SIGNING_KEYS, &key, old),
                     None => batch.assert_absent(&CROSS_SIGNING_KEYS, &key),
                 };
+            }
+            for (usage, checked) in &new {
+                let key = (user.0.0, usage.code());
+                let old = stored.get(usage);
                 let device = (user.0.0, checked.row.public_key.clone());
                 let device = self.ground.store.get(&DEVICES, &device).await;
                 if device.map_err(Failure::from)?.is_some() {
@@ -270,6 +268,18 @@ impl CrossSigning {
             .filter_map(|(usage, row)| Some((usage, row?)))
             .collect())
     }
+}
+
+/// Not for a first master key, and not if every key of the upload is the stored one already.
+fn needs_proof(
+    new: &BTreeMap<KeyUsage, Checked>,
+    stored: &BTreeMap<KeyUsage, CrossSigningKeyRow>,
+) -> bool {
+    let is_stored = |(usage, checked): (&KeyUsage, &Checked)| {
+        let row = stored.get(usage);
+        row.is_some_and(|row| row.public_key == checked.row.public_key)
+    };
+    stored.contains_key(&KeyUsage::Master) && !new.iter().all(is_stored)
 }
 
 /// The two lesser keys must be signed by the master key of the upload, or else the stored one.

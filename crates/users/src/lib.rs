@@ -52,7 +52,7 @@ pub use account_data::{
 };
 pub use cross_signing::{
     CrossSigning, CrossSigningError, CrossSigningKeys, CrossSigningUpload, KeyUsage,
-    MAX_CROSS_SIGNING_KEY, MAX_SIGNED_OBJECTS, SignatureFailure, SignatureFailures,
+    MAX_CROSS_SIGNING_KEY, MAX_SIGNED_OBJECTS, Proved, SignatureFailure, SignatureFailures,
 };
 pub use device::{Device, DeviceError, Devices, Ensured, MAX_DEVICES, MAX_DISPLAY_NAME, Seen};
 pub use device_list::DeviceLists;

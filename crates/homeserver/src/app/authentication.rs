@@ -83,7 +83,8 @@ impl Authenticator {
             Some(user_id) => LimitKey::Target(user_id.localpart().to_ascii_lowercase()),
             None => LimitKey::Target(String::new()),
         };
-        self.limits.look(LimitClass::Login, target.clone())?;
+        // Before the password is looked at, so that guesses in flight together count too.
+        self.limits.take(LimitClass::Login, target.clone())?;
         let account = match user_id {
             Some(user_id) => self.account(&user_id).await?,
             None => None,
@@ -91,12 +92,12 @@ impl Authenticator {
         let hash = stored_hash(account.as_ref());
         let matches = self.passwords.verify(password, hash).await?;
         match account {
-            Some(account) if matches && account.is_active() => Ok(account),
-            Some(account) if !account.is_active() => Err(AuthenticationError::Deactivated),
-            _ => {
-                self.limits.take(LimitClass::Login, target)?;
-                Err(AuthenticationError::WrongPassword)
+            Some(account) if matches && account.is_active() => {
+                self.limits.give_back(LimitClass::Login, target);
+                Ok(account)
             }
+            Some(account) if !account.is_active() => Err(AuthenticationError::Deactivated),
+            _ => Err(AuthenticationError::WrongPassword),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Closing an account for good: no way in any more, out of all rooms, profile gone.
 //!
-//! What is to be done is written down first and struck off last, so that a closing which a crash
+//! What is to be done is written down with the closing and struck off last, so that what a crash
 //! interrupts is finished by the next start. Every step may be repeated.
 //!
 //! Specification: client-server API, `/account/deactivate`.
@@ -9,28 +9,19 @@ use std::sync::Arc;
 
 use homeserver_rooms::{Membership, MembershipChange, RoomAction, RoomCommand, RoomError, Rooms};
 use homeserver_runtime::Runtime;
-use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec, row};
+use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec};
 use homeserver_users::{
     AccountData, AccountState, Accounts, ChangeAccountError, CrossSigning, Failure, ProfileError,
     Profiles, UserNumber, Users,
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     pushers::Pushers,
     session::{SessionError, Sessions},
 };
 
-/// Row of [`CLOSINGS`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ClosingRow {
-    /// Whether what the user wrote is to be hidden from those who join later.
-    erase: bool,
-}
-row!(ClosingRow, 1);
-
-/// (user number) → how: accounts whose closing is not finished
-const CLOSINGS: Table<u64, ClosingRow> = Table::new(0x86, "closings of accounts");
+/// (user number) → (): accounts whose closing is not finished
+const CLOSINGS: Table<u64, ()> = Table::new(0x86, "closings of accounts");
 
 /// The tables above.
 pub(crate) const TABLES: [TableSpec; 1] = [CLOSINGS.spec()];
@@ -38,12 +29,9 @@ pub(crate) const TABLES: [TableSpec; 1] = [CLOSINGS.spec()];
 /// Closings taken up again at one start; more wait for the next.
 const MAX_RESUMED: usize = 1_000;
 
-/// An account was not closed, or not wholly; the next start goes on.
+/// A closed account was not wholly cleared; the next start goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClosingError {
-    /// The account could not be closed.
-    #[error(transparent)]
-    Account(#[from] ChangeAccountError),
     /// Its tokens could not be ended.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -100,13 +88,25 @@ impl Closing {
         }
     }
 
-    /// Closes an account.
-    pub(crate) async fn close(&self, user: UserNumber, erase: bool) -> Result<(), ClosingError> {
-        let row = ClosingRow { erase };
+    /// Closes an account. Nobody gets in once that is on disk; what is left to do then may wait for
+    /// the next start.
+    pub(crate) async fn close(
+        &self,
+        user: UserNumber,
+        erase: bool,
+    ) -> Result<(), ChangeAccountError> {
+        let state = if erase {
+            AccountState::Erased
+        } else {
+            AccountState::Deactivated
+        };
         let mut batch = Batch::new();
-        batch.put(&CLOSINGS, &user.0, &row);
-        self.store.commit(batch).await.map_err(Failure::from)?;
-        self.carry_out(user, &row).await
+        batch.put(&CLOSINGS, &user.0, &());
+        self.accounts.deactivate(user, state, &batch).await?;
+        if let Err(error) = self.carry_out(user).await {
+            tracing::warn!(%error, %user, "an account is closed, but not wholly cleared");
+        }
+        Ok(())
     }
 
     /// Takes up in the background what the last run left unfinished.
@@ -121,11 +121,11 @@ impl Closing {
         }
         let closing = self.clone();
         self.runtime.tasks.spawn(async move {
-            for (user, row) in rows {
+            for (user, ()) in rows {
                 if closing.runtime.tasks.is_stopping() {
                     return;
                 }
-                if let Err(error) = closing.carry_out(UserNumber(user), &row).await {
+                if let Err(error) = closing.carry_out(UserNumber(user)).await {
                     tracing::warn!(%error, user, "an account is not wholly closed");
                 }
             }
@@ -133,14 +133,8 @@ impl Closing {
         Ok(())
     }
 
-    async fn carry_out(&self, user: UserNumber, row: &ClosingRow) -> Result<(), ClosingError> {
-        let state = if row.erase {
-            AccountState::Erased
-        } else {
-            AccountState::Deactivated
-        };
-        self.accounts.deactivate(user, state).await?;
-        self.sessions.end_all(user, None).await?;
+    async fn carry_out(&self, user: UserNumber) -> Result<(), ClosingError> {
+        self.sessions.sweep_ended(user).await?;
         self.pushers.remove_all(user).await?;
         self.cross_signing.delete(user).await?;
         self.account_data.delete_all(user).await?;

@@ -26,6 +26,8 @@ const MAX_BUCKETS: usize = 100_000;
 pub(crate) enum LimitClass {
     /// Attempts to log in.
     Login,
+    /// Access tokens renewed.
+    Refresh,
     /// Attempts to register.
     Registration,
     /// Events sent.
@@ -110,13 +112,11 @@ impl RateLimits {
         }
     }
 
-    /// Whether [`RateLimits::take`] would let one through, without taking it.
-    pub(crate) fn look(&self, class: LimitClass, key: LimitKey) -> Result<(), LimitExceeded> {
-        match self.bucket(class, key) {
-            Some((bucket, rate)) => {
-                decide(bucket.load(Ordering::Acquire), self.now(), rate).map(drop)
-            }
-            None => Ok(()),
+    /// Gives back one token that was taken, as for a password that turned out to be right.
+    pub(crate) fn give_back(&self, class: LimitClass, key: LimitKey) {
+        if let Some((bucket, rate)) = self.bucket(class, key) {
+            let less = |full_at: u64| Some(full_at.saturating_sub(one(rate)));
+            let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         }
     }
 
@@ -126,6 +126,7 @@ impl RateLimits {
         }
         let rate = match class {
             LimitClass::Login => self.config.login,
+            LimitClass::Refresh => self.config.refresh,
             LimitClass::Registration => self.config.registration,
             LimitClass::Message => self.config.message,
             LimitClass::Join => self.config.join,
@@ -143,12 +144,16 @@ impl RateLimits {
     }
 }
 
-/// When the bucket will be full after one more was taken at `now`.
+/// Microseconds in which one token comes back.
 #[expect(clippy::cast_sign_loss, reason = "rates are positive")]
+fn one(rate: Rate) -> u64 {
+    (1_000_000.0 / rate.per_second).ceil() as u64
+}
+
+/// When the bucket will be full after one more was taken at `now`.
 fn decide(full_at: u64, now: u64, rate: Rate) -> Result<u64, LimitExceeded> {
-    let one = (1_000_000.0 / rate.per_second).ceil();
-    let depth = (one * f64::from(rate.burst)) as u64;
-    let after = full_at.max(now).saturating_add(one as u64);
+    let depth = one(rate).saturating_mul(rate.burst.into());
+    let after = full_at.max(now).saturating_add(one(rate));
     let over = after.saturating_sub(now).saturating_sub(depth);
     if over == 0 {
         return Ok(after);
@@ -185,7 +190,9 @@ mod tests {
         }
         let refused = take().unwrap_err();
         assert_eq!(refused.wait, Duration::from_millis(500));
-        assert_eq!(limits.look(LimitClass::Login, key()), Err(refused));
+        limits.give_back(LimitClass::Login, key());
+        take().unwrap();
+        assert_eq!(take(), Err(refused));
         clock.advance(Duration::from_millis(499));
         take().unwrap_err();
         clock.advance(Duration::from_millis(1));

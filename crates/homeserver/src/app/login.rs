@@ -9,7 +9,10 @@ use homeserver_runtime::Runtime;
 use homeserver_storage::{Batch, CommitError, Direction, ScanRange, Store, Table};
 use homeserver_users::{Account, Accounts, Failure, UserNumber};
 
-use super::tokens::{self, BriefRow, LOGIN_TOKENS, OPENID_TOKENS, TokenHash, TokenKind};
+use super::{
+    session::Session,
+    tokens::{self, BriefRow, LOGIN_TOKENS, OPENID_TOKENS, TokenHash, TokenKind},
+};
 
 /// How long a login token may be used.
 pub(crate) const LOGIN_TOKEN_LIFETIME: Duration = Duration::from_mins(2);
@@ -41,18 +44,23 @@ pub(crate) struct BriefTokens {
 }
 
 impl BriefTokens {
-    /// A token that logs `user` in once.
-    pub(crate) async fn for_login(&self, user: UserNumber) -> Result<String, Failure> {
-        self.make(TokenKind::Login, &LOGIN_TOKENS, user, LOGIN_TOKEN_LIFETIME)
-            .await
+    /// A token that logs the user of `session` in once.
+    pub(crate) async fn for_login(&self, session: &Session) -> Result<String, Failure> {
+        self.make(
+            TokenKind::Login,
+            &LOGIN_TOKENS,
+            session,
+            LOGIN_TOKEN_LIFETIME,
+        )
+        .await
     }
 
-    /// A token by which somebody else can learn who `user` is.
-    pub(crate) async fn for_openid(&self, user: UserNumber) -> Result<String, Failure> {
+    /// A token by which somebody else can learn who the user of `session` is.
+    pub(crate) async fn for_openid(&self, session: &Session) -> Result<String, Failure> {
         self.make(
             TokenKind::OpenId,
             &OPENID_TOKENS,
-            user,
+            session,
             OPENID_TOKEN_LIFETIME,
         )
         .await
@@ -80,10 +88,12 @@ impl BriefTokens {
         }
         let account = self.accounts.by_number(UserNumber(row.user)).await?;
         let account = account.ok_or(BriefTokenError::Invalid)?;
-        if account.is_active() {
+        if !account.is_active() {
+            Err(BriefTokenError::Deactivated)
+        } else if account.generation == row.generation {
             Ok(account)
         } else {
-            Err(BriefTokenError::Deactivated)
+            Err(BriefTokenError::Invalid)
         }
     }
 
@@ -91,7 +101,7 @@ impl BriefTokens {
         &self,
         kind: TokenKind,
         table: &Table<TokenHash, BriefRow>,
-        user: UserNumber,
+        session: &Session,
         lifetime: Duration,
     ) -> Result<String, Failure> {
         let token = tokens::generate(kind, &*self.runtime.entropy);
@@ -111,7 +121,8 @@ impl BriefTokens {
             }
         }
         let row = BriefRow {
-            user: user.0,
+            user: session.user_number.0,
+            generation: session.generation,
             expires_at: now.saturating_add(lifetime),
         };
         batch.put(table, &hash, &row);

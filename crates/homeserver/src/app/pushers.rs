@@ -1,21 +1,36 @@
 //! Pushers: where a user's notifications are to be sent.
 //!
-//! They are kept here; sending is the business of a reader of the journal.
+//! They are kept here; sending is the business of a reader of the journal. A pusher belongs to the
+//! device that set it last and ends with it: whoever is logged out is told nothing more.
 //!
 //! Specification: client-server API, "Push Notifications", `POST /pushers/set`.
 
 use homeserver_storage::{
-    Batch, Bytes, CommitError, Direction, ScanRange, StorageError, Store, Table, TableSpec,
+    Batch, Bytes, CommitError, Direction, ScanRange, StorageError, Store, Table, TableSpec, row,
 };
 use homeserver_users::{Failure, UserNumber};
+use ruma::OwnedDeviceId;
+use serde::{Deserialize, Serialize};
 
-/// (user number, app id, pushkey) → the pusher as JSON.
-const PUSHERS: Table<(u64, String, String), Bytes> = Table::new(0x9a, "pushers");
+/// Row of [`PUSHERS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PusherRow {
+    /// Id of the device that set it.
+    device: String,
+    /// The pusher as JSON.
+    json: Vec<u8>,
+}
+row!(PusherRow, 1);
+
+/// (user number, app id, pushkey) → the pusher.
+const PUSHERS: Table<(u64, String, String), PusherRow> = Table::new(0x9a, "pushers");
 /// (app id, pushkey, user number) → nothing. Who else has a pusher with this key.
 const PUSHER_OWNERS: Table<(String, String, u64), ()> = Table::new(0x9b, "pusher_owners");
+/// (user number) → how often the user set a pusher. Two at the same time see each other by it.
+const PUSHERS_SET: Table<u64, u64> = Table::new(0x9c, "pushers_set");
 
 /// The tables of this module.
-pub(crate) const TABLES: &[TableSpec] = &[PUSHERS.spec(), PUSHER_OWNERS.spec()];
+pub(crate) const TABLES: &[TableSpec] = &[PUSHERS.spec(), PUSHER_OWNERS.spec(), PUSHERS_SET.spec()];
 
 /// Pushers of one user.
 pub(crate) const MAX_PUSHERS: usize = 100;
@@ -28,6 +43,9 @@ pub(crate) const MAX_PUSHKEY: usize = 400;
 /// Bytes of a pusher.
 const MAX_PUSHER: usize = 16 * 1024;
 
+/// How often a change is decided anew after another of the same user was faster.
+const MAX_ATTEMPTS: usize = 8;
+
 /// A pusher was not stored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PusherError {
@@ -37,12 +55,15 @@ pub(crate) enum PusherError {
     /// The user has [`MAX_PUSHERS`].
     #[error("too many pushers")]
     TooMany,
-    /// It could not be read.
+    /// The user's other changes were faster, or the store could not do it.
     #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// It could not be stored.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
+    Failure(#[from] Failure),
+}
+
+impl From<StorageError> for PusherError {
+    fn from(error: StorageError) -> Self {
+        Self::Failure(error.into())
+    }
 }
 
 /// Whether other users keep pushers with the same app id and pushkey.
@@ -52,6 +73,19 @@ pub(crate) enum Others {
     Keep,
     /// Theirs are removed: the phone changed hands.
     Remove,
+}
+
+/// A pusher to store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewPusher<'a> {
+    /// The application.
+    pub(crate) app_id: &'a str,
+    /// Where its gateway finds the phone.
+    pub(crate) pushkey: &'a str,
+    /// All of it.
+    pub(crate) json: &'a [u8],
+    /// What becomes of other users' pushers with this key.
+    pub(crate) others: Others,
 }
 
 /// The pushers of this server's users. Cheap to clone.
@@ -68,64 +102,62 @@ impl Pushers {
 
     /// A user's pushers, as JSON.
     pub(crate) async fn of(&self, user: UserNumber) -> Result<Vec<Bytes>, StorageError> {
-        let range = ScanRange::prefix(&user.0);
-        let rows = self
-            .store
-            .scan(&PUSHERS, range, Direction::Forward, MAX_PUSHERS)
-            .await?;
-        Ok(rows.into_iter().map(|(_, json)| json).collect())
+        let rows = self.rows(user).await?.into_iter();
+        Ok(rows.map(|(_, row)| row.json.into()).collect())
     }
 
-    /// Stores a pusher, in place of the user's own with the same app id and pushkey.
+    /// Stores a pusher of a device, in place of the user's own with the same app id and pushkey.
     pub(crate) async fn set(
         &self,
         user: UserNumber,
-        (app_id, pushkey): (&str, &str),
-        json: Vec<u8>,
-        others: Others,
+        device: &OwnedDeviceId,
+        new: NewPusher<'_>,
     ) -> Result<(), PusherError> {
-        if app_id.len() > MAX_APP_ID || pushkey.len() > MAX_PUSHKEY || json.len() > MAX_PUSHER {
+        if new.app_id.len() > MAX_APP_ID
+            || new.pushkey.len() > MAX_PUSHKEY
+            || new.json.len() > MAX_PUSHER
+        {
             return Err(PusherError::TooLarge);
         }
-        let key = (user.0, app_id.to_owned(), pushkey.to_owned());
-        let is_new = self.store.get(&PUSHERS, &key).await?.is_none();
-        if is_new && self.of(user).await?.len() >= MAX_PUSHERS {
-            return Err(PusherError::TooMany);
-        }
-        let mut batch = Batch::new();
-        if others == Others::Remove {
-            let prefix = (app_id.to_owned(), pushkey.to_owned());
-            let range = ScanRange::prefix(&prefix);
-            let owners = self
-                .store
-                .scan(&PUSHER_OWNERS, range, Direction::Forward, MAX_PUSHERS)
-                .await?;
-            for ((app_id, pushkey, owner), ()) in owners {
-                batch.delete(&PUSHERS, &(owner, app_id.clone(), pushkey.clone()));
-                batch.delete(&PUSHER_OWNERS, &(app_id, pushkey, owner));
+        let key = (user.0, new.app_id.to_owned(), new.pushkey.to_owned());
+        for _ in 0..MAX_ATTEMPTS {
+            let mut batch = Batch::new();
+            let set_before = self.store.get(&PUSHERS_SET, &user.0).await?;
+            match &set_before {
+                Some(times) => batch.assert_value(&PUSHERS_SET, &user.0, times),
+                None => batch.assert_absent(&PUSHERS_SET, &user.0),
+            };
+            batch.put(&PUSHERS_SET, &user.0, &(set_before.unwrap_or(0) + 1));
+            let mine = self.rows(user).await?;
+            let is_new = mine.iter().all(|(stored, _)| *stored != key);
+            if is_new && mine.len() >= MAX_PUSHERS {
+                return Err(PusherError::TooMany);
+            }
+            if new.others == Others::Remove {
+                self.remove_owners(&mut batch, &key).await?;
+            }
+            let row = PusherRow {
+                device: device.to_string(),
+                json: new.json.to_vec(),
+            };
+            batch.put(&PUSHERS, &key, &row);
+            batch.put(&PUSHER_OWNERS, &(&*key.1, &*key.2, key.0), &());
+            match self.store.commit(batch).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(Failure::from(error).into()),
             }
         }
-        batch.put(&PUSHERS, &key, &Bytes::from(json));
-        batch.put(&PUSHER_OWNERS, &(key.1, key.2, key.0), &());
-        self.store.commit(batch).await?;
-        Ok(())
+        Err(Failure::Busy.into())
     }
 
     /// Removes all of a user's pushers.
     pub(crate) async fn remove_all(&self, user: UserNumber) -> Result<(), Failure> {
-        let range = ScanRange::prefix(&user.0);
-        let rows = self
-            .store
-            .scan(&PUSHERS, range, Direction::Forward, MAX_PUSHERS)
-            .await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
         let mut batch = Batch::new();
-        for ((user, app_id, pushkey), _) in rows {
-            batch.delete(&PUSHERS, &(user, app_id.clone(), pushkey.clone()));
-            batch.delete(&PUSHER_OWNERS, &(app_id, pushkey, user));
+        for (key, _) in self.rows(user).await? {
+            delete(&mut batch, &key);
         }
+        batch.delete(&PUSHERS_SET, &user.0);
         self.store.commit(batch).await?;
         Ok(())
     }
@@ -140,11 +172,52 @@ impl Pushers {
         if app_id.len() > MAX_APP_ID || pushkey.len() > MAX_PUSHKEY {
             return Ok(());
         }
-        let (app_id, pushkey) = (app_id.to_owned(), pushkey.to_owned());
         let mut batch = Batch::new();
-        batch.delete(&PUSHERS, &(user.0, app_id.clone(), pushkey.clone()));
-        batch.delete(&PUSHER_OWNERS, &(app_id, pushkey, user.0));
-        self.store.commit(batch).await?;
+        delete(&mut batch, &(user.0, app_id.to_owned(), pushkey.to_owned()));
+        self.store.commit(batch).await.map_err(Failure::from)?;
         Ok(())
     }
+
+    /// Adds to `batch` that the pushers of a user's devices end.
+    pub(crate) async fn end(
+        &self,
+        batch: &mut Batch,
+        user: UserNumber,
+        devices: &[OwnedDeviceId],
+    ) -> Result<(), StorageError> {
+        for (key, row) in self.rows(user).await? {
+            if devices.iter().any(|device| device.as_str() == row.device) {
+                delete(batch, &key);
+            }
+        }
+        Ok(())
+    }
+
+    async fn rows(&self, user: UserNumber) -> Result<Vec<(Key, PusherRow)>, StorageError> {
+        let range = ScanRange::prefix(&user.0);
+        self.store
+            .scan(&PUSHERS, range, Direction::Forward, MAX_PUSHERS)
+            .await
+    }
+
+    /// Adds to `batch` that nobody has a pusher of this key.
+    async fn remove_owners(&self, batch: &mut Batch, key: &Key) -> Result<(), StorageError> {
+        let range = ScanRange::prefix(&(&*key.1, &*key.2));
+        let owners = self
+            .store
+            .scan(&PUSHER_OWNERS, range, Direction::Forward, MAX_PUSHERS)
+            .await?;
+        for ((app_id, pushkey, owner), ()) in owners {
+            delete(batch, &(owner, app_id, pushkey));
+        }
+        Ok(())
+    }
+}
+
+/// User number, app id, pushkey.
+type Key = (u64, String, String);
+
+fn delete(batch: &mut Batch, key: &Key) {
+    batch.delete(&PUSHERS, key);
+    batch.delete(&PUSHER_OWNERS, &(&*key.1, &*key.2, key.0));
 }

@@ -7,6 +7,7 @@
 //! Specification: client-server API, "Using access tokens", "Refreshing access tokens", "Soft
 //! logout", "Relationship between access tokens and devices".
 
+mod end;
 mod issue;
 mod refresh;
 
@@ -14,12 +15,18 @@ use std::{sync::Arc, time::Duration};
 
 use homeserver_runtime::Runtime;
 use homeserver_storage::{CommitError, StorageError, Store};
-use homeserver_users::{Accounts, DeviceError, DeviceNumber, Devices, Failure, UserNumber};
+use homeserver_users::{
+    Account, Accounts, ChangeAccountError, DeviceError, DeviceNumber, Devices, Failure, UserNumber,
+};
 use quick_cache::sync::Cache;
 use ruma::{OwnedDeviceId, OwnedUserId};
 
-use super::tokens::{self, ACCESS_TOKENS, TokenHash};
+use super::{
+    pushers::Pushers,
+    tokens::{self, ACCESS_TOKENS, TokenHash},
+};
 
+pub(crate) use end::Keep;
 pub(crate) use issue::{Issued, Login};
 
 /// Devices whose number is remembered with their token.
@@ -36,6 +43,8 @@ pub(crate) struct Session {
     pub(crate) device: OwnedDeviceId,
     /// Its number.
     pub(crate) device_number: DeviceNumber,
+    /// The account's generation of logins that it belongs to.
+    pub(crate) generation: u64,
     /// Whether the account may use the administrators' endpoints.
     pub(crate) admin: bool,
 }
@@ -52,6 +61,9 @@ pub(crate) enum SessionError {
     /// The device could not be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The account could not be changed.
+    #[error(transparent)]
+    Account(#[from] ChangeAccountError),
     /// The store could not do it.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -76,6 +88,7 @@ pub(crate) struct Sessions {
     store: Store,
     accounts: Accounts,
     devices: Devices,
+    pushers: Pushers,
     lifetime: Duration,
     /// A token never changes its device, nor a device its number; that the token is still good is
     /// read each time.
@@ -93,6 +106,7 @@ impl Sessions {
     ) -> Self {
         Self {
             runtime,
+            pushers: Pushers::new(store.clone()),
             store,
             accounts,
             devices,
@@ -111,8 +125,7 @@ impl Sessions {
         }
         let number = UserNumber(row.user);
         let account = self.accounts.by_number(number).await?;
-        let account = account.filter(homeserver_users::Account::is_active);
-        let account = account.ok_or(SessionError::Unknown)?;
+        let account = good(account, row.generation)?;
         let device: OwnedDeviceId = row.device.as_str().into();
         let device_number = self.device_number(hash, number, &device).await?;
         if row.replaces.is_some() {
@@ -123,6 +136,7 @@ impl Sessions {
             user_number: number,
             device,
             device_number,
+            generation: row.generation,
             admin: account.admin,
         })
     }
@@ -153,4 +167,10 @@ impl Sessions {
     fn now(&self) -> u64 {
         self.runtime.clock.unix_millis()
     }
+}
+
+/// The account of a token of `generation`, if the token is still good.
+fn good(account: Option<Account>, generation: u64) -> Result<Account, SessionError> {
+    let account = account.filter(|account| account.is_active() && account.generation == generation);
+    account.ok_or(SessionError::Unknown)
 }

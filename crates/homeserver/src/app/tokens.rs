@@ -49,6 +49,8 @@ pub(crate) struct AccessRow {
     pub(crate) user: u64,
     /// Id of the device.
     pub(crate) device: String,
+    /// The account's generation of logins that it belongs to; it ends with that.
+    pub(crate) generation: u64,
     /// Milliseconds since the Unix epoch from which it is refused; `None` never.
     pub(crate) expires_at: Option<u64>,
     /// The pair it replaces, which ends with the first use of this one.
@@ -63,6 +65,8 @@ pub(crate) struct RefreshRow {
     pub(crate) user: u64,
     /// Id of the device.
     pub(crate) device: String,
+    /// The account's generation of logins that it belongs to; it ends with that.
+    pub(crate) generation: u64,
     /// The access token that came with it.
     pub(crate) access: TokenHash,
     /// The pair this one replaces, which ends with the first use of this one.
@@ -86,6 +90,8 @@ pub(crate) struct Pair {
 pub(crate) struct BriefRow {
     /// Number of the user.
     pub(crate) user: u64,
+    /// The account's generation of logins that it was made in; it ends with that.
+    pub(crate) generation: u64,
     /// Milliseconds since the Unix epoch from which it is refused.
     pub(crate) expires_at: u64,
 }
@@ -108,8 +114,12 @@ pub(crate) const LOGIN_TOKENS: Table<TokenHash, BriefRow> = Table::new(0x83, "lo
 /// (hash of the `OpenID` token) → whose it is
 pub(crate) const OPENID_TOKENS: Table<TokenHash, BriefRow> = Table::new(0x84, "OpenID tokens");
 
+/// (user number) → (): all logins ended, but not all of their devices are deleted yet
+pub(crate) const ENDINGS: Table<u64, ()> = Table::new(0x87, "endings of logins");
+
 /// The tables above.
-pub(crate) const TABLES: [TableSpec; 5] = [
+pub(crate) const TABLES: [TableSpec; 6] = [
+    ENDINGS.spec(),
     ACCESS_TOKENS.spec(),
     REFRESH_TOKENS.spec(),
     DEVICE_TOKENS.spec(),

@@ -45,6 +45,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("rate_limits.enabled", Kind::Bool),
     ("rate_limits.login.per_second", Kind::Number),
     ("rate_limits.login.burst", Kind::Integer),
+    ("rate_limits.refresh.per_second", Kind::Number),
+    ("rate_limits.refresh.burst", Kind::Integer),
     ("rate_limits.registration.per_second", Kind::Number),
     ("rate_limits.registration.burst", Kind::Integer),
     ("rate_limits.message.per_second", Kind::Number),

@@ -156,6 +156,7 @@ pub(super) struct Federation {
 pub(super) struct RateLimits {
     pub(super) enabled: bool,
     pub(super) login: Rate,
+    pub(super) refresh: Rate,
     pub(super) registration: Rate,
     pub(super) message: Rate,
     pub(super) join: Rate,
@@ -174,6 +175,7 @@ impl Default for RateLimits {
         Self {
             enabled: true,
             login: rate(0.5, 10),
+            refresh: rate(5.0, 50),
             registration: rate(0.2, 10),
             message: rate(10.0, 100),
             join: rate(1.0, 30),

@@ -150,6 +150,7 @@ impl raw::RateLimits {
         Ok(RateLimitConfig {
             enabled: self.enabled,
             login: rate("login", self.login, defaults.login)?,
+            refresh: rate("refresh", self.refresh, defaults.refresh)?,
             registration: rate("registration", self.registration, defaults.registration)?,
             message: rate("message", self.message, defaults.message)?,
             join: rate("join", self.join, defaults.join)?,

@@ -17,7 +17,7 @@ use crate::app::{
     closing::Closing,
     login::{BriefTokens, OPENID_TOKEN_LIFETIME},
     passwords::Passwords,
-    session::{Session, Sessions},
+    session::{Keep, Session, Sessions},
 };
 
 pub(super) fn routes() -> Routes {
@@ -53,13 +53,12 @@ async fn change_password(
         .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
         .await?;
     let hash = passwords.hash(&request.new_password).await?;
-    accounts
-        .set_password_hash(session.user_number, Some(hash))
-        .await?;
+    let user = session.user_number;
     if request.logout_devices {
-        sessions
-            .end_all(session.user_number, Some(&session.device))
-            .await?;
+        let keep = Keep::Own(&session);
+        sessions.end_all(user, Some(&hash), keep).await?;
+    } else {
+        accounts.set_password_hash(user, Some(hash)).await?;
     }
     Ok(Ruma(change_password::v3::Response::new()))
 }
@@ -98,7 +97,7 @@ async fn openid_token(
     if request.user_id != session.user {
         return Err(ApiError::forbidden("Not your own user id"));
     }
-    let token = tokens.for_openid(session.user_number).await?;
+    let token = tokens.for_openid(&session).await?;
     Ok(Ruma(request_openid_token::v3::Response::new(
         token,
         TokenType::Bearer,

@@ -30,9 +30,9 @@ use ruma::{
 };
 use serde_json::json;
 
-use super::{ApiError, Routes, Ruma, json_answer};
+use super::{ApiError, Counted, Routes, Ruma, json_answer};
 use crate::{
-    app::session::Session,
+    app::{limits::LimitClass, session::Session},
     config::{RoomsConfig, WellKnownConfig},
 };
 
@@ -58,15 +58,24 @@ const PAGE_POLICY: &str =
 const WELCOME: &str = include_str!("welcome.html");
 
 pub(super) fn routes() -> Routes {
+    let counted = Counted::As(LimitClass::Other);
     Routes::new()
         .ruma(versions)
         .ruma(capabilities)
         .ruma(well_known_client)
         .ruma(turn_server)
         .ruma(third_party_protocols)
-        .raw("/.well-known/matrix/server", get(well_known_server))
-        .raw("/.well-known/matrix/support", get(well_known_support))
-        .raw("/", get(welcome))
+        .raw(
+            "/.well-known/matrix/server",
+            counted,
+            get(well_known_server),
+        )
+        .raw(
+            "/.well-known/matrix/support",
+            counted,
+            get(well_known_support),
+        )
+        .raw("/", counted, get(welcome))
 }
 
 async fn versions(

@@ -1,6 +1,11 @@
 //! Which endpoint is limited how: the class of an endpoint, and the check before its body is read.
 
-use axum::http::request::Parts;
+use axum::{
+    extract::{Request, State},
+    http::request::Parts,
+    middleware::Next,
+    response::Response,
+};
 use ruma::api::{Metadata, path_builder::PathBuilder};
 
 use super::{ApiError, Components};
@@ -13,7 +18,7 @@ use crate::app::{
 /// endpoints as limited than servers need to limit.
 const CLASSES: &[(&str, LimitClass)] = &[
     ("/login", LimitClass::Login),
-    ("/refresh", LimitClass::Login),
+    ("/refresh", LimitClass::Refresh),
     ("/register", LimitClass::Registration),
     ("/validity", LimitClass::Registration),
     ("/send/{event_type}/{txn_id}", LimitClass::Message),
@@ -29,13 +34,15 @@ const CLASSES: &[(&str, LimitClass)] = &[
 /// The class of an endpoint, if it is limited.
 fn class<T: Metadata>() -> Option<LimitClass> {
     let path = T::PATH_BUILDER.all_paths().last().unwrap_or_default();
-    let limited = T::RATE_LIMITED || T::METHOD != http::Method::GET;
+    let reads = T::METHOD == http::Method::GET;
     if path.contains("/media/") {
         return Some(LimitClass::Media);
     }
     let found = CLASSES.iter().find(|(end, _)| path.ends_with(end));
     match found {
-        Some((_, class)) if limited => Some(*class),
+        // Asking how one may log in is no guess at a password.
+        Some((_, LimitClass::Login)) if reads => Some(LimitClass::Other),
+        Some((_, class)) if !reads || T::RATE_LIMITED => Some(*class),
         _ => T::RATE_LIMITED.then_some(LimitClass::Other),
     }
 }
@@ -54,11 +61,28 @@ pub(super) fn check<T: Metadata>(parts: &Parts, state: &Components) -> Result<()
     Ok(())
 }
 
+/// The middleware of handlers that do not count by themselves.
+pub(super) async fn count(
+    State((components, class)): State<(Components, LimitClass)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let address = components
+        .proxies
+        .client(request.extensions(), request.headers());
+    components.limits.take(class, LimitKey::address(address))?;
+    Ok(next.run(request).await)
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::api::client::{
-        account::register, discovery::get_supported_versions, membership::join_room_by_id,
-        message::send_message_event, session::login, state::get_state_event_for_key,
+        account::register,
+        discovery::get_supported_versions,
+        membership::join_room_by_id,
+        message::send_message_event,
+        session::{get_login_types, login, refresh_token},
+        state::get_state_event_for_key,
     };
 
     use super::*;
@@ -66,6 +90,15 @@ mod tests {
     #[test]
     fn endpoints_have_the_class_of_their_path() {
         assert_eq!(class::<login::v3::Request>(), Some(LimitClass::Login));
+        // Neither shares the bucket of password guesses.
+        assert_eq!(
+            class::<get_login_types::v3::Request>(),
+            Some(LimitClass::Other)
+        );
+        assert_eq!(
+            class::<refresh_token::v3::Request>(),
+            Some(LimitClass::Refresh)
+        );
         assert_eq!(
             class::<register::v3::Request>(),
             Some(LimitClass::Registration)

@@ -19,7 +19,7 @@ use crate::app::{
     authentication::Authenticator,
     interactive::{Flows, Stage},
     login::{BriefTokens, LOGIN_TOKEN_LIFETIME},
-    session::{Login, Session, Sessions},
+    session::{Keep, Login, Session, Sessions},
 };
 
 /// What protects a user's own account on endpoints with user-interactive authentication.
@@ -121,7 +121,7 @@ async fn login_token(
     authenticator
         .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
         .await?;
-    let token = tokens.for_login(session.user_number).await?;
+    let token = tokens.for_login(&session).await?;
     Ok(Ruma(get_login_token::v1::Response::new(
         LOGIN_TOKEN_LIFETIME,
         token,
@@ -153,6 +153,8 @@ async fn logout_all(
     session: Session,
     Ruma(_): Ruma<logout_all::v3::Request>,
 ) -> Result<Ruma<logout_all::v3::Response>, ApiError> {
-    sessions.end_all(session.user_number, None).await?;
+    sessions
+        .end_all(session.user_number, None, Keep::Nothing)
+        .await?;
     Ok(Ruma(logout_all::v3::Response::new()))
 }

@@ -36,7 +36,7 @@ use ruma::{
 use serde::Deserialize;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::{ApiError, Components, Routes, Ruma, limits};
+use super::{ApiError, Components, Counted, Routes, Ruma, limits};
 use crate::app::session::Session;
 
 /// How long an upload may take to arrive.
@@ -56,13 +56,13 @@ pub(super) fn routes() -> Routes {
         .ruma(old_download_as)
         .ruma(old_thumbnail);
     for path in ["/_matrix/media/v3/upload", "/_matrix/media/r0/upload"] {
-        routes = routes.raw(path, post(upload));
+        routes = routes.raw(path, Counted::Within, post(upload));
     }
     for path in [
         "/_matrix/media/v3/upload/{server}/{media}",
         "/_matrix/media/unstable/fi.mau.msc2246/upload/{server}/{media}",
     ] {
-        routes = routes.raw(path, put(upload_to));
+        routes = routes.raw(path, Counted::Within, put(upload_to));
     }
     routes
 }

@@ -7,9 +7,10 @@ use ruma::api::error::ErrorKind;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiError, Routes, json_answer, ruma_types::read_body};
+use super::{ApiError, Counted, Routes, json_answer, ruma_types::read_body};
 use crate::app::{
     invitation::Invitations,
+    limits::LimitClass,
     operator::{Covered, OperatorRegistration, is_right},
     registration::{Registration, Way},
     session::{Login, Sessions},
@@ -19,7 +20,11 @@ use crate::app::{
 const MAX_BODY: usize = 16 * 1024;
 
 pub(super) fn routes() -> Routes {
-    Routes::new().raw("/_synapse/admin/v1/register", get(nonce).post(register))
+    Routes::new().raw(
+        "/_synapse/admin/v1/register",
+        Counted::As(LimitClass::Registration),
+        get(nonce).post(register),
+    )
 }
 
 fn disabled() -> ApiError {

@@ -5,17 +5,30 @@ use std::borrow::Cow;
 use axum::{
     Router,
     handler::Handler,
+    middleware,
     routing::{MethodFilter, MethodRouter, on},
 };
 use http::Method;
 use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
 
-use super::{Components, Interactive, Ruma, Unparsed};
+use super::{Components, Interactive, Ruma, Unparsed, limits};
+use crate::app::limits::LimitClass;
 
 /// A set of endpoints, to be merged into the router.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     router: Router<Components>,
+    /// Handlers whose requests are counted before they are called.
+    counted: Vec<(String, LimitClass, MethodRouter<Components>)>,
+}
+
+/// Where requests to a handler of its own are counted against the rate limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// By the handler, which knows the account: [`Unparsed`] does it, or `limits::check`.
+    Within,
+    /// Before the handler, by address.
+    As(LimitClass),
 }
 
 impl Routes {
@@ -53,19 +66,35 @@ impl Routes {
 
     /// Serves a handler of its own on one path. Parameters are named by their index, whatever
     /// they are called here: the first is `p0`.
-    pub(crate) fn raw(mut self, path: &str, methods: MethodRouter<Components>) -> Self {
-        self.router = self.router.route(&by_index(path), methods);
+    pub(crate) fn raw(
+        mut self,
+        path: &str,
+        counted: Counted,
+        methods: MethodRouter<Components>,
+    ) -> Self {
+        let path = by_index(path);
+        match counted {
+            Counted::Within => self.router = self.router.route(&path, methods),
+            Counted::As(class) => self.counted.push((path, class, methods)),
+        }
         self
     }
 
     /// Adds the endpoints of `other`.
     pub(crate) fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
+        self.counted.extend(other.counted);
         self
     }
 
-    pub(super) fn into_router(self) -> Router<Components> {
-        self.router
+    pub(super) fn into_router(self, components: &Components) -> Router<Components> {
+        let mut router = self.router;
+        for (path, class, methods) in self.counted {
+            let state = (components.clone(), class);
+            let count = middleware::from_fn_with_state(state, limits::count);
+            router = router.route(&path, methods.layer(count));
+        }
+        router
     }
 }
 

@@ -4,6 +4,7 @@ mod accounts;
 mod closing;
 mod devices;
 mod discovery;
+mod ending;
 mod framework;
 mod interactive;
 mod login;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use homeserver_storage::Batch;
 use serde_json::json;
 
 use super::{World, raw, user_id, value};
@@ -31,7 +32,7 @@ async fn a_user_id_is_given_once_and_stays_taken() {
     let again = accounts.create(person("alice", Admin::No)).await;
     assert!(matches!(again, Err(CreateAccountError::Taken)));
     accounts
-        .deactivate(alice.number, AccountState::Erased)
+        .deactivate(alice.number, AccountState::Erased, &Batch::new())
         .await
         .unwrap();
     let again = accounts.create(person("alice", Admin::No)).await;
@@ -74,7 +75,7 @@ async fn a_closed_account_has_no_password_and_no_rights() {
         .unwrap();
     assert!(alice.admin);
     accounts
-        .deactivate(alice.number, AccountState::Deactivated)
+        .deactivate(alice.number, AccountState::Deactivated, &Batch::new())
         .await
         .unwrap();
     let closed = accounts.by_number(alice.number).await.unwrap().unwrap();
@@ -88,11 +89,11 @@ async fn a_closed_account_has_no_password_and_no_rights() {
     assert!(matches!(refused, Err(ChangeAccountError::Deactivated)));
     // Erasing is not undone by deactivating again.
     accounts
-        .deactivate(alice.number, AccountState::Erased)
+        .deactivate(alice.number, AccountState::Erased, &Batch::new())
         .await
         .unwrap();
     accounts
-        .deactivate(alice.number, AccountState::Deactivated)
+        .deactivate(alice.number, AccountState::Deactivated, &Batch::new())
         .await
         .unwrap();
     let erased = accounts.by_number(alice.number).await.unwrap().unwrap();

@@ -13,8 +13,8 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{World, device_id, raw, user_id, value};
 use crate::{
-    CrossSigningError, CrossSigningUpload, InvalidKey, KeyUpload, KeyUsage, SignatureFailure,
-    UserNumber,
+    CrossSigningError, CrossSigningUpload, InvalidKey, KeyUpload, KeyUsage, Proved,
+    SignatureFailure, UserNumber,
 };
 
 /// A client's private key. The server's signer names signatures by a version; a client names them
@@ -103,7 +103,7 @@ impl Person {
         world
             .users
             .cross_signing
-            .upload((number, &person.id), &person.upload())
+            .upload((number, &person.id), &person.upload(), Proved::No)
             .await
             .unwrap();
         person
@@ -188,35 +188,54 @@ async fn only_new_keys_need_authentication_and_the_same_again_change_nothing() {
         master: Some(raw(&cross_signing_key("new", "master", &Client::new(99)))),
         ..CrossSigningUpload::default()
     };
-    let needs = cross_signing
-        .needs_authentication((nobody.0, &nobody.1), &first)
-        .await
-        .unwrap();
-    assert!(!needs);
-    assert!(
-        !cross_signing
-            .needs_authentication(owner, &alice.upload())
-            .await
-            .unwrap()
-    );
+    let nobody = (nobody.0, &*nobody.1);
+    let uploaded = cross_signing.upload(nobody, &first, Proved::No);
+    uploaded.await.unwrap();
     let before = world.store.durable();
-    cross_signing.upload(owner, &alice.upload()).await.unwrap();
+    let same = alice.upload();
+    let again = cross_signing.upload(owner, &same, Proved::No);
+    again.await.unwrap();
     assert_eq!(world.store.durable(), before);
     let other = alice.signed_by_master("self_signing", &Client::new(99));
     let other = CrossSigningUpload {
         self_signing: Some(raw(&other)),
         ..CrossSigningUpload::default()
     };
-    assert!(
-        cross_signing
-            .needs_authentication(owner, &other)
-            .await
-            .unwrap()
-    );
-    cross_signing.upload(owner, &other).await.unwrap();
+    let refused = cross_signing.upload(owner, &other, Proved::No).await;
+    assert!(matches!(
+        refused,
+        Err(CrossSigningError::NeedsAuthentication)
+    ));
+    assert_eq!(world.store.durable(), before);
+    let uploaded = cross_signing.upload(owner, &other, Proved::Yes);
+    uploaded.await.unwrap();
     let now = world.store.durable();
     let changed = world.users.device_lists.changed(before, now).await.unwrap();
     assert_eq!(changed, [alice.number].into());
+}
+
+#[tokio::test]
+async fn of_first_uploads_at_once_only_one_passes_without_proof() {
+    let world = World::new().await;
+    let cross_signing = &world.users.cross_signing;
+    for name in ["one", "two", "three", "four", "five"] {
+        let (number, id) = (world.user(name).await, user_id(name));
+        let owner = (number, &*id);
+        let [mine, theirs] = [1, 2].map(|seed| CrossSigningUpload {
+            master: Some(raw(&cross_signing_key(name, "master", &Client::new(seed)))),
+            ..CrossSigningUpload::default()
+        });
+        let (mine, theirs) = tokio::join!(
+            cross_signing.upload(owner, &mine, Proved::No),
+            cross_signing.upload(owner, &theirs, Proved::No),
+        );
+        let refused = [mine, theirs].into_iter().filter_map(Result::err);
+        let refused: Vec<_> = refused.collect();
+        assert!(
+            matches!(refused[..], [CrossSigningError::NeedsAuthentication]),
+            "{refused:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -233,7 +252,9 @@ async fn wrong_cross_signing_keys_are_refused() {
     // Unsigned, or signed by something else.
     let mut key = cross_signing_key("alice", "self_signing", &Client::new(99));
     for _ in 0..2 {
-        let refused = cross_signing.upload(owner, &self_signing(&key)).await;
+        let refused = cross_signing
+            .upload(owner, &self_signing(&key), Proved::Yes)
+            .await;
         assert!(matches!(
             refused,
             Err(CrossSigningError::BadSignature(KeyUsage::SelfSigning))
@@ -243,12 +264,14 @@ async fn wrong_cross_signing_keys_are_refused() {
     // Signed well, then changed.
     let mut key = alice.signed_by_master("self_signing", &Client::new(99));
     key["extra"] = json!(1);
-    let refused = cross_signing.upload(owner, &self_signing(&key)).await;
+    let refused = cross_signing
+        .upload(owner, &self_signing(&key), Proved::Yes)
+        .await;
     assert!(matches!(refused, Err(CrossSigningError::BadSignature(_))));
     // No master key anywhere.
     let key = cross_signing_key("new", "self_signing", &Client::new(99));
     let refused = cross_signing
-        .upload((newcomer.0, &newcomer.1), &self_signing(&key))
+        .upload((newcomer.0, &newcomer.1), &self_signing(&key), Proved::Yes)
         .await;
     assert!(matches!(refused, Err(CrossSigningError::NoMasterKey)));
     let master = cross_signing_key("alice", "master", &Client::new(99));
@@ -285,7 +308,7 @@ async fn wrong_cross_signing_keys_are_refused() {
             master: Some(raw(&key)),
             ..CrossSigningUpload::default()
         };
-        match cross_signing.upload(owner, &upload).await {
+        match cross_signing.upload(owner, &upload, Proved::Yes).await {
             Err(CrossSigningError::Invalid(KeyUsage::Master, error)) => {
                 assert_eq!(error, expected);
             }
@@ -299,7 +322,7 @@ async fn wrong_cross_signing_keys_are_refused() {
         master: Some(raw(&cross_signing_key("alice", "master", &client))),
         ..CrossSigningUpload::default()
     };
-    let refused = cross_signing.upload(owner, &upload).await;
+    let refused = cross_signing.upload(owner, &upload, Proved::Yes).await;
     assert!(matches!(
         refused,
         Err(CrossSigningError::IsDeviceId(KeyUsage::Master))

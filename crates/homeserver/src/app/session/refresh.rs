@@ -3,7 +3,10 @@
 use homeserver_storage::{Batch, CommitError};
 use homeserver_users::{Failure, UserNumber};
 
-use super::{Issued, SessionError, Sessions, issue};
+use super::{
+    Issued, SessionError, Sessions,
+    issue::{self, Owner},
+};
 use crate::app::tokens::{
     self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS, Pair, REFRESH, REFRESH_TOKENS,
     TokenHash, TokenKind,
@@ -21,8 +24,12 @@ impl Sessions {
             let row = self.store.get(&REFRESH_TOKENS, &hash).await?;
             let mut row = row.ok_or(SessionError::Unknown)?;
             let account = self.accounts.by_number(UserNumber(row.user)).await?;
-            let account = account.filter(homeserver_users::Account::is_active);
-            let account = account.ok_or(SessionError::Unknown)?;
+            let account = super::good(account, row.generation)?;
+            let owner = Owner {
+                user: row.user,
+                device: row.device.clone(),
+                generation: row.generation,
+            };
 
             let mut batch = Batch::new();
             batch.assert_value(&REFRESH_TOKENS, &hash, &row);
@@ -44,15 +51,8 @@ impl Sessions {
                 refresh: hash,
             });
             let expires_in = Some(self.lifetime);
-            self.put_access(
-                &mut batch,
-                row.user,
-                &row.device,
-                new.access,
-                expires_in,
-                old,
-            );
-            issue::put_refresh(&mut batch, row.user, &row.device, new, old);
+            self.put_access(&mut batch, &owner, new.access, expires_in, old);
+            issue::put_refresh(&mut batch, &owner, new, old);
             row.replaced_by = Some(new);
             batch.put(&REFRESH_TOKENS, &hash, &row);
             match self.store.commit(batch).await {

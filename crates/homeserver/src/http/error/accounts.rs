@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::ApiError;
 use crate::app::{
     authentication::AuthenticationError,
-    closing::ClosingError,
     interactive::{Challenge, Failure as StageFailure},
     limits::LimitExceeded,
     login::BriefTokenError,
@@ -53,6 +52,7 @@ impl From<SessionError> for ApiError {
             SessionError::Unknown => Self::unknown_token("Unknown access token", false),
             SessionError::Expired => Self::unknown_token("The access token expired", true),
             SessionError::Device(error) => error.into(),
+            SessionError::Account(error) => error.into(),
             SessionError::Failure(error) => error.into(),
         }
     }
@@ -75,18 +75,6 @@ impl From<ChangeAccountError> for ApiError {
             ChangeAccountError::NotFound => Self::not_found("No such account"),
             ChangeAccountError::Deactivated => Self::deactivated(),
             ChangeAccountError::Failure(error) => error.into(),
-        }
-    }
-}
-
-impl From<ClosingError> for ApiError {
-    fn from(error: ClosingError) -> Self {
-        match error {
-            ClosingError::Account(error) => error.into(),
-            ClosingError::Session(error) => error.into(),
-            ClosingError::Failure(error) => error.into(),
-            // The account is closed; what is left to do is done by the next start.
-            ClosingError::Rooms(_) | ClosingError::Profile(_) => Self::internal(&error),
         }
     }
 }

@@ -94,8 +94,7 @@ impl From<PusherError> for ApiError {
     fn from(error: PusherError) -> Self {
         match error {
             PusherError::TooLarge | PusherError::TooMany => Self::invalid_param(error.to_string()),
-            PusherError::Storage(error) => error.into(),
-            PusherError::Commit(error) => error.into(),
+            PusherError::Failure(error) => error.into(),
         }
     }
 }
@@ -135,7 +134,9 @@ impl From<CrossSigningError> for ApiError {
                 let body = json!({ "errcode": "M_INVALID_SIGNATURE", "error": message });
                 Self::json(StatusCode::BAD_REQUEST, body)
             }
-            CrossSigningError::IsDeviceId(_) => Self::forbidden(message),
+            CrossSigningError::IsDeviceId(_) | CrossSigningError::NeedsAuthentication => {
+                Self::forbidden(message)
+            }
             CrossSigningError::Failure(error) => error.into(),
         }
     }

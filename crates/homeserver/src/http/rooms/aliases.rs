@@ -22,7 +22,7 @@ use crate::{
         rooms::{RoomChanges, RoomReads},
         session::Session,
     },
-    http::{ApiError, Routes, Ruma, Unparsed},
+    http::{ApiError, Counted, Routes, Ruma, Unparsed},
 };
 
 pub(super) fn routes() -> Routes {
@@ -34,10 +34,12 @@ pub(super) fn routes() -> Routes {
         .ruma(visibility)
         .raw(
             "/_matrix/client/r0/directory/list/room/{room}",
+            Counted::Within,
             put(set_visibility),
         )
         .raw(
             "/_matrix/client/v3/directory/list/room/{room}",
+            Counted::Within,
             put(set_visibility),
         )
 }

@@ -2,7 +2,10 @@ use homeserver_storage::Batch;
 use serde_json::{Value, json};
 
 use super::{by_password, fresh, fresh_with, own_password};
-use crate::app::tokens::{self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS};
+use crate::app::{
+    authentication::AuthenticationError,
+    tokens::{self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS},
+};
 
 const LOGIN: &str = "/_matrix/client/v3/login";
 const GET_TOKEN: &str = "/_matrix/client/v1/login/get_token";
@@ -117,6 +120,30 @@ async fn guesses_at_one_account_are_limited_wherever_they_come_from() {
 }
 
 #[tokio::test]
+async fn guesses_in_flight_together_are_counted_and_right_ones_are_not() {
+    let fresh = fresh_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.login.burst = 3;
+        config.rate_limits.login.per_second = 0.001;
+    })
+    .await;
+    fresh.register("alice").await;
+    let authenticator = &fresh.homeserver.components().authenticator;
+    for _ in 0..10 {
+        let right = authenticator.by_password("alice", "password of alice");
+        right.await.unwrap();
+    }
+    let guesses = (0..10).map(|n| async move {
+        let guess = n.to_string();
+        let guess = authenticator.by_password("@alice:localhost", &guess);
+        guess.await.unwrap_err()
+    });
+    let outcomes = futures_util::future::join_all(guesses).await;
+    let limited = |error: &&AuthenticationError| matches!(error, AuthenticationError::Limit(_));
+    assert_eq!(outcomes.iter().filter(limited).count(), 7);
+}
+
+#[tokio::test]
 async fn logging_in_on_a_device_again_ends_its_older_tokens() {
     let fresh = fresh().await;
     let first = fresh.register("alice").await;
@@ -224,6 +251,7 @@ async fn logout_ends_every_token_however_many_the_device_has() {
             let row = AccessRow {
                 user: account.number.0,
                 device: alice.device.clone(),
+                generation: account.generation,
                 expires_at: None,
                 replaces: None,
             };

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use homeserver_users::{CrossSigningUpload, KeyUpload, SignatureFailure, Users};
+use homeserver_users::{
+    CrossSigningError, CrossSigningUpload, KeyUpload, Proved, SignatureFailure, Users,
+};
 use ruma::{
     OneTimeKeyAlgorithm, UInt, UserId,
     api::client::keys::{
@@ -223,12 +225,15 @@ async fn cross_signing(
     }
     let owner = (session.user_number, &*session.user);
     let keys = &users.cross_signing;
-    if keys.needs_authentication(owner, &upload).await? {
-        let proof = interactive.proof.as_ref();
-        authenticator
-            .require(&operation, OWN_PASSWORD, proof)
-            .await?;
+    match keys.upload(owner, &upload, Proved::No).await {
+        Err(CrossSigningError::NeedsAuthentication) => {
+            let proof = interactive.proof.as_ref();
+            authenticator
+                .require(&operation, OWN_PASSWORD, proof)
+                .await?;
+            keys.upload(owner, &upload, Proved::Yes).await?;
+        }
+        uploaded => uploaded?,
     }
-    keys.upload(owner, &upload).await?;
     Ok(Ruma(upload_signing_keys::v3::Response::new()))
 }

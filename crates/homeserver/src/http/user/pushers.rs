@@ -7,7 +7,7 @@ use ruma::api::client::push::{PusherKind, get_pushers, set_pusher};
 
 use crate::{
     app::{
-        pushers::{Others, Pushers},
+        pushers::{NewPusher, Others, Pushers},
         session::Session,
     },
     http::{ApiError, Routes, Ruma},
@@ -44,13 +44,17 @@ async fn set(
             check(&data.pusher.kind)?;
             let json = serde_json::to_vec(&data.pusher);
             let json = json.map_err(|error| ApiError::internal(&error))?;
-            let ids = (&*data.pusher.ids.app_id, &*data.pusher.ids.pushkey);
-            let others = if data.append {
-                Others::Keep
-            } else {
-                Others::Remove
+            let new = NewPusher {
+                app_id: &data.pusher.ids.app_id,
+                pushkey: &data.pusher.ids.pushkey,
+                json: &json,
+                others: if data.append {
+                    Others::Keep
+                } else {
+                    Others::Remove
+                },
             };
-            pushers.set(user, ids, json, others).await?;
+            pushers.set(user, &session.device, new).await?;
         }
         set_pusher::v3::PusherAction::Delete(ids) => {
             pushers.remove(user, &ids.app_id, &ids.pushkey).await?;
