@@ -155,15 +155,14 @@ impl SledEngine {
 
     fn write(&self, writes: &WriteSet<'_>, durability: Durability) -> Result<(), EngineError> {
         let read = |key: &[u8]| self.lookup(key);
-        let (marker_key, marker) = self.markers.lock().next(writes, read)?;
         let mut batch = sled::Batch::default();
+        self.markers.lock().next(writes, read, &mut batch)?;
         for (key, value) in &writes.writes {
             match value {
                 Some(value) => batch.insert(*key, *value),
                 None => batch.remove(*key),
             }
         }
-        batch.insert(marker_key.as_slice(), marker);
         let applied = quietly(|| {
             self.database.apply_batch(batch)?;
             if durability == Durability::Durable {
