@@ -1,10 +1,14 @@
 //! The Client-Server API over real HTTP, endpoint by endpoint.
 
 mod accounts;
+mod bodies;
 mod encryption;
+mod limited;
 mod media;
+mod paths;
 mod reading;
 mod rooms;
 mod routes;
+mod signing;
 mod syncing;
 mod user_data;

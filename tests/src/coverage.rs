@@ -168,6 +168,24 @@ impl Produced {
     }
 }
 
+/// The rows of the current paths for which `errors.tsv` lists an error that can be produced.
+pub fn rows_with(status: u16, code: &str) -> Vec<&'static Row> {
+    let table = Errors::read();
+    let is_listed = |row: &&Row| {
+        let error = (
+            row.method.to_string(),
+            row.path.to_owned(),
+            status,
+            code.to_owned(),
+        );
+        table
+            .0
+            .get(&error)
+            .is_some_and(|why_not| why_not.is_empty())
+    };
+    table::rows().iter().filter(is_listed).collect()
+}
+
 /// The errors table: each error, and why it cannot be produced, where it cannot.
 struct Errors(BTreeMap<Known, &'static str>);
 

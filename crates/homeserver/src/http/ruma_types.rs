@@ -49,6 +49,7 @@ pub(crate) struct Unparsed<T> {
 impl<T> Unparsed<T> {
     /// The body as JSON.
     pub(crate) fn json<B: DeserializeOwned>(&self) -> Result<B, ApiError> {
+        refuse_array(&self.body)?;
         Ok(serde_json::from_slice(&self.body)?)
     }
 }
@@ -103,9 +104,20 @@ impl Arrived {
         // ruma reads an empty body as an empty object for most requests, but not for all.
         let is_bare_post = self.body.is_empty() && T::METHOD == http::Method::POST;
         let body = if is_bare_post { b"{}" } else { &self.body[..] };
+        if T::METHOD != http::Method::GET {
+            refuse_array(body)?;
+        }
         let request = http::Request::from_parts(self.parts, body);
         Ok(T::try_from_http_request(request, &arguments)?)
     }
+}
+
+/// serde reads an array as the fields of a structure in their order; a request's body is an object.
+fn refuse_array(body: &[u8]) -> Result<(), ApiError> {
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_json("The body is not an object"));
+    }
+    Ok(())
 }
 
 /// Reads a whole body of at most `limit` bytes.
