@@ -18,6 +18,7 @@ mod condition;
 mod event;
 mod glob;
 mod rules;
+mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -31,4 +32,5 @@ pub use self::{
     event::PushEvent,
     glob::{Glob, MAX_PATTERN_CHARS},
     rules::{MAX_CONDITIONS, Outcome, Rules, default_ruleset},
+    verdict::{ClassRules, Verdict, Verdicts},
 };

@@ -29,6 +29,7 @@ use crate::{
     config::{Config, EngineKind, StorageConfig},
     http::{Components, Foundation},
     signing_key::{self, SigningKeyError},
+    sync,
 };
 
 /// Share of the memory budget for the engine's own cache, in percent.
@@ -238,6 +239,7 @@ const TABLES: &[&[TableSpec]] = &[
     &tokens::TABLES,
     &settings::TABLES,
     pushers::TABLES,
+    sync::count::TABLES,
     &closing::TABLES,
 ];
 

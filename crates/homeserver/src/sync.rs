@@ -11,7 +11,7 @@
 //! Specification: client-server API, "Syncing".
 
 pub(crate) mod changes;
-mod count;
+pub(crate) mod count;
 mod device_lists;
 mod ephemeral;
 pub(crate) mod filter;
@@ -125,7 +125,7 @@ impl SyncEngine {
             runtime: runtime.clone(),
             wakeups: Wakeups::start(store, runtime),
             memberships: MembershipCache::default(),
-            counts: CountMemos::default(),
+            counts: CountMemos::new(store),
             sent_members: SentMembers::default(),
         }
     }

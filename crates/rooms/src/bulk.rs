@@ -5,6 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use homeserver_events::push::MAX_MENTIONED_USERS;
 use homeserver_storage::{Batch, CommitError, Committed, Durability, Position, batch::MAX_OPS};
 use ruma::{OwnedUserId, RoomId};
 use tokio::sync::oneshot;
@@ -19,8 +20,8 @@ use crate::{
     room::Room,
 };
 
-/// Operations left for the rest of a batch when it takes another event.
-const ROOM_FOR_ONE: usize = 60;
+/// Operations left for the rest of a batch when it takes another event, with all whom it mentions.
+const ROOM_FOR_ONE: usize = 60 + MAX_MENTIONED_USERS;
 
 /// Bytes at which a batch takes no more events.
 const FULL: usize = 2_000_000;

@@ -12,11 +12,13 @@ use ruma::{OwnedEventId, OwnedServerName};
 use smallvec::SmallVec;
 
 use crate::{
+    edit::count::Count,
     event::StoredEvent,
     numbers::{EventNumber, UserNumber},
     room::Room,
     rows::{
-        GapRow, Head, Membership, MembershipRow, RelationKey, RelationRow, StateLogRow, StrippedRow,
+        ArrivalRow, GapRow, Head, Membership, MembershipRow, RelationKey, RelationRow, StateLogRow,
+        StrippedRow,
     },
     states::write_nodes,
     tables,
@@ -67,6 +69,8 @@ pub(crate) struct Appended {
     /// Servers that come into the room with this event (`true`) or go.
     pub(crate) servers: Vec<(OwnedServerName, bool)>,
     pub(crate) relation: Option<Relation>,
+    /// How it counts for those who have not read it.
+    pub(crate) count: Count,
     /// Previous events that are not here.
     pub(crate) gap: Vec<OwnedEventId>,
     /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
@@ -109,6 +113,8 @@ pub(crate) struct RoomDelta {
     pub(crate) server_counts: BTreeMap<OwnedServerName, u64>,
     /// Index rows of relations that redacted events declared.
     pub(crate) unrelated: Vec<RelationKey>,
+    /// Where redacted events arrived, and how they were counted.
+    pub(crate) uncounted: Vec<(Position, ArrivalRow)>,
     /// Redactions that wait for (true), or no longer wait for their target.
     pub(crate) waiting: Vec<(EventNumber, EventNumber, bool)>,
 }
@@ -126,6 +132,7 @@ impl RoomDelta {
             mentioned: Vec::new(),
             server_counts: BTreeMap::new(),
             unrelated: Vec::new(),
+            uncounted: Vec::new(),
             waiting: Vec::new(),
         }
     }
@@ -137,11 +144,11 @@ impl RoomDelta {
 
     /// Operations and bytes that it takes in a batch, at least and about.
     pub(crate) fn size(&self) -> (usize, usize) {
-        let operations = self.appended.len() * 11
+        let operations = self.appended.len() * 13
             + self
                 .appended
                 .iter()
-                .map(|a| a.members.len() * 4)
+                .map(|a| a.members.len() * 4 + a.count.mentions.len())
                 .sum::<usize>()
             + self.nodes.len()
             + self.rewritten.len() * 3;
@@ -192,10 +199,25 @@ impl RoomDelta {
         for event in &self.rewritten {
             put_event(batch, event, At::Known(event.position.unwrap_or(0)));
         }
-        self.appended
-            .iter()
-            .filter_map(|appended| appended.write(batch))
-            .collect()
+        for (position, row) in &self.uncounted {
+            batch.put(&tables::UNCOUNTED, &(room, *position), row);
+        }
+        let mut own_reads = BTreeMap::new();
+        let mut appends = Vec::with_capacity(self.appended.len());
+        for appended in &self.appended {
+            let Some(append) = appended.write(batch) else {
+                continue;
+            };
+            appends.push(append);
+            if let Some(writer) = appended.count.writer {
+                let thread = appended.count.thread.map_or(0, |root| root.0);
+                own_reads.insert((writer.0, room, thread), append);
+            }
+        }
+        for (key, append) in own_reads {
+            batch.put(&tables::OWN_READS, &key, &At::Append(append));
+        }
+        appends
     }
 
     /// The events as they are once their batch is committed. Takes a position for each shown one.
@@ -232,6 +254,7 @@ impl Appended {
             members: Vec::new(),
             servers: Vec::new(),
             relation: None,
+            count: Count::none(),
             gap: Vec::new(),
             shown: true,
         }
@@ -249,7 +272,12 @@ impl Appended {
         let append = batch.append(&self.entry(), &self.topics());
         let at = || At::Append(append);
         put_event(batch, &self.event, at());
-        batch.put(&tables::ARRIVALS, &(room, at()), &number);
+        batch.put(
+            &tables::ARRIVALS,
+            &(room, at()),
+            &self.count.row(self.event.number),
+        );
+        self.write_count(batch, append);
         batch.put(
             &tables::HISTORY,
             &(room, self.event.height, 1_u8, at()),
@@ -274,6 +302,17 @@ impl Appended {
             batch.put(&tables::GAPS, &key, &GapRow { missing });
         }
         Some(append)
+    }
+
+    fn write_count(&self, batch: &mut Batch, append: AppendRef) {
+        let (room, at) = (self.event.room.0, || At::Append(append));
+        if let (Some(root), Some(counts)) = (self.count.thread, &self.count.in_thread) {
+            batch.put(&tables::THREAD_TALLIES, &(room, root.0, at()), counts);
+        }
+        for user in &self.count.mentions {
+            let row = self.count.row(self.event.number);
+            batch.put(&tables::MENTIONS, &(user.0, room, at()), &row);
+        }
     }
 
     fn entry(&self) -> Entry {

@@ -4,6 +4,7 @@
 //! An edit appends one event after the other to a tip that only it sees; createRoom is an edit of
 //! many events, sending a message one of one. What comes out is a [`RoomDelta`].
 
+pub(crate) mod count;
 pub(crate) mod member;
 pub(crate) mod redact;
 
@@ -24,6 +25,7 @@ use crate::{
     room::Room,
     rows::{Extremity, Head, Origin, StateLogRow},
     states::PendingNodes,
+    tally::ClassCounts,
     tree::{Change, StateRoot},
 };
 
@@ -35,17 +37,20 @@ pub(crate) struct Pending {
     pub(crate) events: HashMap<EventNumber, Arc<StoredEvent>>,
     /// Numbers given to events that were only mentioned.
     pub(crate) mentioned: HashMap<OwnedEventId, EventNumber>,
+    /// What threads have counted.
+    pub(crate) threads: HashMap<EventNumber, ClassCounts>,
 }
 
 impl Pending {
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len() + self.events.len() + self.mentioned.len()
+        self.nodes.len() + self.events.len() + self.mentioned.len() + self.threads.len()
     }
 
     pub(crate) fn clear(&mut self) {
         self.nodes.clear();
         self.events.clear();
         self.mentioned.clear();
+        self.threads.clear();
     }
 }
 
@@ -213,6 +218,7 @@ impl<'a> RoomEdit<'a> {
         self.note_member(&mut appended, replaced.as_deref()).await?;
         self.note_relation(&mut appended).await?;
         self.note_redaction(&appended).await?;
+        self.note_count(&mut appended).await?;
         self.move_head(&mut appended, decided.follows)?;
         Ok(self.push(appended))
     }
@@ -290,6 +296,9 @@ impl<'a> RoomEdit<'a> {
         let event = Arc::new(appended.event.clone());
         if event.pdu.state_key().is_some() {
             self.pending.events.insert(event.number, Arc::clone(&event));
+        }
+        if let (Some(root), Some(counts)) = (appended.count.thread, appended.count.in_thread) {
+            self.pending.threads.insert(root, counts);
         }
         self.delta.appended.push(appended);
         event

@@ -9,7 +9,7 @@ use crate::{
     Rooms,
     command::{NewEvent, RoomAction, RoomAnswer, RoomCommand},
     delta::RoomDelta,
-    edit::RoomEdit,
+    edit::{RoomEdit, declared_in},
     error::RoomError,
     live::Wants,
     room::Room,
@@ -283,7 +283,10 @@ pub(crate) fn wants_for(event: &NewEvent) -> Wants {
         event.event_type.as_str(),
         "m.room.member" | "m.room.redaction" | "m.reaction"
     );
-    if reads_indexes || event.state_key.is_some() {
+    // The thread of an event that relates to another is found through that other event.
+    let relation = declared_in(event.content.get());
+    let relates = relation.is_some_and(|relation| relation.rel_type != "m.thread");
+    if reads_indexes || relates || event.state_key.is_some() {
         Wants::Settled
     } else {
         Wants::Newest

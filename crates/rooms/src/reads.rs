@@ -30,6 +30,9 @@ pub(crate) const ROWS_AT_ONCE: usize = 500;
 /// Rows of a user's memberships in one room that are looked at for the last join.
 const MEMBERSHIP_CHANGES_AT_ONCE: usize = 32;
 
+/// Pages of so many changes that are read to find out since when somebody is in a room.
+const PAGES_OF_MEMBERSHIPS: usize = 32;
+
 /// Members looked at for the heroes of a room.
 const HERO_CANDIDATES: usize = 100;
 
@@ -233,6 +236,32 @@ impl Rooms {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Since when a user who is in a room at `upto` is in it without interruption; a change of the
+    /// profile is none. Zero for who is not. Looks at so many pages of changes, newest first.
+    pub async fn joined_since(
+        &self,
+        user: UserNumber,
+        room: RoomNumber,
+        upto: Position,
+    ) -> Result<Position, RoomError> {
+        let (mut upto, mut joined) = (upto, 0);
+        for _ in 0..PAGES_OF_MEMBERSHIPS {
+            let limit = MEMBERSHIP_CHANGES_AT_ONCE;
+            let changes = self.membership_changes(user, room, upto, limit).await?;
+            for change in &changes {
+                if change.membership != Membership::Join {
+                    return Ok(joined);
+                }
+                joined = change.since;
+            }
+            if changes.len() < limit || joined == 0 {
+                break;
+            }
+            upto = joined - 1;
+        }
+        Ok(joined)
     }
 
     /// The local users of a room and what they are to it now, up to `limit`.

@@ -234,6 +234,7 @@ impl RoomEdit<'_> {
             self.note_relation(&mut appended).await?;
             self.note_redaction(&appended).await?;
             self.apply_waiting(&mut appended).await?;
+            self.note_count(&mut appended).await?;
         }
         self.delta.head.sequence += 1;
         self.push(appended);

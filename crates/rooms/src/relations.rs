@@ -212,10 +212,4 @@ impl Rooms {
         }
         Ok(threads)
     }
-
-    /// The thread that an event belongs to, by the number of its root; `None` in the main timeline.
-    pub fn thread_of(&self, event: &VisibleEvent) -> Option<ruma::OwnedEventId> {
-        let relation = crate::edit::declared_in(event.pdu().content_str())?;
-        (relation.rel_type == "m.thread").then_some(relation.target)
-    }
 }

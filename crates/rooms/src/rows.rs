@@ -8,7 +8,11 @@ use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId}
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{numbers::EventNumber, tree::StateRoot};
+use crate::{
+    numbers::EventNumber,
+    tally::{ClassCounts, Tally},
+    tree::StateRoot,
+};
 
 /// What never changes about a room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +49,8 @@ pub(crate) struct Head {
     pub(crate) root: StateRoot,
     pub(crate) joined: u64,
     pub(crate) invited: u64,
+    /// What was counted up to here.
+    pub(crate) tally: Tally,
 }
 row!(Head, 1);
 
@@ -54,6 +60,20 @@ impl Head {
         self.extremities.iter().map(|e| e.height).max().unwrap_or(0) + 1
     }
 }
+
+/// An event that arrived, and how it was counted; see [`crate::tally`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ArrivalRow {
+    pub(crate) event: EventNumber,
+    /// The number of its class under the default push rules.
+    pub(crate) class: u8,
+    /// The root of its thread, zero for none.
+    pub(crate) thread: u64,
+    /// What the room has counted, this event included.
+    pub(crate) tally: Tally,
+}
+row!(ArrivalRow, 1);
+row!(ClassCounts, 1);
 
 /// An event with what this server knows about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

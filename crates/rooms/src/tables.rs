@@ -5,12 +5,14 @@
 //! history row, kept for writers, and carries its position, so that a reader at an earlier position
 //! knows to look at the history instead.
 
-use homeserver_storage::{Bytes, Position, Positioned, Table, TableSpec};
+use homeserver_storage::{At, Bytes, Position, Positioned, Table, TableSpec};
 
 use crate::rows::{
-    AliasRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow, MembershipRow,
-    NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow, StrippedRow, TransactionRow,
+    AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
+    MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow, StrippedRow,
+    TransactionRow,
 };
+use crate::tally::ClassCounts;
 
 /// (room id) → room number.
 pub(crate) const ROOM_IDS: Table<String, u64> = Table::new(0x10, "room_ids");
@@ -22,8 +24,8 @@ pub(crate) const HEADS: Table<u64, Head> = Table::new(0x12, "room_heads");
 pub(crate) const EVENT_IDS: Table<(u64, String), u64> = Table::new(0x13, "event_ids");
 /// (room number, event number) → the event, with the position it arrived at (zero if none).
 pub(crate) const EVENTS: Table<(u64, u64), Positioned<EventRow>> = Table::new(0x14, "events");
-/// (room number, arrival position) → event number. Live events only.
-pub(crate) const ARRIVALS: Table<(u64, Position), u64> = Table::new(0x15, "arrivals");
+/// (room number, arrival position) → the event and how it was counted. Live events only. History.
+pub(crate) const ARRIVALS: Table<(u64, Position), ArrivalRow> = Table::new(0x15, "arrivals");
 /// (room number, height, 1 for live and 0 for backfilled, tie) → event number. Ordered as history.
 /// The tie of a live event is its position; that of a backfilled one counts down from `u64::MAX`.
 pub(crate) const HISTORY: Table<(u64, u64, u8, Position), u64> = Table::new(0x16, "history");
@@ -78,6 +80,16 @@ pub(crate) const SECRETS: Table<String, Bytes> = Table::new(0x2a, "room_secrets"
 /// (room number, position) → a state log row whose member indexes were not written. See `switch`.
 pub(crate) const INDEX_DEBTS: Table<(u64, Position), IndexDebtRow> =
     Table::new(0x2b, "index_debts");
+/// (room number, root's event number, position) → what the thread has counted. History.
+pub(crate) const THREAD_TALLIES: Table<(u64, u64, Position), ClassCounts> =
+    Table::new(0x2c, "thread_tallies");
+/// (local user number, room number, arrival position) → the event there, which mentions the user.
+/// User number zero: it mentions more users than are named here.
+pub(crate) const MENTIONS: Table<(u64, u64, Position), ArrivalRow> = Table::new(0x2d, "mentions");
+/// (room number, arrival position) → the event there, which was redacted since.
+pub(crate) const UNCOUNTED: Table<(u64, Position), ArrivalRow> = Table::new(0x2e, "uncounted");
+/// (local user number, room number, thread root's event number or zero) → where the user last wrote.
+pub(crate) const OWN_READS: Table<(u64, u64, u64), At> = Table::new(0x2f, "own_reads");
 
 /// All tables of this crate.
 pub const TABLES: &[TableSpec] = &[
@@ -109,4 +121,8 @@ pub const TABLES: &[TableSpec] = &[
     NUMBER_BLOCKS.spec(),
     SECRETS.spec(),
     INDEX_DEBTS.spec(),
+    THREAD_TALLIES.spec(),
+    MENTIONS.spec(),
+    UNCOUNTED.spec(),
+    OWN_READS.spec(),
 ];

@@ -7,6 +7,7 @@ use crate::{
     error::RoomError,
     numbers::{EventNumber, RoomNumber},
     room::Room,
+    rows::ArrivalRow,
     tables,
     visible::{Reader, Sights, VisibleEvent},
 };
@@ -109,9 +110,9 @@ impl Rooms {
             .store
             .scan(&tables::ARRIVALS, range, Direction::Backward, limit)
             .await?;
-        let arrival = |((_, position), event)| Arrival {
+        let arrival = |((_, position), row): (_, ArrivalRow)| Arrival {
             position,
-            event: EventNumber(event),
+            event: row.event,
         };
         Ok(rows.into_iter().map(arrival).collect())
     }
@@ -132,9 +133,9 @@ impl Rooms {
             .store
             .scan(&tables::ARRIVALS, range, Direction::Forward, limit)
             .await?;
-        let arrival = |((_, position), event)| Arrival {
+        let arrival = |((_, position), row): (_, ArrivalRow)| Arrival {
             position,
-            event: EventNumber(event),
+            event: row.event,
         };
         Ok(rows.into_iter().map(arrival).collect())
     }

@@ -137,20 +137,10 @@ pub struct Classification {
 pub fn classify(event: &Pdu, permission: &SenderPermission) -> Classification {
     let (sender, event_type, state_key) = (event.sender(), event.event_type(), event.state_key());
     let content = Content::parse(event.content_str());
-    let is_member = same(event_type, "m.room.member");
-    let is_notice = content
-        .text("msgtype")
-        .is_some_and(|msgtype| same(&msgtype, "m.notice"));
-    let invites = (is_member && !is_notice)
+    let class = content.class(event_type, state_key, permission);
+    let invites = (class == Class::Member)
         .then(|| content.invited(state_key))
         .flatten();
-    let class = if is_notice {
-        Class::Notice
-    } else if is_member {
-        Class::Member
-    } else {
-        content.class(event_type, state_key, permission)
-    };
     let mentions = if class.mentions_count() {
         content.mentions(sender)
     } else {
@@ -162,6 +152,16 @@ pub fn classify(event: &Pdu, permission: &SenderPermission) -> Classification {
         invites: invites.filter(|user| user != sender),
         relation: content.relation(),
     }
+}
+
+/// The class of an event that has no [`Pdu`].
+pub(super) fn class_of_parts(
+    event_type: &str,
+    state_key: Option<&str>,
+    content: &str,
+    permission: &SenderPermission,
+) -> Class {
+    Content::parse(content).class(event_type, state_key, permission)
 }
 
 /// The root of the thread an event with this relation belongs to, `None` for the main timeline.
@@ -201,7 +201,7 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// The class of an event that is neither a notice nor a membership, in the order of the rules.
+    /// The class of an event, in the order of the rules.
     fn class(
         &self,
         event_type: &str,
@@ -212,7 +212,12 @@ impl<'a> Content<'a> {
         let is_state = |name| is_type(name) && state_key == Some("");
         let relates =
             || Some(self.value("m.relates_to")?.get("rel_type")?.as_str()? == "m.replace");
-        if self.mentions_room() && permission.allows("room") {
+        let is_notice = || self.text("msgtype").is_some_and(|it| same(&it, "m.notice"));
+        if is_notice() {
+            Class::Notice
+        } else if is_type("m.room.member") {
+            Class::Member
+        } else if self.mentions_room() && permission.allows("room") {
             Class::RoomMention
         } else if is_state("m.room.tombstone") {
             Class::Tombstone

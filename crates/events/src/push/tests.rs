@@ -12,6 +12,7 @@ mod classes;
 mod conditions;
 mod globs;
 mod priorities;
+mod verdicts;
 
 const ALICE: &str = "@alice:example.org";
 

@@ -10,10 +10,12 @@ use homeserver_storage::Position;
 use homeserver_users::{Scope, StreamToken};
 use ruma::OwnedUserId;
 use serde::Deserialize;
+use tokio::sync::OnceCell;
 
 use super::{
     SyncEngine, SyncError, SyncRequest,
     changes::{AccountDatum, Changes, DeviceListChanges},
+    count::Counting,
     ephemeral,
     filter::{EventFilter, EventShape},
     memberships::Memberships,
@@ -39,6 +41,8 @@ pub(super) struct Pass<'a> {
     pub(super) reader: Reader,
     pub(super) mine: Arc<Memberships>,
     pub(super) ignored: HashSet<OwnedUserId>,
+    /// The rules that unread events are counted by, once something is counted.
+    pub(super) counting: OnceCell<Counting>,
     next: SyncToken,
 }
 
@@ -72,6 +76,7 @@ impl<'a> Pass<'a> {
             },
             mine: engine.memberships_at(number, next.position).await?,
             ignored: ignored_users(engine, session).await?,
+            counting: OnceCell::new(),
             next,
         })
     }

@@ -62,7 +62,7 @@ impl Pass<'_> {
         let receipts_moved = touched.is_none_or(|touched| touched.receipts.contains(&number));
         let counted = whole || !slice.events.is_empty() || slice.limited || receipts_moved;
         let unread = if counted {
-            Some(self.unread(room).await?)
+            Some(self.unread(room, membership).await?)
         } else {
             None
         };

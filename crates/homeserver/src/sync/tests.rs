@@ -1,5 +1,6 @@
 //! Sync and what it tells, over the whole router, on the memory engine.
 
+mod counting;
 mod devices;
 mod filters;
 mod membership;

@@ -101,6 +101,7 @@ impl RoomEdit<'_> {
                 self.delta.unrelated.push(key);
             }
         }
+        self.note_uncounted(target).await?;
         self.delta.rewritten.push(StoredEvent {
             pdu,
             redacted_by: Some(redaction.number),

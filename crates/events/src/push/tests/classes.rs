@@ -9,7 +9,7 @@ use super::{
 };
 use crate::push::{Classification, MAX_MENTIONED_USERS, Relation, thread_root};
 
-fn class_of(json: &Value, sender_level: i64) -> Classification {
+pub(super) fn class_of(json: &Value, sender_level: i64) -> Classification {
     let mut json = json.clone();
     json["sender"] = "@bob:example.org".into();
     json["room_id"] = "!r:example.org".into();
@@ -27,7 +27,7 @@ fn by_class(found: &Classification) -> (bool, bool) {
     }
 }
 
-fn events() -> impl Strategy<Value = Value> {
+pub(super) fn events() -> impl Strategy<Value = Value> {
     let types = prop::sample::select(vec![
         "m.room.message",
         "m.room.encrypted",
