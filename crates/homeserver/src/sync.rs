@@ -21,6 +21,7 @@ mod memberships;
 mod pass;
 mod room;
 mod state;
+mod streams;
 pub(crate) mod token;
 mod touched;
 pub(crate) mod v3;
@@ -31,10 +32,10 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use homeserver_rooms::{RoomError, Rooms, UserNumber};
+use homeserver_rooms::{RoomError, Rooms};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Position, StorageError, Store};
-use homeserver_users::{Failure, StreamToken, Users};
+use homeserver_users::{Failure, Users};
 use ruma::presence::PresenceState;
 
 use self::{
@@ -45,7 +46,7 @@ use self::{
     memberships::MembershipCache,
     pass::Pass,
     token::SyncToken,
-    wake::Wakeups,
+    wake::{Hears, Wakeups},
 };
 use crate::app::{push_rules::PushRules, session::Session};
 
@@ -109,7 +110,7 @@ pub(crate) struct SyncEngine {
 }
 
 impl SyncEngine {
-    /// An engine over these rooms and users. Starts the task that wakes waiting requests.
+    /// An engine over these rooms and users. Starts the tasks that wake waiting requests.
     pub(crate) fn start(
         store: &Store,
         rooms: &Arc<Rooms>,
@@ -117,7 +118,7 @@ impl SyncEngine {
         rules: &PushRules,
         runtime: &Runtime,
     ) -> Self {
-        Self {
+        let engine = Self {
             store: store.clone(),
             rooms: Arc::clone(rooms),
             users: users.clone(),
@@ -127,7 +128,10 @@ impl SyncEngine {
             memberships: MembershipCache::default(),
             counts: CountMemos::new(store),
             sent_members: SentMembers::default(),
-        }
+        };
+        runtime.tasks.spawn(engine.clone().follow_typing());
+        runtime.tasks.spawn(engine.clone().follow_presence());
+        engine
     }
 
     /// What changed, as soon as something has; nothing, when the time is over.
@@ -146,40 +150,22 @@ impl SyncEngine {
 
         let deadline = tokio::time::Instant::now() + timeout;
         let at_once = since.is_none() || request.full_state;
-        let mut typing = self.users.typing.subscribe();
-        let mut presence = self.users.presence.subscribe();
+        let hears = Hears {
+            typing: request.filter.ephemeral.allows_type("m.typing"),
+            presence: request.filter.presence.allows_type("m.presence"),
+        };
         loop {
-            let parked = self.wakeups.park(self.bells(session).await?);
-            typing.mark_unchanged();
-            presence.mark_unchanged();
+            let parked = self.wakeups.park(self.bells(session).await?, hears);
             let changes = self.changes(session, since, request).await?;
             if at_once || !changes.is_empty() {
                 return Ok(changes);
             }
-            loop {
-                tokio::select! {
-                    () = parked.knocked() => break,
-                    _ = typing.changed() => if self.typing_is_news(session, since).await? { break },
-                    _ = presence.changed() => break,
-                    () = tokio::time::sleep_until(deadline) => return Ok(changes),
-                    () = self.runtime.tasks.stopping() => return Ok(changes),
-                }
+            tokio::select! {
+                () = parked.knocked() => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(changes),
+                () = self.runtime.tasks.stopping() => return Ok(changes),
             }
         }
-    }
-
-    /// Whether somebody began or ceased to type in a room of the user since the token: everybody
-    /// who waits is woken by typing anywhere, and most need not look further than this.
-    async fn typing_is_news(
-        &self,
-        session: &Session,
-        since: Option<SyncToken>,
-    ) -> Result<bool, SyncError> {
-        let number = UserNumber(session.user_number.0);
-        let mine = self.memberships_at(number, self.store.durable()).await?;
-        let since = since.map_or_else(StreamToken::default, |since| since.typing);
-        let changes = self.users.typing.changes(&mine.joined, since);
-        Ok(!changes.into_inner().is_empty())
     }
 
     /// What changed in (`since`, now].

@@ -8,19 +8,19 @@
 //! Spec: Client-Server API, "Presence".
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use homeserver_runtime::{Clock, Runtime, Tasks};
+use homeserver_runtime::{Clock, Runtime};
 use parking_lot::Mutex;
 use ruma::presence::PresenceState;
 use tokio::sync::watch;
 
 use crate::{
     UserNumber,
-    stream::{Changes, StreamToken},
+    stream::{ChangeLog, Changes, StreamToken, let_time_pass},
 };
 
 /// Without activity for this long, an online user is shown as unavailable.
@@ -62,20 +62,14 @@ pub struct Presences {
 
 #[derive(Debug)]
 struct State {
-    boot: u64,
-    counter: u64,
-    /// Tokens with a lower counter are too old.
-    floor: u64,
+    log: ChangeLog<UserNumber>,
     users: HashMap<UserNumber, User>,
-    /// Change counter → user: the order in which presences changed.
-    order: BTreeMap<u64, UserNumber>,
     /// When time alone may change somebody's presence.
     alarms: BTreeSet<(Duration, UserNumber)>,
 }
 
 #[derive(Debug)]
 struct User {
-    changed_at: u64,
     /// What the user last said they are.
     chosen: PresenceState,
     status: Option<String>,
@@ -90,7 +84,6 @@ struct User {
 impl Default for User {
     fn default() -> Self {
         Self {
-            changed_at: 0,
             chosen: PresenceState::Online,
             status: None,
             last_active: None,
@@ -138,18 +131,18 @@ impl Presences {
     pub(crate) fn start(runtime: &Runtime) -> Self {
         let presences = Self {
             state: Arc::new(Mutex::new(State {
-                boot: runtime.entropy.number(),
-                counter: 0,
-                floor: 0,
+                log: ChangeLog::new(runtime.entropy.number()),
                 users: HashMap::new(),
-                order: BTreeMap::new(),
                 alarms: BTreeSet::new(),
             })),
             clock: Arc::clone(&runtime.clock),
             changed: watch::Sender::new(0),
         };
+        let (changed, timed) = (presences.changed.clone(), presences.clone());
         let tasks = runtime.tasks.clone();
-        runtime.tasks.spawn(presences.clone().let_time_pass(tasks));
+        runtime
+            .tasks
+            .spawn(let_time_pass(changed, tasks, move || timed.ring_in_time()));
         presences
     }
 
@@ -206,37 +199,27 @@ impl Presences {
         state.users.get(&user).map(|entry| presence(entry, now))
     }
 
-    /// Users, among those that `is_visible` accepts, whose presence changed since the token, in
-    /// the order of the changes.
-    pub fn changes(
-        &self,
-        since: StreamToken,
-        mut is_visible: impl FnMut(UserNumber) -> bool,
-    ) -> Changes<Vec<(UserNumber, Presence)>> {
+    /// The users whose presence changed since the token, in the order of the changes; all who are
+    /// known if the token says nothing here. `None` if they are more than `limit`: then ask for
+    /// those who matter by [`Presences::of`].
+    pub fn changes(&self, since: StreamToken, limit: usize) -> Option<Vec<(UserNumber, Presence)>> {
         let mut state = self.state.lock();
         let now = self.clock.monotonic();
         state.ring(now);
-        let too_old = since.boot != state.boot || since.counter < state.floor;
-        let after = if too_old { 0 } else { since.counter };
-        let users = state.order.range(after + 1..).map(|(_, user)| *user);
-        let users = users.filter(|user| is_visible(*user));
-        let told = users.filter_map(|user| Some((user, presence(state.users.get(&user)?, now))));
-        let told = told.collect();
-        if too_old {
-            Changes::Whole(told)
-        } else {
-            Changes::Since(told)
-        }
+        let changed: Vec<_> = match state.log.since(since) {
+            Changes::Since(users) | Changes::Whole(users) => {
+                users.take(limit.saturating_add(1)).collect()
+            }
+        };
+        let told = |user| Some((user, presence(state.users.get(&user)?, now)));
+        (changed.len() <= limit).then(|| changed.into_iter().filter_map(told).collect())
     }
 
     /// Where the stream stands now.
     pub fn token(&self) -> StreamToken {
         let mut state = self.state.lock();
         state.ring(self.clock.monotonic());
-        StreamToken {
-            boot: state.boot,
-            counter: state.counter,
-        }
+        state.log.token()
     }
 
     /// Wakes whenever somebody's presence changed.
@@ -249,43 +232,27 @@ impl Presences {
         let mut state = self.state.lock();
         let now = self.clock.monotonic();
         let first_alarm = state.alarms.first().copied();
-        let before = state.counter;
+        let before = state.log.counter();
         let is_news = apply(state.users.entry(user).or_default());
         state.settle(user, now, is_news);
-        if state.counter > before || state.alarms.first().copied() < first_alarm {
-            self.changed.send_replace(state.counter);
+        let counter = state.log.counter();
+        if counter > before || state.alarms.first().copied() < first_alarm {
+            self.changed.send_replace(counter);
         }
     }
 
-    async fn let_time_pass(self, tasks: Tasks) {
-        let mut changed = self.changed.subscribe();
-        loop {
-            let wait = {
-                let mut state = self.state.lock();
-                let now = self.clock.monotonic();
-                let before = state.counter;
-                state.ring(now);
-                if state.counter > before {
-                    self.changed.send_replace(state.counter);
-                }
-                state
-                    .alarms
-                    .first()
-                    .map(|(moment, _)| moment.saturating_sub(now))
-            };
-            changed.mark_unchanged();
-            let alarm = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep(wait + Duration::from_millis(1)).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = tasks.stopping() => return,
-                () = alarm => {}
-                _ = changed.changed() => {}
-            }
+    /// Does what time alone does, and tells how long it will do nothing.
+    fn ring_in_time(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        let before = state.log.counter();
+        state.ring(now);
+        let counter = state.log.counter();
+        if counter > before {
+            self.changed.send_replace(counter);
         }
+        let first = state.alarms.first();
+        first.map(|(moment, _)| moment.saturating_sub(now))
     }
 }
 
@@ -316,16 +283,12 @@ impl State {
         let visible = user.visible(now);
         if visible != user.shown || is_news {
             user.shown = visible;
-            self.order.remove(&user.changed_at);
-            self.counter += 1;
-            user.changed_at = self.counter;
-            self.order.insert(self.counter, number);
+            self.log.touch(number);
         }
         while self.users.len() > MAX_PRESENCES {
-            let Some((changed_at, quiet)) = self.order.pop_first() else {
+            let Some(quiet) = self.log.forget_oldest() else {
                 return;
             };
-            self.floor = changed_at;
             if let Some(alarm) = self.users.remove(&quiet).and_then(|user| user.alarm) {
                 self.alarms.remove(&(alarm, quiet));
             }
@@ -366,7 +329,7 @@ mod tests {
     }
 
     fn told(presences: &Presences, since: StreamToken) -> Vec<(UserNumber, PresenceState, bool)> {
-        let changes = presences.changes(since, |_| true).into_inner().into_iter();
+        let changes = presences.changes(since, usize::MAX).unwrap().into_iter();
         changes
             .map(|(user, now)| (user, now.state, now.currently_active))
             .collect()
@@ -417,10 +380,7 @@ mod tests {
             presences.of(ALICE).unwrap().status.unwrap().len(),
             MAX_STATUS
         );
-        assert_eq!(
-            presences.changes(token, |user| user != ALICE),
-            Changes::Since(vec![])
-        );
+        assert_eq!(presences.changes(token, 0), None);
     }
 
     #[tokio::test]
@@ -442,9 +402,8 @@ mod tests {
         assert_eq!(state.users.len(), MAX_PRESENCES);
         assert!(state.alarms.len() <= MAX_PRESENCES);
         drop(state);
-        match presences.changes(token, |user| user.0 < 10) {
-            Changes::Whole(users) => assert_eq!(users.len(), 9),
-            Changes::Since(_) => panic!("the token is older than what was forgotten"),
-        }
+        let all = presences.changes(token, MAX_PRESENCES).unwrap();
+        assert_eq!(all.len(), MAX_PRESENCES);
+        assert_eq!(presences.changes(token, 10), None);
     }
 }

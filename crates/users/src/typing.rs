@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use homeserver_runtime::{Clock, Runtime, Tasks};
+use homeserver_runtime::{Clock, Runtime};
 use parking_lot::Mutex;
 use ruma::OwnedUserId;
 use tokio::sync::watch;
 
-use crate::stream::{Changes, StreamToken};
+use crate::stream::{ChangeLog, Changes, StreamToken, let_time_pass};
 
 /// The longest that one notice keeps somebody typing.
 pub const MAX_TYPING: Duration = Duration::from_mins(2);
@@ -38,22 +38,11 @@ pub struct Typing {
 
 #[derive(Debug)]
 struct State {
-    boot: u64,
-    counter: u64,
-    /// Tokens with a lower counter are too old.
-    floor: u64,
-    rooms: HashMap<u64, Room>,
+    log: ChangeLog<u64>,
+    /// Room → user → when their typing ends, on the monotonic clock.
+    rooms: HashMap<u64, BTreeMap<OwnedUserId, Duration>>,
     /// No typing ends before this; `None` if nobody types.
     soonest_end: Option<Duration>,
-    /// Change counter → room: the order in which rooms changed.
-    order: BTreeMap<u64, u64>,
-}
-
-#[derive(Debug, Default)]
-struct Room {
-    changed_at: u64,
-    /// User → when their typing ends, on the monotonic clock.
-    users: BTreeMap<OwnedUserId, Duration>,
 }
 
 impl Typing {
@@ -61,18 +50,18 @@ impl Typing {
     pub(crate) fn start(runtime: &Runtime) -> Self {
         let typing = Self {
             state: Arc::new(Mutex::new(State {
-                boot: runtime.entropy.number(),
-                counter: 0,
-                floor: 0,
+                log: ChangeLog::new(runtime.entropy.number()),
                 rooms: HashMap::new(),
                 soonest_end: None,
-                order: BTreeMap::new(),
             })),
             clock: Arc::clone(&runtime.clock),
             changed: watch::Sender::new(0),
         };
+        let (changed, timed) = (typing.changed.clone(), typing.clone());
         let tasks = runtime.tasks.clone();
-        runtime.tasks.spawn(typing.clone().end_in_time(tasks));
+        runtime
+            .tasks
+            .spawn(let_time_pass(changed, tasks, move || timed.end_in_time()));
         typing
     }
 
@@ -80,7 +69,7 @@ impl Typing {
     pub fn start_typing(&self, room: u64, user: OwnedUserId, how_long: Duration) {
         let until = self.clock.monotonic() + how_long.min(MAX_TYPING);
         let mut state = self.state.lock();
-        let users = &mut state.rooms.entry(room).or_default().users;
+        let users = state.rooms.entry(room).or_default();
         if users.len() >= MAX_TYPING_IN_ROOM && !users.contains_key(&user) {
             return;
         }
@@ -96,7 +85,7 @@ impl Typing {
     pub fn stop_typing(&self, room: u64, user: &OwnedUserId) {
         let mut state = self.state.lock();
         let known = state.rooms.get_mut(&room);
-        if known.is_some_and(|room| room.users.remove(user).is_some()) {
+        if known.is_some_and(|users| users.remove(user).is_some()) {
             state.touch(room);
             self.announce(&state);
         }
@@ -109,7 +98,8 @@ impl Typing {
         state.typing_in(room)
     }
 
-    /// Of these rooms, those whose list changed since the token, each with its whole list.
+    /// Of these rooms, which are sorted, those whose list changed since the token, each with its
+    /// whole list.
     pub fn changes(
         &self,
         rooms: &[u64],
@@ -117,26 +107,31 @@ impl Typing {
     ) -> Changes<Vec<(u64, Vec<OwnedUserId>)>> {
         let mut state = self.state.lock();
         state.expire(self.clock.monotonic());
-        if since.boot != state.boot || since.counter < state.floor {
-            let with_list = rooms.iter().map(|room| (*room, state.typing_in(*room)));
-            return Changes::Whole(with_list.filter(|(_, list)| !list.is_empty()).collect());
+        let listed = |room| (room, state.typing_in(room));
+        let among = |room: &u64| rooms.binary_search(room).is_ok();
+        match state.log.since(since) {
+            Changes::Since(changed) => Changes::Since(changed.filter(among).map(listed).collect()),
+            Changes::Whole(known) => {
+                let lists = known.filter(among).map(listed);
+                Changes::Whole(lists.filter(|(_, list)| !list.is_empty()).collect())
+            }
         }
-        let is_new = |room: &&u64| {
-            let known = state.rooms.get(*room);
-            known.is_some_and(|room| room.changed_at > since.counter)
-        };
-        let new = rooms.iter().filter(is_new);
-        Changes::Since(new.map(|room| (*room, state.typing_in(*room))).collect())
+    }
+
+    /// The rooms whose lists changed since the token.
+    pub fn changed_rooms(&self, since: StreamToken) -> Vec<u64> {
+        let mut state = self.state.lock();
+        state.expire(self.clock.monotonic());
+        match state.log.since(since) {
+            Changes::Since(rooms) | Changes::Whole(rooms) => rooms.collect(),
+        }
     }
 
     /// Where the stream stands now.
     pub fn token(&self) -> StreamToken {
         let mut state = self.state.lock();
         state.expire(self.clock.monotonic());
-        StreamToken {
-            boot: state.boot,
-            counter: state.counter,
-        }
+        state.log.token()
     }
 
     /// Wakes whenever a list changed.
@@ -146,57 +141,34 @@ impl Typing {
 
     /// Tells the subscribers. Also where only an end moved: the timer has to look again.
     fn announce(&self, state: &State) {
-        self.changed.send_replace(state.counter);
+        self.changed.send_replace(state.log.counter());
     }
 
-    /// Ends typing when its time is over.
-    async fn end_in_time(self, tasks: Tasks) {
-        let mut changed = self.changed.subscribe();
-        loop {
-            let wait = {
-                let mut state = self.state.lock();
-                let now = self.clock.monotonic();
-                if state.expire(now) {
-                    self.announce(&state);
-                }
-                state.soonest_end.map(|end| end.saturating_sub(now))
-            };
-            changed.mark_unchanged();
-            let end = async {
-                match wait {
-                    // A little late rather than a little early and again.
-                    Some(wait) => tokio::time::sleep(wait + Duration::from_millis(1)).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = tasks.stopping() => return,
-                () = end => {}
-                _ = changed.changed() => {}
-            }
+    /// Ends typing whose time is over, and tells how long none will be.
+    fn end_in_time(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        if state.expire(now) {
+            self.announce(&state);
         }
+        state.soonest_end.map(|end| end.saturating_sub(now))
     }
 }
 
 impl State {
     fn typing_in(&self, room: u64) -> Vec<OwnedUserId> {
-        let room = self.rooms.get(&room);
-        room.map(|room| room.users.keys().cloned().collect())
+        let users = self.rooms.get(&room);
+        users
+            .map(|users| users.keys().cloned().collect())
             .unwrap_or_default()
     }
 
     /// Notes that a room's list changed just now.
     fn touch(&mut self, number: u64) {
-        self.counter += 1;
-        if let Some(room) = self.rooms.get_mut(&number) {
-            self.order.remove(&room.changed_at);
-            room.changed_at = self.counter;
-            self.order.insert(self.counter, number);
-        }
-        while self.order.len() > MAX_TYPING_ROOMS {
-            if let Some((changed_at, room)) = self.order.pop_first() {
+        self.log.touch(number);
+        while self.log.len() > MAX_TYPING_ROOMS {
+            if let Some(room) = self.log.forget_oldest() {
                 self.rooms.remove(&room);
-                self.floor = changed_at;
             }
         }
     }
@@ -207,10 +179,10 @@ impl State {
             return false;
         }
         let mut ended = Vec::new();
-        for (number, room) in &mut self.rooms {
-            let before = room.users.len();
-            room.users.retain(|_, until| *until > now);
-            if room.users.len() < before {
+        for (number, users) in &mut self.rooms {
+            let before = users.len();
+            users.retain(|_, until| *until > now);
+            if users.len() < before {
                 ended.push(*number);
             }
         }
@@ -219,7 +191,7 @@ impl State {
         for room in ended {
             self.touch(room);
         }
-        let ends = self.rooms.values().flat_map(|room| room.users.values());
+        let ends = self.rooms.values().flat_map(BTreeMap::values);
         self.soonest_end = ends.min().copied();
         true
     }
@@ -282,7 +254,7 @@ mod tests {
         typing.start_typing(7, user("alice"), Duration::from_millis(20));
         let before = typing.token();
         let mut changed = typing.subscribe();
-        while typing.state.lock().counter == before.counter {
+        while typing.state.lock().log.counter() == before.counter {
             changed.changed().await.unwrap();
         }
         assert_eq!(

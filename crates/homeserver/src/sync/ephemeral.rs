@@ -2,23 +2,28 @@
 //!
 //! Specification: client-server API, `m.typing`, `m.receipt`, `m.presence`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use homeserver_rooms::Room;
+use homeserver_rooms::{Membership, Room, RoomNumber};
 use homeserver_storage::Position;
 use homeserver_users::{
-    Changes as Stream, Presence, ReceiptKind, StoredReceipt, StreamToken, ToDeviceMessage,
-    UserNumber,
+    Presence, ReceiptKind, StoredReceipt, StreamToken, ToDeviceMessage, UserNumber,
 };
 use ruma::{OwnedEventId, OwnedUserId, UserId, presence::PresenceState};
 use serde::Serialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{SyncError, filter::EventShape, pass::Pass};
-use crate::app::acquaintance;
 
 /// Changes of presence told at once; the oldest ones are left out.
 const MAX_PRESENCES: usize = 1_000;
+
+/// Changes of presence, anywhere on the server, that are looked through for those of acquaintances.
+/// When there are more, the acquaintances are looked up.
+const CHANGES_WALKED: usize = 500;
+
+/// Members of the reader's rooms that are looked at for that.
+const MEMBERS_LOOKED_AT: usize = 5_000;
 
 /// Who is typing.
 pub(super) fn typing(users: &[OwnedUserId]) -> Box<RawValue> {
@@ -91,18 +96,20 @@ pub(super) async fn presence(pass: &Pass<'_>) -> Result<Vec<Box<RawValue>>, Sync
     if filter.allows_nothing() || !filter.allows_type("m.presence") {
         return Ok(Vec::new());
     }
-    let users = &pass.engine.users;
     let since = pass
         .since
         .map_or(StreamToken::default(), |since| since.presence);
-    let changes = users.presence.changes(since, |_| true);
-    let whole = matches!(changes, Stream::Whole(_));
+    let presences = &pass.engine.users.presence;
+    let changes = match presences.changes(since, CHANGES_WALKED) {
+        Some(changes) => changes,
+        None => acquaintances(pass).await?,
+    };
     let mut events = Vec::new();
-    for (number, presence) in changes.into_inner().into_iter().rev() {
+    for (number, presence) in changes.into_iter().rev() {
         if events.len() == MAX_PRESENCES {
             break;
         }
-        if whole && presence.state == PresenceState::Offline {
+        if pass.since.is_none() && presence.state == PresenceState::Offline {
             continue;
         }
         let Some(user) = visible(pass, number).await? else {
@@ -131,10 +138,33 @@ async fn visible(pass: &Pass<'_>, number: UserNumber) -> Result<Option<OwnedUser
     if !own && !pass.hears(&user) {
         return Ok(None);
     }
-    let rooms = &pass.engine.rooms;
-    let shared =
-        own || acquaintance::is_in_one_of(rooms, &pass.mine.joined, &user, pass.upto()).await?;
-    Ok(shared.then_some(user))
+    if own {
+        return Ok(Some(user));
+    }
+    let number = homeserver_rooms::UserNumber(number.0);
+    let theirs = pass.engine.memberships_at(number, pass.upto()).await?;
+    Ok(theirs.share_a_room(&pass.mine).then_some(user))
+}
+
+/// The presence of those who share a room with the reader, where more than them changed theirs.
+async fn acquaintances(pass: &Pass<'_>) -> Result<Vec<(UserNumber, Presence)>, SyncError> {
+    let mut left = MEMBERS_LOOKED_AT;
+    let mut known = BTreeSet::from([pass.session.user_number]);
+    for room in &pass.mine.joined {
+        let rooms = &pass.engine.rooms;
+        let members = rooms.local_members(RoomNumber(*room), left).await?;
+        left -= members.len();
+        let joined = members
+            .iter()
+            .filter(|one| one.membership == Membership::Join);
+        known.extend(joined.map(|one| UserNumber(one.user.0)));
+        if left == 0 {
+            break;
+        }
+    }
+    let presences = &pass.engine.users.presence;
+    let told = |user| Some((user, presences.of(user)?));
+    Ok(known.into_iter().filter_map(told).collect())
 }
 
 fn presence_event(user: &UserId, presence: &Presence) -> Box<RawValue> {

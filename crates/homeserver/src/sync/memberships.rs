@@ -26,6 +26,17 @@ pub(super) struct Memberships {
     pub(super) joined: Vec<u64>,
 }
 
+impl Memberships {
+    /// Whether both are in some room.
+    pub(super) fn share_a_room(&self, other: &Self) -> bool {
+        let (fewer, more) = match self.joined.len() < other.joined.len() {
+            true => (&self.joined, &other.joined),
+            false => (&other.joined, &self.joined),
+        };
+        fewer.iter().any(|room| more.binary_search(room).is_ok())
+    }
+}
+
 /// Lists by user. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct MembershipCache {

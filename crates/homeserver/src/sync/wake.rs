@@ -1,7 +1,7 @@
 //! Waking those who wait for news.
 //!
 //! One task reads the journal as it grows and knocks on the doors of the requests that wait for
-//! what happened. A parked request costs its place in the maps here and nothing else; a knock too
+//! what happened; typing and presence come by themselves (`streams`). A parked request costs its place in the maps here and nothing else; a knock too
 //! many costs one look, a knock too few cannot be: a request parks first and looks then.
 
 use std::{
@@ -31,6 +31,26 @@ pub(crate) enum Bell {
     DeviceLists,
 }
 
+/// What a request wants to hear of beside what is in the journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hears {
+    /// Who types in the user's rooms.
+    pub(crate) typing: bool,
+    /// Who is online in them.
+    pub(crate) presence: bool,
+}
+
+/// What a bell is rung for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Something in the journal: everybody hears of it.
+    Journal,
+    /// Somebody began or ceased to type.
+    Typing,
+    /// Somebody's presence changed.
+    Presence,
+}
+
 /// Who waits for what. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wakeups {
@@ -40,7 +60,23 @@ pub(crate) struct Wakeups {
 #[derive(Debug, Default)]
 struct Waiting {
     last_id: u64,
-    doors: HashMap<Bell, BTreeMap<u64, Arc<Notify>>>,
+    doors: HashMap<Bell, BTreeMap<u64, Waiter>>,
+}
+
+#[derive(Clone, Debug)]
+struct Waiter {
+    knock: Arc<Notify>,
+    hears: Hears,
+}
+
+impl Waiter {
+    fn hears(&self, news: News) -> bool {
+        match news {
+            News::Journal => true,
+            News::Typing => self.hears.typing,
+            News::Presence => self.hears.presence,
+        }
+    }
 }
 
 /// A place in the waiting room; leaving it is dropping it.
@@ -62,14 +98,15 @@ impl Wakeups {
     }
 
     /// Takes a place. What happens from now on is not missed.
-    pub(crate) fn park(&self, bells: Vec<Bell>) -> Parked {
+    pub(crate) fn park(&self, bells: Vec<Bell>, hears: Hears) -> Parked {
         let knock = Arc::new(Notify::new());
         let mut waiting = self.waiting.lock();
         waiting.last_id += 1;
         let id = waiting.last_id;
         for bell in &bells {
             let door = waiting.doors.entry(*bell).or_default();
-            door.insert(id, Arc::clone(&knock));
+            let knock = Arc::clone(&knock);
+            door.insert(id, Waiter { knock, hears });
         }
         Parked {
             wakeups: self.clone(),
@@ -79,13 +116,19 @@ impl Wakeups {
         }
     }
 
-    fn ring(&self, bell: Bell) {
-        if let Some(door) = self.waiting.lock().doors.get(&bell) {
-            // One permit is kept for those who have not begun to wait.
-            for knock in door.values() {
-                knock.notify_one();
-            }
-        }
+    /// Wakes who waits at a bell and hears of such news. Gives how many.
+    pub(crate) fn ring(&self, bell: Bell, news: News) -> usize {
+        let waiting = self.waiting.lock();
+        let door = waiting.doors.get(&bell).into_iter();
+        let hearing = door
+            .flat_map(BTreeMap::values)
+            .filter(|waiter| waiter.hears(news));
+        // One permit is kept for those who have not begun to wait.
+        hearing.map(|waiter| waiter.knock.notify_one()).count()
+    }
+
+    fn tell(&self, bell: Bell) {
+        self.ring(bell, News::Journal);
     }
 
     async fn follow(self, store: Store, runtime: Runtime) {
@@ -125,26 +168,26 @@ impl Wakeups {
         let number = |index: usize| entry.numbers.get(index).copied().unwrap_or_default();
         match entry.kind {
             rooms_journal::ROOM_EVENT => {
-                self.ring(Bell::Room(number(0)));
+                self.tell(Bell::Room(number(0)));
                 // Whose membership changes: an invited user is not in the room.
-                self.ring(Bell::User(number(2)));
+                self.tell(Bell::User(number(2)));
             }
             rooms_journal::STATE_CHANGED | users_journal::RECEIPT_CHANGED => {
-                self.ring(Bell::Room(number(0)));
+                self.tell(Bell::Room(number(0)));
             }
             rooms_journal::FORGOTTEN | users_journal::PRIVATE_RECEIPT_CHANGED => {
-                self.ring(Bell::User(number(1)));
+                self.tell(Bell::User(number(1)));
             }
             users_journal::ACCOUNT_DATA_CHANGED | users_journal::SIGNATURE_ADDED => {
-                self.ring(Bell::User(number(0)));
+                self.tell(Bell::User(number(0)));
             }
-            users_journal::DEVICE_LIST_CHANGED => self.ring(Bell::DeviceLists),
+            users_journal::DEVICE_LIST_CHANGED => self.tell(Bell::DeviceLists),
             users_journal::ONE_TIME_KEYS_CHANGED | users_journal::DEVICE_DELETED => {
-                self.ring(Bell::Device(number(1)));
+                self.tell(Bell::Device(number(1)));
             }
             users_journal::TO_DEVICE_SENT => {
                 for device in &entry.numbers {
-                    self.ring(Bell::Device(*device));
+                    self.tell(Bell::Device(*device));
                 }
             }
             _ => {}
@@ -156,7 +199,7 @@ impl Wakeups {
         let doors = waiting.doors.values();
         doors
             .flat_map(BTreeMap::values)
-            .for_each(|knock| knock.notify_one());
+            .for_each(|waiter| waiter.knock.notify_one());
     }
 
     /// Requests that wait, for tests.
@@ -192,17 +235,41 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
+    const ALL: Hears = Hears {
+        typing: true,
+        presence: true,
+    };
+
     #[tokio::test]
     async fn a_knock_before_waiting_is_not_lost_and_places_are_given_back() {
         let wakeups = Wakeups::default();
-        let parked = wakeups.park(vec![Bell::Room(1), Bell::User(2)]);
-        wakeups.ring(Bell::User(2));
+        let parked = wakeups.park(vec![Bell::Room(1), Bell::User(2)], ALL);
+        wakeups.tell(Bell::User(2));
         parked.knocked().await;
         assert!(parked.knocked().now_or_never().is_none());
-        wakeups.ring(Bell::Room(3));
+        wakeups.tell(Bell::Room(3));
         assert!(parked.knocked().now_or_never().is_none());
         drop(parked);
         assert_eq!(wakeups.doors(), 0);
+    }
+
+    #[test]
+    fn only_who_wants_to_hear_of_typing_or_presence_is_woken_by_it() {
+        let wakeups = Wakeups::default();
+        let deaf = Hears {
+            typing: false,
+            presence: false,
+        };
+        let (hearing, not) = (
+            wakeups.park(vec![Bell::Room(1)], ALL),
+            wakeups.park(vec![Bell::Room(1)], deaf),
+        );
+        for (news, woken) in [(News::Typing, 1), (News::Presence, 1), (News::Journal, 2)] {
+            assert_eq!(wakeups.ring(Bell::Room(1), news), woken);
+            assert!(hearing.knocked().now_or_never().is_some());
+            assert_eq!(not.knocked().now_or_never().is_some(), woken == 2);
+        }
+        assert_eq!(wakeups.ring(Bell::Room(2), News::Journal), 0);
     }
 
     #[test]
@@ -235,8 +302,8 @@ mod tests {
             (users_journal::TO_DEVICE_SENT, &[3, 4], Bell::Device(4)),
         ];
         for (kind, numbers, bell) in cases {
-            let parked = wakeups.park(vec![bell]);
-            let other = wakeups.park(vec![Bell::Room(1), Bell::User(1), Bell::Device(1)]);
+            let parked = wakeups.park(vec![bell], ALL);
+            let other = wakeups.park(vec![Bell::Room(1), Bell::User(1), Bell::Device(1)], ALL);
             wakeups.announce(&Entry::new(kind, numbers));
             assert!(parked.knocked().now_or_never().is_some(), "{kind:x}");
             assert!(other.knocked().now_or_never().is_none(), "{kind:x}");

@@ -11,7 +11,7 @@ use homeserver_rooms::{
     AliasTarget, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer, RoomCommand,
     RoomError, Rooms,
 };
-use homeserver_users::{AccountData, Accounts, Failure, Profiles, Scope, Users};
+use homeserver_users::{AccountData, Accounts, Failure, Presences, Profiles, Scope, Typing, Users};
 use ruma::{OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
 use serde::Deserialize;
 
@@ -57,6 +57,8 @@ pub(crate) struct RoomChanges {
     accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
+    typing: Typing,
+    presences: Presences,
 }
 
 impl RoomChanges {
@@ -67,6 +69,8 @@ impl RoomChanges {
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
+            typing: users.typing.clone(),
+            presences: users.presence.clone(),
         }
     }
 
@@ -139,11 +143,22 @@ impl RoomChanges {
         if event.state_key.is_none() && event.event_type == "m.room.redaction" {
             check_redaction(&event.content)?;
         }
-        let action = RoomAction::Send { room, event };
-        match transaction {
-            Some(transaction) => self.act_once(session, transaction, action).await,
-            None => self.act(session, action).await,
+        let is_message = event.state_key.is_none()
+            && !matches!(&*event.event_type, "m.reaction" | "m.room.redaction");
+        let action = RoomAction::Send {
+            room: room.clone(),
+            event,
+        };
+        let answer = match transaction {
+            Some(transaction) => self.act_once(session, transaction, action).await?,
+            None => self.act(session, action).await?,
+        };
+        self.presences.active(session.user_number);
+        if is_message && let Some(room) = self.rooms.room(&room).await? {
+            // What was typed is sent: clients do not say so again.
+            self.typing.stop_typing(room.number.0, &session.user);
         }
+        Ok(answer)
     }
 
     /// Refuses an action that would invite a user of this server who takes no invites.

@@ -22,7 +22,7 @@ const MEMOS: usize = 20_000;
 const WORTH_STORING: usize = 20;
 
 /// (user number, room number) → counts up to a position.
-const COUNTS: Table<(u64, u64), MemoRow> = Table::new(0x9c, "unread_counts");
+const COUNTS: Table<(u64, u64), MemoRow> = Table::new(0x9f, "unread_counts");
 
 pub(super) const TABLES: &[TableSpec] = &[COUNTS.spec()];
 
