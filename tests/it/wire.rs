@@ -7,6 +7,7 @@ mod limited;
 mod media;
 mod paths;
 mod reading;
+mod refusals;
 mod rooms;
 mod routes;
 mod signing;

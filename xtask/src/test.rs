@@ -1,5 +1,7 @@
 //! `cargo xtask test`: prepares what the tests need and runs them all.
 
+use std::process::Command;
+
 use crate::{
     command::{self, Error, cargo},
     peers, schema,
@@ -29,5 +31,24 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Error> {
     tests.env("HOMESERVER_NODE", &peers.node);
     tests.env("HOMESERVER_NODE_MODULES", &peers.node_modules);
     tests.env("HOMESERVER_RECORD", schema::recorded_folder());
-    command::run(&mut tests)
+    command::run(&mut tests)?;
+    // A part of the tests cannot show all.
+    if arguments.is_empty() {
+        command::run(&mut coverage())?;
+    }
+    Ok(())
+}
+
+/// Judges what the wire tests recorded: every endpoint's yes under all of its names, and every error.
+fn coverage() -> Command {
+    let mut judge = cargo(&[
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "homeserver-tests",
+    ]);
+    judge.args(["--bin", "wire-coverage", "--"]);
+    judge.arg(schema::recorded_folder());
+    judge
 }

@@ -253,6 +253,13 @@ impl CrossSigning {
         })
     }
 
+    /// Whether the user has a cross-signing key with this public half: no device may be called so,
+    /// since signatures name devices and these keys alike.
+    pub async fn has_key(&self, user: UserNumber, public_key: &str) -> Result<bool, Failure> {
+        let rows = self.rows(user).await?;
+        Ok(rows.values().any(|row| row.public_key == public_key))
+    }
+
     async fn rows(
         &self,
         user: UserNumber,

@@ -7,6 +7,7 @@ use homeserver_tests::{Client, Server, ServerOptions, table, table::Row};
 const CONFIGURATION: &str = "\
     login = { per_second = 0.001, burst = 1 }\n\
     registration = { per_second = 0.001, burst = 2 }\n\
+    refresh = { per_second = 0.001, burst = 1 }\n\
     message = { per_second = 0.001, burst = 1 }\n\
     join = { per_second = 0.001, burst = 1 }\n\
     invite = { per_second = 0.001, burst = 1 }\n\

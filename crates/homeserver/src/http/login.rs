@@ -1,6 +1,7 @@
 //! Logging in and out, renewing tokens: `/login`, `/login/get_token`, `/refresh`, `/logout`.
 
 use axum::extract::State;
+use homeserver_users::CrossSigning;
 use ruma::{
     OwnedDeviceId,
     api::client::session::{
@@ -74,6 +75,7 @@ async fn login(
     State(authenticator): State<Authenticator>,
     State(tokens): State<BriefTokens>,
     State(sessions): State<Sessions>,
+    State(cross_signing): State<CrossSigning>,
     request: Unparsed<login::v3::Request>,
 ) -> Result<Ruma<login::v3::Response>, ApiError> {
     let body: LoginBody = request.json()?;
@@ -99,6 +101,13 @@ async fn login(
             return Err(ApiError::unknown(format!("Unknown login type {other:?}")));
         }
     };
+    if let Some(device) = &body.device_id
+        && cross_signing
+            .has_key(account.number, device.as_str())
+            .await?
+    {
+        return Err(ApiError::forbidden("A cross-signing key has this id"));
+    }
     let asked = Login {
         device: body.device_id,
         display_name: body.initial_device_display_name,

@@ -18,7 +18,7 @@ use futures_util::TryStreamExt;
 use homeserver_media::{
     Access, Declared, Download, DownloadError, Failure, Media, MediaId, ThumbnailRequestError,
     UploadError, serving,
-    thumbnail::{Animation, Method, Wanted},
+    thumbnail::{Animation, Method, ThumbnailError, Wanted},
 };
 use ruma::{
     MilliSecondsSinceUnixEpoch, ServerName, UInt,
@@ -410,6 +410,9 @@ impl From<ThumbnailRequestError> for ApiError {
     fn from(error: ThumbnailRequestError) -> Self {
         match error {
             ThumbnailRequestError::Original(error) => error.into(),
+            ThumbnailRequestError::Thumbnail(ThumbnailError::TooLarge) => {
+                Self::too_large("The image is too large for a thumbnail")
+            }
             ThumbnailRequestError::Thumbnail(error) => Self::new(
                 StatusCode::BAD_REQUEST,
                 ErrorKind::Unknown,

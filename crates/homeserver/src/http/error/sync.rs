@@ -127,9 +127,8 @@ impl From<CrossSigningError> for ApiError {
     fn from(error: CrossSigningError) -> Self {
         let message = error.to_string();
         match error {
-            CrossSigningError::Invalid(..) | CrossSigningError::NoMasterKey => {
-                Self::invalid_param(message)
-            }
+            CrossSigningError::Invalid(..) => Self::invalid_param(message),
+            CrossSigningError::NoMasterKey => Self::missing_param(message),
             CrossSigningError::BadSignature(_) => {
                 let body = json!({ "errcode": "M_INVALID_SIGNATURE", "error": message });
                 Self::json(StatusCode::BAD_REQUEST, body)
