@@ -11,6 +11,8 @@ pub(crate) enum What {
     Storage,
     /// A whole server through the Client-Server API.
     Client,
+    /// Reading in a room of a thousand events beside one of a million, seeded offline.
+    Rooms,
 }
 
 /// Runs one benchmark.
@@ -24,10 +26,22 @@ pub(crate) fn run(what: What, arguments: &[String]) -> Result<(), Error> {
             "--example",
             "bench_storage",
         ],
-        What::Client => &["run", "--release", "-p", "homeserver-bench", "--"],
+        What::Client => &["run", "--release", "-p", "homeserver-bench", "--", "client"],
+        What::Rooms => &["run", "--release", "-p", "homeserver-bench", "--", "rooms"],
     };
-    if matches!(what, What::Client) {
+    if matches!(what, What::Client | What::Rooms) {
         run_command(&mut cargo(&["build", "--release", "-p", "homeserver-cli"]))?;
+    }
+    if matches!(what, What::Rooms) {
+        let seed = [
+            "build",
+            "--release",
+            "-p",
+            "homeserver",
+            "--example",
+            "seed",
+        ];
+        run_command(&mut cargo(&seed))?;
     }
     run_command(cargo(base).args(arguments))
 }

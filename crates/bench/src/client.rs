@@ -84,14 +84,28 @@ impl Client {
             "auth": { "type": "m.login.dummy" },
         });
         let session = self.post("/_matrix/client/v3/register", &body).await?;
-        let token = session["access_token"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        Ok(Self {
-            token,
+        Ok(self.with_session(&session))
+    }
+
+    /// Logs in and gives the client of the new device.
+    pub(crate) async fn login(&self, username: &str) -> Result<Self, Error> {
+        let body = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": username },
+            "password": "a pass phrase for the load",
+        });
+        let session = self.post("/_matrix/client/v3/login", &body).await?;
+        Ok(self.with_session(&session))
+    }
+
+    fn with_session(&self, session: &Value) -> Self {
+        Self {
+            token: session["access_token"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             ..self.clone()
-        })
+        }
     }
 
     /// Creates a room and gives its id.

@@ -9,7 +9,12 @@ use std::{
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::{Arguments, Error, client::Client, disk::bytes_below, process::Server};
+use crate::{
+    Error, LoadArguments,
+    client::Client,
+    disk::bytes_below,
+    process::{Prepared, Server},
+};
 
 /// Concurrent senders of the measurements with many.
 const SENDERS: usize = 16;
@@ -19,24 +24,27 @@ type Figures = Vec<(&'static str, String)>;
 /// Starts a server on one engine and measures everything, in an order that leaves the idle figures
 /// unspoilt.
 pub(crate) async fn measure(
-    arguments: &Arguments,
+    arguments: &LoadArguments,
     engine: &str,
     folder: &Path,
 ) -> Result<Figures, Error> {
-    let mut server = Server::start(&arguments.program, engine, folder).await?;
+    let prepared = Prepared::new(&arguments.program, engine, &folder.join(engine))?;
+    let mut server = prepared.start().await?;
     let mut figures = Figures::new();
     figures.push(("memory, idle", format!("{:.1} MiB", server.resident()?)));
     let alice = server.client()?.register("alice").await?;
     let bob = server.client()?.register("bob").await?;
 
+    round_trip(&mut figures, &alice, arguments.latencies).await?;
     latency(&mut figures, &alice, arguments.latencies).await?;
     to_other_sync(&mut figures, &alice, &bob, arguments.latencies).await?;
+    // Before the figures begin: hashing a password costs as much as hundreds of sends.
+    let senders = senders(&server).await?;
+    let senders: Vec<&Client> = senders.iter().collect();
     let disk_before = bytes_below(&server.data())?;
     let cpu_before = server.cpu()?;
     let many = arguments.messages;
     throughput(&mut figures, "1 sender, 1 room", &[&alice], 1, many / 4).await?;
-    let senders = senders(&server).await?;
-    let senders: Vec<&Client> = senders.iter().collect();
     throughput(
         &mut figures,
         "16 senders, 16 rooms",
@@ -92,6 +100,19 @@ async fn senders(server: &Server) -> Result<Vec<Client>, Error> {
         );
     }
     Ok(senders)
+}
+
+/// The least that any request takes here: an answer that needs no work.
+async fn round_trip(figures: &mut Figures, client: &Client, count: usize) -> Result<(), Error> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let started = Instant::now();
+        client.get("/_matrix/client/versions").await?;
+        times.push(started.elapsed());
+    }
+    let median = milliseconds(percentile(&mut times, 50));
+    figures.push(("floor: GET /versions, p50", median));
+    Ok(())
 }
 
 /// One send after the other.
@@ -165,7 +186,7 @@ async fn to_other_sync(
     Ok(())
 }
 
-fn next_batch(answer: &serde_json::Value) -> String {
+pub(crate) fn next_batch(answer: &serde_json::Value) -> String {
     answer["next_batch"].as_str().unwrap_or_default().to_owned()
 }
 
@@ -224,6 +245,6 @@ pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.get(last * percent / 100).copied().unwrap_or_default()
 }
 
-fn milliseconds(time: Duration) -> String {
+pub(crate) fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }

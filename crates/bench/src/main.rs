@@ -17,14 +17,29 @@ mod client;
 mod disk;
 mod load;
 mod process;
+mod rooms;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 
 /// Measures a homeserver.
 #[derive(Parser)]
 struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Sends, /sync, CPU, memory, disk.
+    Client(LoadArguments),
+    /// Reading in a room of few events beside one of many.
+    Rooms(RoomsArguments),
+}
+
+#[derive(Args)]
+struct LoadArguments {
     /// Storage engines to measure, in turn.
     #[arg(long, value_delimiter = ',', default_value = "fjall,sled")]
     engines: Vec<String>,
@@ -35,8 +50,30 @@ struct Arguments {
     #[arg(long, default_value_t = 1_000)]
     latencies: usize,
     /// The server program.
-    #[arg(long, default_value_os_t = default_program())]
+    #[arg(long, default_value_os_t = beside("homeserver"))]
     program: PathBuf,
+    /// The folder for the servers' data; on the disk that is to be measured.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RoomsArguments {
+    /// Storage engines to measure, in turn.
+    #[arg(long, value_delimiter = ',', default_value = "fjall")]
+    engines: Vec<String>,
+    /// Sizes of the room, in events.
+    #[arg(long, value_delimiter = ',', default_value = "1000,1000000")]
+    events: Vec<usize>,
+    /// How often each question is asked.
+    #[arg(long, default_value_t = 50)]
+    repetitions: usize,
+    /// The server program.
+    #[arg(long, default_value_os_t = beside("homeserver"))]
+    program: PathBuf,
+    /// The program that seeds a room offline.
+    #[arg(long, default_value_os_t = beside("examples/seed"))]
+    seed_program: PathBuf,
     /// The folder for the servers' data; on the disk that is to be measured.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -59,10 +96,11 @@ pub(crate) enum Error {
     Server(String),
 }
 
-fn default_program() -> PathBuf {
-    let target = std::env::current_exe().ok();
-    let folder = target.as_deref().and_then(std::path::Path::parent);
-    folder.map_or_else(|| "homeserver".into(), |folder| folder.join("homeserver"))
+/// A program in this one's folder.
+fn beside(name: &str) -> PathBuf {
+    let this = std::env::current_exe().ok();
+    let folder = this.as_deref().and_then(std::path::Path::parent);
+    folder.map_or_else(|| name.into(), |folder| folder.join(name))
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -77,15 +115,24 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<(), Error> {
-    let folder = match &arguments.folder {
+    let (engines, folder) = match &arguments.what {
+        What::Client(load) => (&load.engines, &load.folder),
+        What::Rooms(rooms) => (&rooms.engines, &rooms.folder),
+    };
+    let folder = match folder {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None => tempfile::tempdir()?,
     };
     println!("floor: {}", disk::fdatasync_floor(folder.path())?);
-    for engine in &arguments.engines {
+    for engine in engines {
         println!("\n{engine}");
-        for (what, figure) in load::measure(arguments, engine, folder.path()).await? {
-            println!("  {what:<44}{figure}");
+        match &arguments.what {
+            What::Client(arguments) => {
+                for (what, figure) in load::measure(arguments, engine, folder.path()).await? {
+                    println!("  {what:<44}{figure}");
+                }
+            }
+            What::Rooms(arguments) => rooms::compare(arguments, engine, folder.path()).await?,
         }
         println!("floor again: {}", disk::fdatasync_floor(folder.path())?);
     }

@@ -29,11 +29,17 @@ impl Drop for Server {
     }
 }
 
-impl Server {
-    /// Starts a server in a folder of its own and waits until it answers.
-    pub(crate) async fn start(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
-        let folder = folder.join(engine);
-        std::fs::create_dir_all(&folder)?;
+/// A server's folder with its configuration, before its first start.
+pub(crate) struct Prepared {
+    program: PathBuf,
+    folder: PathBuf,
+    base: String,
+}
+
+impl Prepared {
+    /// Writes a configuration for one engine into a folder of its own.
+    pub(crate) fn new(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(folder)?;
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
             .local_addr()?
             .port();
@@ -43,18 +49,32 @@ impl Server {
              [registration]\nmode = \"open\"\n[rate_limits]\nenabled = false\n"
         );
         std::fs::write(folder.join("conduit.toml"), configuration)?;
-        let process = spawn(program, &folder)?;
-        let base = format!("http://127.0.0.1:{port}");
-        let mut server = Self {
-            process,
+        Ok(Self {
             program: program.into(),
-            folder,
-            base,
+            folder: folder.into(),
+            base: format!("http://127.0.0.1:{port}"),
+        })
+    }
+
+    /// The folder with the database.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Starts the server and waits until it answers.
+    pub(crate) async fn start(self) -> Result<Server, Error> {
+        let mut server = Server {
+            process: spawn(&self.program, &self.folder)?,
+            program: self.program,
+            folder: self.folder,
+            base: self.base,
         };
         server.answers().await?;
         Ok(server)
     }
+}
 
+impl Server {
     /// Somebody who is not logged in.
     pub(crate) fn client(&self) -> Result<Client, Error> {
         Client::new(&self.base)

@@ -1,6 +1,9 @@
 //! What an operator does with accounts, on the command line or from an embedding program.
 
+use homeserver_rooms::{NewEvent, RoomError};
+use homeserver_storage::Position;
 use homeserver_users::{Account, ChangeAccountError, UserNumber};
+use ruma::{OwnedUserId, RoomId};
 
 use crate::{
     Homeserver,
@@ -74,6 +77,21 @@ impl Administration {
         let registration = &self.homeserver.components().registration;
         let way = Way::Operator { admin };
         Ok(registration.register(Some(username), password, way).await?)
+    }
+
+    /// Appends events of local users to a room, in their order: to seed a room or to move a history
+    /// in. Each is decided like any other, but they share batches, and nobody is answered before
+    /// the last one is on disk. Gives the position of the last one in the journal.
+    ///
+    /// # Errors
+    /// On the first event that is not allowed; those before it are in the room.
+    pub async fn append_events(
+        &self,
+        room: &RoomId,
+        events: &[(OwnedUserId, NewEvent)],
+    ) -> Result<Position, RoomError> {
+        let rooms = &self.homeserver.components().rooms;
+        rooms.append_many(room, events).await
     }
 
     /// Sets a new password and logs the user out everywhere.

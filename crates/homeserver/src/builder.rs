@@ -218,7 +218,7 @@ impl HomeserverBuilder {
         let foundation = Foundation {
             media: Media::open(&store, blobs, &runtime, media),
             rooms: Rooms::open(store.clone(), &runtime, rooms).await?,
-            passwords: Passwords::open(runtime.clone()).await?,
+            passwords: Passwords::open(runtime.clone()),
             runtime,
             store,
             users,

@@ -20,7 +20,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Homeserver {
     config: Arc<Config>,
-    components: Arc<Components>,
+    components: Components,
 }
 
 /// An address that is served.
@@ -48,7 +48,7 @@ impl Homeserver {
     pub(crate) fn new(config: Config, components: Components) -> Self {
         Self {
             config: Arc::new(config),
-            components: Arc::new(components),
+            components,
         }
     }
 
@@ -72,7 +72,7 @@ impl Homeserver {
             Surface::Admin,
             Surface::Metrics,
         ];
-        http::router((*self.components).clone(), &all)
+        http::router(self.components.clone(), &all)
     }
 
     /// Opens the configured listeners and serves them in the background until
@@ -91,7 +91,7 @@ impl Homeserver {
         }
         let runtime = &self.components.runtime;
         for (socket, serves) in bound {
-            let router = http::router((*self.components).clone(), serves);
+            let router = http::router(self.components.clone(), serves);
             let most = self.config.http.max_connections;
             let serve = listen::accept(socket, router, most, runtime.clone());
             runtime.tasks.spawn(serve);

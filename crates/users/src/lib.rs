@@ -80,7 +80,7 @@ pub use tables::TABLES;
 pub use tag::{MAX_TAG_NAME, MAX_TAGS, TagError};
 pub use typing::{MAX_TYPING, MAX_TYPING_IN_ROOM, MAX_TYPING_ROOMS, Typing};
 
-use std::time::Duration;
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use homeserver_runtime::Runtime;
 use homeserver_storage::Store;
@@ -94,6 +94,20 @@ const SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 /// All parts of this crate over one store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Users {
+    parts: Arc<Parts>,
+}
+
+impl Deref for Users {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+/// The parts of [`Users`], each for those who need no other.
+#[derive(Debug)]
+pub struct Parts {
     /// Accounts.
     pub accounts: Accounts,
     /// Devices.
@@ -126,7 +140,7 @@ impl Users {
     /// hourly sweep on the runtime's tasks, which end with its shutdown.
     pub fn open(store: &Store, runtime: &Runtime) -> Self {
         let ground = Ground::new(store.clone(), runtime);
-        let users = Self {
+        let parts = Parts {
             accounts: Accounts::new(ground.clone()),
             devices: Devices::new(ground.clone()),
             profiles: Profiles::new(ground.clone()),
@@ -139,13 +153,13 @@ impl Users {
             cross_signing: CrossSigning::new(ground.clone()),
             device_lists: DeviceLists::new(ground.clone()),
             inbox: Inbox::new(ground.clone()),
-            ground,
+            ground: ground.clone(),
         };
         let tasks = runtime.tasks.clone();
-        runtime
-            .tasks
-            .spawn(sweep_hourly(users.ground.clone(), tasks));
-        users
+        runtime.tasks.spawn(sweep_hourly(ground, tasks));
+        Self {
+            parts: Arc::new(parts),
+        }
     }
 
     /// The number of a user id, local or not, given now if it has none.

@@ -7,6 +7,7 @@ use argon2::{
     Algorithm, Argon2, Params, Version,
     password_hash::{PasswordHasher, PasswordVerifier},
 };
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use homeserver_runtime::{PoolClosed, Runtime};
 
 /// Memory of one hash, in KiB. With [`PASSES`] and [`LANES`] the OWASP recommendation for Argon2id.
@@ -17,6 +18,8 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// Bytes of salt.
 const SALT: usize = 16;
+/// Bytes of the hash.
+const HASH: usize = 32;
 
 /// Bytes of the longest password that is accepted.
 pub(crate) const MAX_PASSWORD: usize = 512;
@@ -47,14 +50,17 @@ pub(crate) struct Passwords {
 }
 
 impl Passwords {
-    /// Prepares the hash that is checked when there is no account.
-    pub(crate) async fn open(runtime: Runtime) -> Result<Self, PasswordError> {
-        let password = runtime.entropy.alphanumeric(32);
-        let decoy = hash(&runtime, password).await?;
-        Ok(Self {
+    /// Prepares what is checked when there is no account: a random salt and hash, which cost as much
+    /// to check as real ones and which no known password has. Nothing is hashed for it, so that a
+    /// start costs neither the time nor the memory.
+    pub(crate) fn open(runtime: Runtime) -> Self {
+        let salt = BASE64_STANDARD_NO_PAD.encode(runtime.entropy.bytes::<SALT>());
+        let hash = BASE64_STANDARD_NO_PAD.encode(runtime.entropy.bytes::<HASH>());
+        let decoy = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${salt}${hash}");
+        Self {
             runtime,
             decoy: decoy.into(),
-        })
+        }
     }
 
     /// Whether `password` may be somebody's.
@@ -110,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_right_password_matches() {
-        let passwords = Passwords::open(Runtime::system()).await.unwrap();
+        let passwords = Passwords::open(Runtime::system());
         let stored = passwords.hash("correct horse").await.unwrap();
         assert!(
             stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
@@ -145,9 +151,18 @@ mod tests {
         assert!(!passwords.verify(&longer, Some(&stored)).await.unwrap());
     }
 
+    /// An unreadable decoy would be answered at once and tell who has an account.
+    #[test]
+    fn the_decoy_is_computed_like_a_real_hash() {
+        let passwords = Passwords::open(Runtime::system());
+        let verified = argon2().unwrap().verify_password(b"x", &*passwords.decoy);
+        let wrong = argon2::password_hash::Error::PasswordInvalid;
+        assert_eq!(verified, Err(wrong), "{}", passwords.decoy);
+    }
+
     #[tokio::test]
     async fn empty_and_endless_passwords_are_refused() {
-        let passwords = Passwords::open(Runtime::system()).await.unwrap();
+        let passwords = Passwords::open(Runtime::system());
         assert!(matches!(
             passwords.hash("").await,
             Err(PasswordError::Empty)

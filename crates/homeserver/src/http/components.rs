@@ -1,7 +1,7 @@
 //! What handlers may ask for with `State<…>`. Each handler names only the parts it uses; nothing
 //! but the router assembly sees the whole.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use homeserver_media::Media;
@@ -38,12 +38,26 @@ use crate::{
     sync::SyncEngine,
 };
 
-/// Declares [`Components`] and lets axum hand out each of its fields by type.
+/// All parts, shared: axum clones its state several times for each request.
+#[derive(Clone, Debug)]
+pub(crate) struct Components {
+    parts: Arc<Parts>,
+}
+
+impl Deref for Components {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+/// Declares [`Parts`] and lets axum hand out each of its fields by type.
 macro_rules! components {
     ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
-        /// The parts that handlers are given. Cheap to clone.
-        #[derive(Clone, Debug)]
-        pub(crate) struct Components {
+        /// The parts that handlers are given.
+        #[derive(Debug)]
+        pub(crate) struct Parts {
             $($(#[$doc])* pub(crate) $name: $type,)*
         }
 
@@ -178,7 +192,7 @@ impl Components {
             users.devices.clone(),
             Duration::from_secs(config.sessions.access_token_lifetime),
         );
-        Self {
+        let parts = Parts {
             session_config: Arc::new(config.sessions.clone()),
             rooms_config: Arc::new(config.rooms.clone()),
             media_config: Arc::new(config.media.clone()),
@@ -237,6 +251,9 @@ impl Components {
             users,
             passwords,
             invitations,
+        };
+        Self {
+            parts: Arc::new(parts),
         }
     }
 }
