@@ -25,6 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const DEFAULT_LOG: &str = "info";
 
 fn main() -> ExitCode {
+    keep_pages_small();
     let arguments = Arguments::parse();
     start_log(&arguments);
     match run(arguments) {
@@ -34,6 +35,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks Linux for no huge pages: a server with few users would hold several times the memory that
+/// it uses, because a page of 2 MiB is held as long as any of it is.
+fn keep_pages_small() {
+    #[cfg(target_os = "linux")]
+    // It costs memory only where the kernel knows no such wish.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 fn run(arguments: Arguments) -> Result<(), Failed> {
