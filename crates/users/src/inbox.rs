@@ -34,8 +34,13 @@ pub const INBOX_PAGE: usize = 100;
 pub const MAX_TO_DEVICE_CONTENT: usize = 64 * 1024;
 
 /// Messages that may wait for one device. A device that is never used again must not fill the
-/// disk: what is sent to it beyond this is dropped, and the drop is logged.
+/// disk: what is sent to it beyond this, or beyond [`MAX_INBOX_BYTES`], is dropped, and the drop is
+/// logged. Its sender is not told, who could do nothing about it: the device asks for keys that it
+/// misses when it comes back.
 pub const MAX_INBOX: u64 = 10_000;
+
+/// Bytes of all messages that may wait for one device: ten thousand room keys take half of it.
+pub const MAX_INBOX_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Recipient devices of one request.
 pub const MAX_RECIPIENTS: usize = 20_000;
@@ -47,7 +52,7 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// Topics that one journal entry may have.
 const TOPICS: usize = 8;
 
-/// Devices whose number of waiting messages is remembered.
+/// Devices whose waiting messages are remembered by number and size.
 const COUNTS_REMEMBERED: usize = 20_000;
 
 /// How long a transaction id is remembered, in milliseconds.
@@ -142,11 +147,30 @@ pub struct Inbox {
     ground: Ground,
     /// Messages waiting per device, at least: enough to keep an inbox bounded. Another process
     /// that fills the same inbox makes the bound a little softer.
-    waiting: Arc<Cache<DeviceNumber, u64>>,
+    waiting: Arc<Cache<DeviceNumber, Waiting>>,
 }
 
-/// Remembered of an inbox that was counted and is full, until something is acknowledged.
-const FULL: u64 = u64::MAX;
+/// How much waits for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Waiting {
+    messages: u64,
+    bytes: u64,
+    /// Counted, and found to be too much for another message; until something is acknowledged.
+    full: bool,
+}
+
+impl Waiting {
+    /// Whether another message fits, even the largest.
+    fn has_room(self) -> bool {
+        let bytes = self.bytes + MAX_TO_DEVICE_CONTENT as u64;
+        self.messages < MAX_INBOX && bytes <= MAX_INBOX_BYTES
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes as u64;
+    }
+}
 
 /// One message on its way to one device.
 struct Delivery<'a> {
@@ -222,7 +246,7 @@ impl Inbox {
                     continue;
                 };
                 let device = number(&row);
-                if self.has_room(device).await? {
+                if self.has_room(device, content.get().len()).await? {
                     deliveries.push(Delivery {
                         user: *user,
                         device_id,
@@ -335,41 +359,44 @@ impl Inbox {
         }
     }
 
-    /// Whether an inbox may take another message; counts it in.
-    async fn has_room(&self, device: DeviceNumber) -> Result<bool, Failure> {
-        let remembered = self.waiting.get(&device);
-        if remembered == Some(FULL) {
-            return Ok(false);
-        }
+    /// Whether an inbox may take another message, of so many bytes; counts it in.
+    async fn has_room(&self, device: DeviceNumber, bytes: usize) -> Result<bool, Failure> {
         // What is remembered may be too much (a repeated request counts twice): counted anew
         // before anything is dropped.
-        let waiting = match remembered {
-            Some(waiting) if waiting < MAX_INBOX => waiting,
+        let mut waiting = match self.waiting.get(&device) {
+            Some(Waiting { full: true, .. }) => return Ok(false),
+            Some(waiting) if waiting.has_room() => waiting,
             _ => self.count(device).await?,
         };
-        let has_room = waiting < MAX_INBOX;
-        self.waiting
-            .insert(device, if has_room { waiting + 1 } else { FULL });
+        let has_room = waiting.has_room();
+        if has_room {
+            waiting.add(bytes);
+        } else {
+            waiting.full = true;
+        }
+        self.waiting.insert(device, waiting);
         Ok(has_room)
     }
 
-    async fn count(&self, device: DeviceNumber) -> Result<u64, Failure> {
-        let mut count = 0;
+    async fn count(&self, device: DeviceNumber) -> Result<Waiting, Failure> {
+        let mut waiting = Waiting::default();
         let mut after = 0;
-        while count < MAX_INBOX {
+        while waiting.has_room() {
             let from = (device.0, after + 1);
             let to = (device.0, Position::MAX);
             let rows = self
                 .ground
                 .scan_between(&INBOX, from, to, INBOX_PAGE)
                 .await?;
-            count += rows.len() as u64;
+            for (_, row) in &rows {
+                waiting.add(row.content.len());
+            }
             match rows.last() {
                 Some(((_, last), _)) if rows.len() == INBOX_PAGE => after = *last,
                 _ => break,
             }
         }
-        Ok(count)
+        Ok(waiting)
     }
 }
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{World, device_id, raw, user_id, value};
 use crate::{
-    DeviceNumber, INBOX_PAGE, MAX_INBOX, MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError,
-    ToDeviceRequest, UserNumber, tables::TO_DEVICE_TRANSACTIONS,
+    DeviceNumber, INBOX_PAGE, MAX_INBOX, MAX_INBOX_BYTES, MAX_TO_DEVICE_CONTENT, Recipient,
+    ToDeviceError, ToDeviceRequest, UserNumber, tables::TO_DEVICE_TRANSACTIONS,
 };
 
 const END: u64 = u64::MAX - 1;
@@ -253,6 +253,33 @@ async fn an_inbox_that_nobody_reads_stops_growing() {
     let rows = rows.await.unwrap();
     assert_eq!(rows.len() as u64, MAX_INBOX);
     // Room is made by reading.
+    inbox.acknowledge(device, rows[9].0.1).await.unwrap();
+    let before = world.store.durable();
+    inbox.send(&request).await.unwrap();
+    let page = inbox.page(device, before, END).await.unwrap();
+    assert_eq!(page.messages.len(), 1);
+}
+
+#[tokio::test]
+async fn an_inbox_is_bounded_in_bytes_too() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let device = world.device(alice, "D").await;
+    let inbox = &world.users.inbox;
+    let large = json!({ "ciphertext": "x".repeat(MAX_TO_DEVICE_CONTENT - 20) });
+    let request = to(&[(alice, Recipient::AllDevices, large)]);
+    let fit = MAX_INBOX_BYTES / MAX_TO_DEVICE_CONTENT as u64;
+    for _ in 0..fit + 5 {
+        inbox.send(&request).await.unwrap();
+    }
+    let rows = world.store.scan(
+        &crate::tables::INBOX,
+        ScanRange::all(),
+        Direction::Forward,
+        20_000,
+    );
+    let rows = rows.await.unwrap();
+    assert_eq!(rows.len() as u64, fit);
     inbox.acknowledge(device, rows[9].0.1).await.unwrap();
     let before = world.store.durable();
     inbox.send(&request).await.unwrap();
