@@ -6,13 +6,15 @@ use homeserver::{
     Homeserver, Listening,
     config::{Config, RegistrationMode, Surface},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::report::{self, Failed};
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT; SIGHUP renews certificates.
 pub(crate) async fn serve(config: Config) -> Result<(), Failed> {
-    let stop = stop_signal().map_err(|error| Failed::new("cannot wait for signals", &error))?;
+    let no_signals = |error| Failed::new("cannot wait for signals", &error);
+    let stop = stop_signal().map_err(no_signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
     let (engine, path) = (config.storage.engine, config.storage.path.clone());
     tracing::info!(
         server_name = %config.server_name,
@@ -39,7 +41,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failed> {
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(milliseconds, "started");
     announce(&homeserver, &listening).await?;
-    stop.await;
+    tokio::select! {
+        () = stop => {}
+        () = reload_at(hangup, &homeserver) => {}
+    }
     tracing::info!("stopping");
     if homeserver.shutdown().await {
         tracing::info!("stopped");
@@ -48,6 +53,16 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failed> {
         Err(Failed::because(
             "the homeserver did not stop cleanly, see the log",
         ))
+    }
+}
+
+/// Reads the certificates of TLS listeners again at each SIGHUP.
+async fn reload_at(mut hangup: Signal, homeserver: &Homeserver) {
+    while hangup.recv().await.is_some() {
+        match homeserver.reload_certificates() {
+            Ok(read) => tracing::info!(read, "certificates of TLS listeners were read again"),
+            Err(error) => tracing::error!(%error, "the certificate stays as it was"),
+        }
     }
 }
 

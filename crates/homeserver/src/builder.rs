@@ -1,6 +1,6 @@
 //! Building a homeserver: engine, store, and every component over it.
 
-use std::{path::Path, sync::Arc};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
 use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
@@ -34,6 +34,9 @@ use crate::{
 
 /// Share of the memory budget for the engine's own cache, in percent.
 const ENGINE_CACHE_SHARE: u8 = 50;
+
+/// Rights on folders that are made: messages and files are nobody else's business.
+const FOLDER_MODE: u32 = 0o700;
 
 /// A homeserver could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +211,7 @@ impl HomeserverBuilder {
         let media = MediaOptions {
             server_name: config.server_name.clone(),
             max_upload_size: config.media.max_upload_size,
-            max_bytes_per_user: None,
+            max_bytes_per_user: config.media.user_quota,
             allow_legacy_unauthenticated: config.media.allow_legacy_unauthenticated,
         };
         let blobs = match self.blobs {
@@ -255,6 +258,7 @@ fn open_blobs(
         None if in_folder => config.storage.path.join("media"),
         None => return Ok(Arc::new(MemoryBlobs::new(runtime))),
     };
+    make_folder(&folder)?;
     Ok(Arc::new(FileBlobs::open(folder, runtime)?))
 }
 
@@ -309,11 +313,17 @@ fn refuse_other_engine(folder: &Path, configured: &'static str) -> Result<(), Op
     Ok(())
 }
 
+/// Makes a folder that nobody but the server's own user can look into; one that exists keeps the
+/// rights that it has.
 fn make_folder(path: &Path) -> Result<(), OpenError> {
-    std::fs::create_dir_all(path).map_err(|source| OpenError::Folder {
-        path: path.display().to_string(),
-        source,
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(path)
+        .map_err(|source| OpenError::Folder {
+            path: path.display().to_string(),
+            source,
+        })
 }
 
 /// The name is written by the first start and compared by all others.

@@ -13,7 +13,7 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use ruma::{OwnedServerName, RoomVersionId};
@@ -94,6 +94,14 @@ pub struct TlsFiles {
 pub struct HttpConfig {
     /// Connections that a listener keeps open at once; further ones wait.
     pub max_connections: usize,
+    /// Of these, connections of one address, or of one IPv6 network; further ones are closed.
+    /// Loopback and trusted proxies may have any number.
+    pub max_connections_per_address: usize,
+    /// How long a connection may be idle, and how long the head of a request may take.
+    pub idle_timeout: Duration,
+    /// How long a client may go without reading anything of an answer that waits for it, or without
+    /// sending anything of an upload.
+    pub stall_timeout: Duration,
     /// Networks of reverse proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
 }
@@ -244,6 +252,8 @@ pub struct MediaConfig {
     pub path: Option<PathBuf>,
     /// Bytes of the largest upload.
     pub max_upload_size: u64,
+    /// Bytes of all uploads of one user; any number when unset.
+    pub user_quota: Option<u64>,
     /// Whether the old download endpoints, which ask for no token, are served.
     pub allow_legacy_unauthenticated: bool,
 }

@@ -4,13 +4,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use homeserver_users::{Failure, Users};
+use parking_lot::Mutex;
 use ruma::ServerName;
 
 use crate::{
     Administration, ClientError, HomeserverBuilder, ListenError, LocalUser,
     config::{Config, Surface},
     http::{self, Components},
-    listen,
+    listen::{self, Certificate},
 };
 
 /// How long shutdown waits for requests and background tasks.
@@ -21,6 +22,8 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Homeserver {
     config: Arc<Config>,
     components: Components,
+    /// What the listeners show by TLS.
+    certificates: Arc<Mutex<Vec<Arc<Certificate>>>>,
 }
 
 /// An address that is served.
@@ -49,6 +52,7 @@ impl Homeserver {
         Self {
             config: Arc::new(config),
             components,
+            certificates: Arc::default(),
         }
     }
 
@@ -80,8 +84,8 @@ impl Homeserver {
     pub async fn listen(&self) -> Result<Vec<Listening>, ListenError> {
         let mut listening = Vec::new();
         let mut bound = Vec::new();
-        for listener in &self.config.listeners {
-            let socket = listen::bind(listener).await?;
+        for (index, listener) in self.config.listeners.iter().enumerate() {
+            let socket = listen::bind(listener, index).await?;
             listening.push(Listening {
                 address: socket.address,
                 tls: listener.tls.is_some(),
@@ -92,11 +96,23 @@ impl Homeserver {
         let runtime = &self.components.runtime;
         for (socket, serves) in bound {
             let router = http::router(self.components.clone(), serves);
-            let most = self.config.http.max_connections;
-            let serve = listen::accept(socket, router, most, runtime.clone());
+            self.certificates.lock().extend(socket.certificate.clone());
+            let config = self.config.http.clone();
+            let serve = listen::accept(socket, router, config, runtime.clone());
             runtime.tasks.spawn(serve);
         }
         Ok(listening)
+    }
+
+    /// Reads the certificates of all TLS listeners again, as after their renewal; connections made
+    /// from now on are shown the new ones. A certificate that cannot be used leaves the old one in
+    /// place. Gives how many were read.
+    pub fn reload_certificates(&self) -> Result<usize, ListenError> {
+        let certificates = self.certificates.lock().clone();
+        for certificate in &certificates {
+            certificate.reload()?;
+        }
+        Ok(certificates.len())
     }
 
     /// Serves the configured listeners until [`Homeserver::shutdown`] is called on a clone.

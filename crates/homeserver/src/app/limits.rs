@@ -49,7 +49,7 @@ pub(crate) enum LimitKey {
     User(OwnedUserId),
     /// An account that somebody tries to log in to, existing or not, by its localpart.
     Target(String),
-    /// An address; of IPv6 the network, since a host has all of a /64.
+    /// A [`host`].
     Address(IpAddr),
     /// Requests whose address is not known, as those within the process.
     Nobody,
@@ -58,14 +58,15 @@ pub(crate) enum LimitKey {
 impl LimitKey {
     /// The bucket of an address.
     pub(crate) fn address(address: Option<IpAddr>) -> Self {
-        match address.map(|address| address.to_canonical()) {
-            None => Self::Nobody,
-            Some(IpAddr::V6(address)) => {
-                let network = u128::from(address) >> 64 << 64;
-                Self::Address(Ipv6Addr::from(network).into())
-            }
-            Some(address) => Self::Address(address),
-        }
+        address.map_or(Self::Nobody, |address| Self::Address(host(address)))
+    }
+}
+
+/// What counts as one host: an address; of IPv6 the network, since a host has all of a /64.
+pub(crate) fn host(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+        address => address,
     }
 }
 

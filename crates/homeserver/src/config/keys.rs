@@ -28,6 +28,9 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("listeners[].tls.certificate", Kind::Text),
     ("listeners[].tls.key", Kind::Text),
     ("http.max_connections", Kind::Integer),
+    ("http.max_connections_per_address", Kind::Integer),
+    ("http.idle_timeout", Kind::Integer),
+    ("http.stall_timeout", Kind::Integer),
     ("http.trusted_proxies", Kind::Texts),
     ("storage.engine", Kind::Text),
     ("storage.path", Kind::Text),
@@ -65,6 +68,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("dns.servers", Kind::Texts),
     ("media.path", Kind::Text),
     ("media.max_upload_size", Kind::Integer),
+    ("media.user_quota", Kind::Integer),
     ("media.allow_legacy_unauthenticated", Kind::Bool),
 ];
 

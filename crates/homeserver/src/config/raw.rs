@@ -64,6 +64,9 @@ impl Default for Listener {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Http {
     pub(super) max_connections: usize,
+    pub(super) max_connections_per_address: usize,
+    pub(super) idle_timeout: u64,
+    pub(super) stall_timeout: u64,
     pub(super) trusted_proxies: Vec<String>,
 }
 
@@ -71,6 +74,9 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             max_connections: 8192,
+            max_connections_per_address: 256,
+            idle_timeout: 150,
+            stall_timeout: 60,
             trusted_proxies: Vec::new(),
         }
     }
@@ -213,6 +219,7 @@ pub(super) struct Dns {
 pub(super) struct Media {
     pub(super) path: Option<PathBuf>,
     pub(super) max_upload_size: u64,
+    pub(super) user_quota: Option<u64>,
     pub(super) allow_legacy_unauthenticated: bool,
 }
 
@@ -221,6 +228,7 @@ impl Default for Media {
         Self {
             path: None,
             max_upload_size: 50 * 1024 * 1024,
+            user_quota: None,
             allow_legacy_unauthenticated: false,
         }
     }

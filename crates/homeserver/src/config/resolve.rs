@@ -1,6 +1,6 @@
 //! From what is written to what is meant.
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr};
+use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 
 use ruma::{OwnedServerName, RoomVersionId};
 
@@ -42,18 +42,12 @@ where
 impl raw::Raw {
     /// Checks and completes.
     pub(super) fn resolve(self) -> Result<Config, ConfigError> {
-        if self.http.max_connections == 0 {
-            return Err(refused("http.max_connections", 0, "nobody could connect"));
-        }
         let default_version = room_version(&self.rooms.default_version)?;
         let listeners = self.listeners.into_iter().map(raw::Listener::resolve);
         Ok(Config {
             server_name: server_name("server_name", &self.server_name)?,
             listeners: listeners.collect::<Result<_, _>>()?,
-            http: HttpConfig {
-                max_connections: self.http.max_connections,
-                trusted_proxies: all_parsed("http.trusted_proxies", &self.http.trusted_proxies)?,
-            },
+            http: self.http.resolve()?,
             storage: StorageConfig {
                 engine: self.storage.engine,
                 path: self.storage.path,
@@ -76,6 +70,7 @@ impl raw::Raw {
             media: MediaConfig {
                 path: self.media.path,
                 max_upload_size: self.media.max_upload_size,
+                user_quota: self.media.user_quota,
                 allow_legacy_unauthenticated: self.media.allow_legacy_unauthenticated,
             },
         })
@@ -101,6 +96,35 @@ impl raw::Listener {
             address: parsed("listeners[].address", &self.address)?,
             serves: self.serves,
             tls: self.tls,
+        })
+    }
+}
+
+impl raw::Http {
+    fn resolve(self) -> Result<HttpConfig, ConfigError> {
+        let seconds = [
+            ("http.idle_timeout", self.idle_timeout),
+            ("http.stall_timeout", self.stall_timeout),
+        ];
+        let counts = [
+            ("http.max_connections", self.max_connections),
+            (
+                "http.max_connections_per_address",
+                self.max_connections_per_address,
+            ),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(refused(*key, 0, "nobody could connect"));
+        }
+        if let Some((key, _)) = seconds.iter().find(|(_, seconds)| *seconds == 0) {
+            return Err(refused(*key, 0, "no request could be served"));
+        }
+        Ok(HttpConfig {
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            idle_timeout: Duration::from_secs(self.idle_timeout),
+            stall_timeout: Duration::from_secs(self.stall_timeout),
+            trusted_proxies: all_parsed("http.trusted_proxies", &self.trusted_proxies)?,
         })
     }
 }
