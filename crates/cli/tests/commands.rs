@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 use std::{
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
 };
@@ -62,6 +63,8 @@ fn accounts_survive_a_conversion_between_engines() {
         "--admin",
     ];
     printed(&run(&create));
+    let folder_of_data = std::fs::metadata(folder.path().join("data")).unwrap();
+    assert_eq!(folder_of_data.permissions().mode() & 0o777, 0o700);
     assert!(refused(&run(&create)).contains("taken"));
     printed(&run(&["admin", "create-user", "bob", "--password", "two"]));
     printed(&run(&[

@@ -1,16 +1,16 @@
 //! A client within the process: a user of this homeserver, without tokens and HTTP.
 //!
-//! What it does goes through the same rooms as everybody's requests, with the same rules; what it
-//! is told is what the user may see, in the order of the journal.
+//! What it does passes the same checks as everybody's requests, and the same rooms; what it is told
+//! is what the user may see, in the order of the journal.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use homeserver_rooms::{
-    CreateRoom, EventNumber, MemberProfile, Membership, MembershipChange, NewEvent, Reader,
-    RoomAction, RoomAnswer, RoomCommand, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
+    CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
+    RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
 };
 use homeserver_storage::{Entry, Position, StorageError, Store};
-use homeserver_users::{Failure, Profiles, UserNumber};
+use homeserver_users::{Accounts, Failure, UserNumber};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
     UInt, UserId,
@@ -19,7 +19,10 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 
-use crate::http::Components;
+use crate::{
+    app::rooms::{Actor, ChangeError, RoomChanges},
+    http::Components,
+};
 
 /// Journal entries read in one go.
 const ENTRIES_AT_ONCE: usize = 100;
@@ -36,6 +39,12 @@ pub enum ClientError {
     /// The alias leads nowhere.
     #[error("there is no room {0}")]
     NoSuchRoom(OwnedRoomOrAliasId),
+    /// The user takes no invites.
+    #[error("{0} does not accept invites")]
+    InviteBlocked(OwnedUserId),
+    /// The content is not what its type must hold.
+    #[error("{0}")]
+    BadContent(&'static str),
     /// The room refused.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -50,13 +59,27 @@ pub enum ClientError {
     Answer,
 }
 
+impl From<ChangeError> for ClientError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Room(error) => Self::Room(error),
+            ChangeError::InviteBlocked(user) => Self::InviteBlocked(user),
+            ChangeError::BadContent(problem) => Self::BadContent(problem),
+            ChangeError::Users(error) => Self::Users(error),
+            // Nothing here asks for one.
+            ChangeError::NoThirdPartyInvites => Self::Answer,
+        }
+    }
+}
+
 /// A user of this homeserver, within the process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LocalUser {
     user: OwnedUserId,
     number: UserNumber,
     rooms: Arc<Rooms>,
-    profiles: Profiles,
+    accounts: Accounts,
+    changes: RoomChanges,
     store: Store,
 }
 
@@ -71,7 +94,8 @@ impl LocalUser {
             user: account.user_id,
             number: account.number,
             rooms: Arc::clone(&components.rooms),
-            profiles: components.profiles.clone(),
+            accounts: components.accounts.clone(),
+            changes: components.room_changes.clone(),
             store: components.store.clone(),
         })
     }
@@ -83,7 +107,7 @@ impl LocalUser {
 
     /// Makes a room.
     pub async fn create_room(&self, mut room: CreateRoom) -> Result<OwnedRoomId, ClientError> {
-        room.profile = self.profile().await?;
+        self.changes.introduce(&self.user, &mut room).await?;
         match self.act(RoomAction::Create(Box::new(room))).await? {
             RoomAnswer::Created { room, .. } => Ok(room),
             _ => Err(ClientError::Answer),
@@ -105,7 +129,7 @@ impl LocalUser {
             }
         };
         let change = MembershipChange::Join {
-            profile: self.profile().await?,
+            profile: self.changes.profile_of(&self.user).await?,
             third_party_signed: None,
         };
         self.change_membership(&room, change).await?;
@@ -121,7 +145,7 @@ impl LocalUser {
     pub async fn invite(&self, room: &RoomId, user: &UserId) -> Result<(), ClientError> {
         let change = MembershipChange::Invite {
             user: user.to_owned(),
-            profile: MemberProfile::default(),
+            profile: self.changes.profile_of(user).await?,
             is_direct: false,
         };
         self.change_membership(room, change).await
@@ -198,15 +222,16 @@ impl LocalUser {
     }
 
     async fn act(&self, action: RoomAction) -> Result<RoomAnswer, ClientError> {
-        let command = RoomCommand::new(self.user.clone(), action);
-        Ok(self.rooms.execute(command).await?)
-    }
-
-    async fn profile(&self) -> Result<MemberProfile, Failure> {
-        Ok(MemberProfile {
-            displayname: self.profiles.text(self.number, "displayname").await?,
-            avatar_url: self.profiles.text(self.number, "avatar_url").await?,
-        })
+        // The account may have been closed since this handle was made.
+        let account = self.accounts.by_number(self.number).await?;
+        if !account.is_some_and(|account| account.is_active()) {
+            return Err(ClientError::NoSuchUser(self.user.to_string()));
+        }
+        let actor = Actor {
+            user: &self.user,
+            device: None,
+        };
+        Ok(self.changes.act(actor, action).await?)
     }
 }
 
@@ -388,5 +413,40 @@ mod tests {
         assert_eq!(received, sent);
         assert_eq!(memberships, ["@bob:localhost", "@bob:localhost"]);
         assert!(eve.join(room).await.is_err());
+    }
+
+    /// What a request of the user's would be refused is refused here too.
+    #[tokio::test]
+    async fn the_checks_of_requests_hold_within_the_process() {
+        let fresh = fresh().await;
+        let administration = fresh.homeserver.administration();
+        for name in ["alice", "bob"] {
+            administration.create_user(name, None, false).await.unwrap();
+        }
+        let user = async |name: &str| {
+            let id = format!("@{name}:localhost");
+            fresh.homeserver.user(&id).await.unwrap()
+        };
+        let (alice, bob) = (user("alice").await, user("bob").await);
+        let room = alice.create_room(CreateRoom::default()).await.unwrap();
+        let content = json!({ "redacts": 5 });
+        let redaction = alice.send(&room, "m.room.redaction", &content).await;
+        assert!(matches!(redaction, Err(ClientError::BadContent(_))));
+        let content = to_raw_value(&json!({ "default_action": "block" })).unwrap();
+        let data = &fresh.homeserver.components().account_data;
+        let scope = homeserver_users::Scope::Global;
+        let set = data.set(bob.number, scope, "m.invite_permission_config", &content);
+        set.await.unwrap();
+        let invited = alice.invite(&room, bob.user_id()).await;
+        assert!(matches!(invited, Err(ClientError::InviteBlocked(user)) if user == bob.user_id()));
+        let wanted = CreateRoom {
+            invite: vec![bob.user_id().to_owned()],
+            ..CreateRoom::default()
+        };
+        let made = alice.create_room(wanted).await;
+        assert!(matches!(made, Err(ClientError::InviteBlocked(_))));
+        administration.deactivate("alice", false).await.unwrap();
+        let late = alice.send(&room, "m.room.message", &json!({})).await;
+        assert!(matches!(late, Err(ClientError::NoSuchUser(_))));
     }
 }

@@ -40,6 +40,8 @@ pub struct Config {
     pub registration: RegistrationConfig,
     /// How access tokens live.
     pub sessions: SessionConfig,
+    /// Who may read profiles.
+    pub profiles: ProfilesConfig,
     /// Rooms that are created here.
     pub rooms: RoomsConfig,
     /// Other servers.
@@ -172,6 +174,13 @@ pub struct SessionConfig {
     pub access_token_lifetime: u64,
     /// Whether `?access_token=` is accepted beside the `Authorization` header.
     pub allow_token_in_query: bool,
+}
+
+/// Who may read profiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfilesConfig {
+    /// Whether only those who are logged in may.
+    pub require_login: bool,
 }
 
 /// Rooms that are created here.

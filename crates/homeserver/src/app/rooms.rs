@@ -13,7 +13,7 @@ mod read;
 mod relations;
 mod summary;
 
-pub(crate) use change::{ChangeError, RoomChanges, Transaction};
+pub(crate) use change::{Actor, ChangeError, RoomChanges, Transaction};
 pub(crate) use page::{MemberSelection, PageRequest, Selection};
 pub(crate) use public::{Listed, PublicRooms, PublicRoomsRequest};
 pub(crate) use read::{ReadError, RoomReads};

@@ -40,6 +40,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("registration.shared_secret", Kind::Text),
     ("sessions.access_token_lifetime", Kind::Integer),
     ("sessions.allow_token_in_query", Kind::Bool),
+    ("profiles.require_login", Kind::Bool),
     ("rooms.default_version", Kind::Text),
     ("federation.enabled", Kind::Bool),
     ("federation.extra_ca_certificates", Kind::Texts),

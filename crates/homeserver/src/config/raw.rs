@@ -15,6 +15,7 @@ pub(super) struct Raw {
     pub(super) storage: Storage,
     pub(super) registration: Registration,
     pub(super) sessions: Sessions,
+    pub(super) profiles: Profiles,
     pub(super) rooms: Rooms,
     pub(super) federation: Federation,
     pub(super) rate_limits: RateLimits,
@@ -32,6 +33,7 @@ impl Default for Raw {
             storage: Storage::default(),
             registration: Registration::default(),
             sessions: Sessions::default(),
+            profiles: Profiles::default(),
             rooms: Rooms::default(),
             federation: Federation::default(),
             rate_limits: RateLimits::default(),
@@ -132,6 +134,12 @@ impl Default for Sessions {
             allow_token_in_query: true,
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Profiles {
+    pub(super) require_login: bool,
 }
 
 #[derive(Debug, Deserialize)]

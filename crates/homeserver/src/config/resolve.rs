@@ -5,9 +5,9 @@ use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 use ruma::{OwnedServerName, RoomVersionId};
 
 use super::{
-    Config, ConfigError, DnsConfig, FederationConfig, HttpConfig, Listener, MediaConfig, Rate,
-    RateLimitConfig, RegistrationConfig, RoomsConfig, SessionConfig, StorageConfig,
-    WellKnownConfig, raw,
+    Config, ConfigError, DnsConfig, FederationConfig, HttpConfig, Listener, MediaConfig,
+    ProfilesConfig, Rate, RateLimitConfig, RegistrationConfig, RoomsConfig, SessionConfig,
+    StorageConfig, WellKnownConfig, raw,
 };
 
 /// The port of a DNS server that is given without one.
@@ -57,6 +57,9 @@ impl raw::Raw {
             sessions: SessionConfig {
                 access_token_lifetime: self.sessions.access_token_lifetime,
                 allow_token_in_query: self.sessions.allow_token_in_query,
+            },
+            profiles: ProfilesConfig {
+                require_login: self.profiles.require_login,
             },
             rooms: RoomsConfig { default_version },
             federation: self.federation.resolve()?,

@@ -34,7 +34,10 @@ use crate::{
         rooms::{PublicRooms, RoomChanges, RoomReads},
         session::Sessions,
     },
-    config::{Config, MediaConfig, RoomsConfig, SessionConfig, WellKnownConfig},
+    config::{
+        Config, HttpConfig, MediaConfig, ProfilesConfig, RoomsConfig, SessionConfig,
+        WellKnownConfig,
+    },
     sync::SyncEngine,
 };
 
@@ -74,6 +77,10 @@ components! {
     runtime: Runtime,
     /// The domain in user ids.
     server_name: OwnedServerName,
+    /// What the configuration says of connections.
+    http_config: Arc<HttpConfig>,
+    /// What the configuration says of profiles.
+    profiles_config: Arc<ProfilesConfig>,
     /// What the configuration says of tokens.
     session_config: Arc<SessionConfig>,
     /// What the configuration says of new rooms.
@@ -193,6 +200,8 @@ impl Components {
             Duration::from_secs(config.sessions.access_token_lifetime),
         );
         let parts = Parts {
+            http_config: Arc::new(config.http.clone()),
+            profiles_config: Arc::new(config.profiles.clone()),
             session_config: Arc::new(config.sessions.clone()),
             rooms_config: Arc::new(config.rooms.clone()),
             media_config: Arc::new(config.media.clone()),

@@ -2,6 +2,9 @@
 //!
 //! Specification: client-server API, "Content Repository".
 
+mod download;
+mod stream;
+
 use std::{io, time::Duration};
 
 use axum::{
@@ -14,47 +17,34 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{post, put},
 };
-use futures_util::TryStreamExt;
 use homeserver_media::{
-    Access, Declared, Download, DownloadError, Failure, Media, MediaId, ThumbnailRequestError,
-    UploadError, serving,
-    thumbnail::{Animation, Method, ThumbnailError, Wanted},
+    Declared, DownloadError, Failure, Media, MediaId, ThumbnailRequestError, UploadError,
+    thumbnail::ThumbnailError,
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, ServerName, UInt,
+    MilliSecondsSinceUnixEpoch, UInt,
     api::{
         client::{
-            authenticated_media::{
-                get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
-            },
+            authenticated_media::get_media_config,
             media::{self, create_content, create_content_async, create_mxc_uri},
         },
         error::ErrorKind,
     },
-    media::Method as WantedMethod,
 };
 use serde::Deserialize;
-use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{ApiError, Components, Counted, Routes, Ruma, limits};
 use crate::app::session::Session;
 
-/// How long an upload may take to arrive.
-const UPLOAD_PATIENCE: Duration = Duration::from_mins(10);
-
-const DEFAULT_WAIT: Duration = Duration::from_secs(20);
+/// How long an upload may take to arrive, if something of it arrives all the time.
+const UPLOAD_PATIENCE: Duration = Duration::from_hours(1);
 
 pub(super) fn routes() -> Routes {
     let mut routes = Routes::new()
         .ruma(config)
         .ruma(old_config)
         .ruma(reserve)
-        .ruma(download)
-        .ruma(download_as)
-        .ruma(thumbnail)
-        .ruma(old_download)
-        .ruma(old_download_as)
-        .ruma(old_thumbnail);
+        .merge(download::routes());
     for path in ["/_matrix/media/v3/upload", "/_matrix/media/r0/upload"] {
         routes = routes.raw(path, Counted::Within, post(upload));
     }
@@ -104,7 +94,7 @@ async fn upload(
     let Query(query) = query?;
     let (declared, body) = arrive::<create_content::v3::Request>(&components, query, request)?;
     let media = &components.media;
-    let mut content = reader(body);
+    let mut content = stream::incoming(body, components.http_config.stall_timeout);
     let stored = media.upload(&session.user, &declared, &mut content);
     let uri = in_time(stored).await?;
     Ok(Ruma(create_content::v3::Response::new(uri)))
@@ -125,7 +115,7 @@ async fn upload_to(
         return Err(ApiError::not_found("This server has no such media"));
     }
     let id = parsed(&id)?;
-    let mut content = reader(body);
+    let mut content = stream::incoming(body, components.http_config.stall_timeout);
     in_time(media.upload_to(&id, &session.user, &declared, &mut content)).await?;
     Ok(axum::Json(serde_json::json!({})).into_response())
 }
@@ -152,19 +142,16 @@ fn arrive<T: ruma::api::Metadata>(
     Ok((declared, body))
 }
 
-fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin {
-    StreamReader::new(Box::pin(body.into_data_stream().map_err(io::Error::other)))
-}
-
 async fn in_time<T>(upload: impl Future<Output = Result<T, UploadError>>) -> Result<T, ApiError> {
     match tokio::time::timeout(UPLOAD_PATIENCE, upload).await {
         Ok(stored) => Ok(stored?),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            ErrorKind::Unknown,
-            "The upload took too long",
-        )),
+        Err(_) => Err(too_slow()),
     }
+}
+
+fn too_slow() -> ApiError {
+    let message = "The upload took too long";
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, ErrorKind::Unknown, message)
 }
 
 async fn reserve(
@@ -179,178 +166,8 @@ async fn reserve(
     Ok(Ruma(response))
 }
 
-/// Which content, for whom.
-struct Wish<'a> {
-    server: &'a ServerName,
-    id: &'a str,
-    access: Access,
-    wait: Duration,
-}
-
-async fn content(
-    media: &Media,
-    wish: Wish<'_>,
-    file_name: Option<&str>,
-) -> Result<Response, ApiError> {
-    let id = known(&wish)?;
-    let found = media
-        .open_file(wish.server, &id, wish.access, wish.wait, file_name)
-        .await?;
-    Ok(served(found))
-}
-
-async fn download(
-    State(media): State<Media>,
-    _session: Session,
-    Ruma(request): Ruma<get_content::v1::Request>,
-) -> Result<Response, ApiError> {
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Authenticated,
-        wait: request.timeout_ms,
-    };
-    content(&media, wish, None).await
-}
-
-async fn download_as(
-    State(media): State<Media>,
-    _session: Session,
-    Ruma(request): Ruma<get_content_as_filename::v1::Request>,
-) -> Result<Response, ApiError> {
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Authenticated,
-        wait: request.timeout_ms,
-    };
-    content(&media, wish, Some(&request.filename)).await
-}
-
-#[expect(deprecated, reason = "served by configuration")]
-async fn old_download(
-    State(media): State<Media>,
-    Ruma(request): Ruma<media::get_content::v3::Request>,
-) -> Result<Response, ApiError> {
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Legacy,
-        wait: request.timeout_ms,
-    };
-    content(&media, wish, None).await
-}
-
-#[expect(deprecated, reason = "served by configuration")]
-async fn old_download_as(
-    State(media): State<Media>,
-    Ruma(request): Ruma<media::get_content_as_filename::v3::Request>,
-) -> Result<Response, ApiError> {
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Legacy,
-        wait: DEFAULT_WAIT,
-    };
-    content(&media, wish, Some(&request.filename)).await
-}
-
-async fn thumbnail(
-    State(media): State<Media>,
-    _session: Session,
-    Ruma(request): Ruma<get_content_thumbnail::v1::Request>,
-) -> Result<Response, ApiError> {
-    let size = (request.width, request.height);
-    let wanted = wanted(size, request.method.as_ref(), request.animated)?;
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Authenticated,
-        wait: request.timeout_ms,
-    };
-    smaller(&media, wish, wanted).await
-}
-
-#[expect(deprecated, reason = "served by configuration")]
-async fn old_thumbnail(
-    State(media): State<Media>,
-    Ruma(request): Ruma<media::get_content_thumbnail::v3::Request>,
-) -> Result<Response, ApiError> {
-    let size = (request.width, request.height);
-    let wanted = wanted(size, request.method.as_ref(), request.animated)?;
-    let wish = Wish {
-        server: &request.server_name,
-        id: &request.media_id,
-        access: Access::Legacy,
-        wait: request.timeout_ms,
-    };
-    smaller(&media, wish, wanted).await
-}
-
-async fn smaller(media: &Media, wish: Wish<'_>, wanted: Wanted) -> Result<Response, ApiError> {
-    let id = known(&wish)?;
-    let found = media
-        .thumbnail(wish.server, &id, wanted, wish.access, wish.wait)
-        .await?;
-    Ok(served(found))
-}
-
-fn wanted(
-    (width, height): (UInt, UInt),
-    method: Option<&WantedMethod>,
-    animated: Option<bool>,
-) -> Result<Wanted, ApiError> {
-    let side = |side: UInt| {
-        let side = u32::try_from(u64::from(side)).ok().filter(|side| *side > 0);
-        side.ok_or_else(|| ApiError::invalid_param("Width and height must be at least 1"))
-    };
-    Ok(Wanted {
-        width: side(width)?,
-        height: side(height)?,
-        method: match method {
-            Some(WantedMethod::Crop) => Method::Crop,
-            _ => Method::Scale,
-        },
-        animation: match animated {
-            Some(true) => Animation::Moving,
-            _ => Animation::Still,
-        },
-    })
-}
-
-/// An id that cannot be is one that is not there.
-fn known(wish: &Wish<'_>) -> Result<MediaId, ApiError> {
-    MediaId::parse(wish.id).map_err(|_| ApiError::not_found("No such media"))
-}
-
 fn parsed(id: &str) -> Result<MediaId, ApiError> {
     MediaId::parse(id).map_err(|error| ApiError::invalid_param(error.to_string()))
-}
-
-/// A content with the headers that keep browsers from running it.
-fn served(found: Download) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, found.content_type),
-        (header::CONTENT_DISPOSITION, found.content_disposition),
-        (header::CONTENT_LENGTH, found.length.to_string()),
-    ];
-    let fixed = [
-        (
-            header::CONTENT_SECURITY_POLICY,
-            serving::CONTENT_SECURITY_POLICY,
-        ),
-        (
-            header::X_CONTENT_TYPE_OPTIONS,
-            serving::CONTENT_TYPE_OPTIONS,
-        ),
-        (header::CACHE_CONTROL, serving::CACHE_CONTROL),
-        (
-            header::HeaderName::from_static("cross-origin-resource-policy"),
-            serving::CROSS_ORIGIN_RESOURCE_POLICY,
-        ),
-    ];
-    let body = Body::from_stream(ReaderStream::new(found.content));
-    (headers, fixed, body).into_response()
 }
 
 impl From<QueryRejection> for ApiError {
@@ -386,6 +203,7 @@ impl From<UploadError> for ApiError {
                 let kind = ErrorKind::CannotOverwriteMedia;
                 Self::new(StatusCode::CONFLICT, kind, message)
             }
+            UploadError::Content(error) if error.kind() == io::ErrorKind::TimedOut => too_slow(),
             UploadError::Content(_) => Self::not_json("The body ended early"),
             UploadError::Failure(error) => error.into(),
         }

@@ -8,11 +8,11 @@
 use std::sync::Arc;
 
 use homeserver_rooms::{
-    AliasTarget, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer, RoomCommand,
-    RoomError, Rooms,
+    AliasTarget, CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer,
+    RoomCommand, RoomError, Rooms,
 };
 use homeserver_users::{AccountData, Accounts, Failure, Presences, Profiles, Scope, Typing, Users};
-use ruma::{OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
 use serde::Deserialize;
 
 use super::content::{check_redaction, invited_by_state};
@@ -48,6 +48,24 @@ pub(crate) struct Transaction {
     pub(crate) endpoint: String,
     /// The id.
     pub(crate) id: String,
+}
+
+/// Who changes something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Actor<'a> {
+    /// The user.
+    pub(crate) user: &'a OwnedUserId,
+    /// The device, unless it is somebody within the process.
+    pub(crate) device: Option<&'a OwnedDeviceId>,
+}
+
+impl<'a> From<&'a Session> for Actor<'a> {
+    fn from(session: &'a Session) -> Self {
+        Self {
+            user: &session.user,
+            device: Some(&session.device),
+        }
+    }
 }
 
 /// Makes changes in rooms for users of this server.
@@ -104,15 +122,30 @@ impl RoomChanges {
         Ok(found.ok_or(RoomError::UnknownAlias)?)
     }
 
-    /// Does what a client asked for.
+    /// Puts the profiles of its first members into a room that is to be made.
+    pub(crate) async fn introduce(
+        &self,
+        creator: &UserId,
+        room: &mut CreateRoom,
+    ) -> Result<(), ChangeError> {
+        room.profile = self.profile_of(creator).await?;
+        for user in &room.invite {
+            let profile = self.profile_of(user).await?;
+            room.invited_profiles.insert(user.clone(), profile);
+        }
+        Ok(())
+    }
+
+    /// Does what somebody asked for.
     pub(crate) async fn act(
         &self,
-        session: &Session,
+        actor: impl Into<Actor<'_>>,
         action: RoomAction,
     ) -> Result<RoomAnswer, ChangeError> {
-        self.check_invites(&action).await?;
-        let mut command = RoomCommand::new(session.user.clone(), action);
-        command.device = Some(session.device.clone());
+        let actor = actor.into();
+        self.check(&action).await?;
+        let mut command = RoomCommand::new(actor.user.clone(), action);
+        command.device = actor.device.cloned();
         Ok(self.rooms.execute(command).await?)
     }
 
@@ -123,7 +156,7 @@ impl RoomChanges {
         transaction: Transaction,
         action: RoomAction,
     ) -> Result<RoomAnswer, ChangeError> {
-        self.check_invites(&action).await?;
+        self.check(&action).await?;
         let command = RoomCommand::new(session.user.clone(), action).with_transaction(
             session.device.clone(),
             transaction.endpoint,
@@ -140,9 +173,6 @@ impl RoomChanges {
         event: NewEvent,
         transaction: Option<Transaction>,
     ) -> Result<RoomAnswer, ChangeError> {
-        if event.state_key.is_none() && event.event_type == "m.room.redaction" {
-            check_redaction(&event.content)?;
-        }
         let is_message = event.state_key.is_none()
             && !matches!(&*event.event_type, "m.reaction" | "m.room.redaction");
         let action = RoomAction::Send {
@@ -161,8 +191,9 @@ impl RoomChanges {
         Ok(answer)
     }
 
-    /// Refuses an action that would invite a user of this server who takes no invites.
-    async fn check_invites(&self, action: &RoomAction) -> Result<(), ChangeError> {
+    /// Refuses an action that would invite a user of this server who takes no invites, and a
+    /// redaction that no room could read.
+    async fn check(&self, action: &RoomAction) -> Result<(), ChangeError> {
         match action {
             RoomAction::Create(wanted) => {
                 for user in &wanted.invite {
@@ -174,6 +205,9 @@ impl RoomChanges {
                 ..
             } => self.check_invite(user).await?,
             RoomAction::Send { event, .. } => {
+                if event.state_key.is_none() && event.event_type == "m.room.redaction" {
+                    check_redaction(&event.content)?;
+                }
                 if let Some(user) = invited_by_state(event) {
                     self.check_invite(&user).await?;
                 }

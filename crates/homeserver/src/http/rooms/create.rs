@@ -37,11 +37,7 @@ async fn create(
         return Err(ChangeError::NoThirdPartyInvites.into());
     }
     let mut wanted = wanted_room(request)?;
-    wanted.profile = changes.profile_of(&session.user).await?;
-    for user in &wanted.invite {
-        let profile = changes.profile_of(user).await?;
-        wanted.invited_profiles.insert(user.clone(), profile);
-    }
+    changes.introduce(&session.user, &mut wanted).await?;
     let action = RoomAction::Create(Box::new(wanted));
     match changes.act(&session, action).await? {
         RoomAnswer::Created { room, .. } => Ok(Ruma(create_room::v3::Response::new(room))),

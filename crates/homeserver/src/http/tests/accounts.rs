@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::{by_password, fresh, own_password};
+use super::{by_password, fresh, fresh_with, own_password};
 
 const PASSWORD: &str = "/_matrix/client/v3/account/password";
 const LOGIN: &str = "/_matrix/client/v3/login";
@@ -73,4 +73,25 @@ async fn an_openid_token_is_given_to_its_owner() {
         .post(path, None, json!({}))
         .await
         .refused(401, "M_MISSING_TOKEN");
+}
+
+#[tokio::test]
+async fn profiles_are_public_unless_the_operator_wants_a_login() {
+    for require_login in [false, true] {
+        let fresh = fresh_with(|config| config.profiles.require_login = require_login).await;
+        let alice = fresh.register("alice").await;
+        let whole = "/_matrix/client/v3/profile/@alice:localhost".to_owned();
+        let name = format!("{whole}/displayname");
+        let body = json!({ "displayname": "Alice" });
+        fresh.put(&name, Some(&alice.token), body).await.ok();
+        for path in [whole, name] {
+            fresh.get(&path, Some(&alice.token)).await.ok();
+            let stranger = fresh.get(&path, None).await;
+            if require_login {
+                stranger.refused(401, "M_MISSING_TOKEN");
+            } else {
+                assert_eq!(stranger.ok()["displayname"], "Alice");
+            }
+        }
+    }
 }

@@ -145,3 +145,17 @@ async fn addresses_that_cannot_be_read_are_refused_in_json() {
         send(None).await.refused(401, "M_MISSING_TOKEN");
     }
 }
+
+#[tokio::test]
+async fn a_user_may_fill_a_quota_and_no_more() {
+    let fresh = fresh_with(|config| config.media.user_quota = Some(12)).await;
+    let [alice, bob] = [fresh.register("alice").await, fresh.register("bob").await];
+    upload(&fresh, &alice.token, "12345678").await;
+    let path = "/_matrix/media/v3/upload";
+    let second = fresh
+        .send_bytes(Method::POST, path, Some(&alice.token), Body::from("12345"))
+        .await;
+    second.refused(403, "M_FORBIDDEN");
+    upload(&fresh, &alice.token, "1234").await;
+    upload(&fresh, &bob.token, "12345678").await;
+}

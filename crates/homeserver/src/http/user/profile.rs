@@ -2,6 +2,8 @@
 //!
 //! Specification: client-server API, "Profiles".
 
+use std::sync::Arc;
+
 use axum::{
     extract::State,
     http::StatusCode,
@@ -16,6 +18,7 @@ use serde_json::{Map, Value, value::RawValue};
 use super::caller;
 use crate::{
     app::{profiles::ProfileChanges, session::Session},
+    config::ProfilesConfig,
     http::{ApiError, Routes, Ruma},
 };
 
@@ -28,20 +31,33 @@ pub(super) fn routes() -> Routes {
         .ruma_also(&["/_matrix/client/r0/profile/{user}/{field}"], remove)
 }
 
-/// Who may look: anybody, also without a token, as everybody in a public room may anyway.
+/// Who may look: anybody, also without a token, unless the operator wants a login.
+fn may_look(config: &ProfilesConfig, session: Option<&Session>) -> Result<(), ApiError> {
+    if config.require_login && session.is_none() {
+        return Err(ApiError::missing_token());
+    }
+    Ok(())
+}
+
 async fn whole(
+    State(config): State<Arc<ProfilesConfig>>,
     State(profiles): State<ProfileChanges>,
+    session: Option<Session>,
     Ruma(request): Ruma<get_profile::v3::Request>,
 ) -> Result<Response, ApiError> {
+    may_look(&config, session.as_ref())?;
     let profile = profiles.of(&request.user_id).await?;
     let profile = profile.ok_or_else(|| ApiError::not_found("No such profile"))?;
     json(&profile)
 }
 
 async fn field(
+    State(config): State<Arc<ProfilesConfig>>,
     State(profiles): State<ProfileChanges>,
+    session: Option<Session>,
     Ruma(request): Ruma<get_profile_field::v3::Request>,
 ) -> Result<Response, ApiError> {
+    may_look(&config, session.as_ref())?;
     let name = request.field.as_str();
     let profile = profiles.of(&request.user_id).await?;
     let mut profile = profile.ok_or_else(|| ApiError::not_found("No such profile"))?;
