@@ -3,9 +3,10 @@
 Usage: check.py SPECIFICATION RECORDED
 
 SPECIFICATION holds `data/api/client-server/*.yaml`. RECORDED holds `*.jsonl` files, a line an answer:
-{"method": "GET", "path": "/_matrix/client/v3/...", "status": 200, "body": ...}. Old and unstable
-paths are judged as the current path they are an alias of. Ends with status 1 when an answer does not
-fit its schema, or when there was nothing to check.
+{"method": "GET", "path": "/_matrix/client/v3/...", "status": 200, "body": ...}, and with "current" the
+path that an old or unstable one is an alias of. An error whose status the specification does not
+describe must still be a standard error. Ends with status 1 when an answer does not fit its schema, or
+when there was nothing to check.
 """
 
 import json
@@ -20,11 +21,16 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 MOST_FAILURES_SHOWN = 40
+MOST_UNKNOWN_SHOWN = 5
 # A server without TURN servers answers `{}`: clients in use expect that rather than an error.
 EMPTY_ALLOWED = {"/_matrix/client/v3/voip/turnServer"}
 # Where the schema of a 401 is that of user-interactive authentication, a missing or unknown access
 # token is still a plain error.
 PLAIN_UNAUTHORIZED = {"M_MISSING_TOKEN", "M_UNKNOWN_TOKEN"}
+DEFINITIONS = "data/api/client-server/definitions"
+STANDARD_ERROR = f"{DEFINITIONS}/errors/error.yaml"
+# Any endpoint may ask for user-interactive authentication.
+AUTHENTICATION = f"{DEFINITIONS}/auth_response.yaml"
 METHODS = ("get", "put", "post", "delete")
 
 
@@ -91,11 +97,6 @@ def operations(specification):
                 )
 
 
-def current_path(path):
-    """The current path that an old or unstable one stands for, as far as that is a pattern."""
-    return re.sub(r"^(/_matrix/(?:client|media))/r0/", r"\1/v3/", path.split("?")[0])
-
-
 def is_exempt(operation, answer):
     body = answer["body"]
     if operation.template in EMPTY_ALLOWED and body == {}:
@@ -111,10 +112,10 @@ def main():
     validators = {}
     tally, failures, unknown = Counter(), [], Counter()
 
-    def validator(operation, pointer):
-        key = (operation.uri, pointer)
+    def validator(uri, pointer):
+        key = (uri, pointer)
         if key not in validators:
-            reference = {"$ref": f"{operation.uri}#{pointer}"}
+            reference = {"$ref": f"{uri}#{pointer}"}
             validators[key] = Draft202012Validator(reference, registry=registry)
         return validators[key]
 
@@ -124,21 +125,27 @@ def main():
             if "body" not in answer:
                 tally["not JSON"] += 1
                 continue
-            path = current_path(answer["path"])
+            path = answer.get("current", answer["path"]).split("?")[0]
             fits = (o for o in known if o.method == answer["method"] and o.pattern.match(path))
             operation = next(fits, None)
             if operation is None:
                 unknown[f"{answer['method']} {path}"] += 1
                 continue
             pointer = operation.schema_pointer(answer["status"])
-            if pointer is None:
-                tally["no schema for the status"] += 1
-                continue
             if is_exempt(operation, answer):
                 tally["exempt"] += 1
                 continue
+            if pointer is not None:
+                judge = validator(operation.uri, pointer)
+            elif answer["status"] >= 400:
+                asks = answer["status"] == 401 and "flows" in answer["body"]
+                file = specification / (AUTHENTICATION if asks else STANDARD_ERROR)
+                judge = validator(file.resolve().as_uri(), "")
+            else:
+                tally["no schema for the status"] += 1
+                continue
             tally["checked"] += 1
-            for error in validator(operation, pointer).iter_errors(answer["body"]):
+            for error in judge.iter_errors(answer["body"]):
                 # Alternatives that do not exclude each other: fitting several is fitting.
                 if error.validator == "oneOf" and "is valid under each of" in error.message:
                     continue
@@ -157,6 +164,8 @@ def main():
         f"{tally['no schema for the status']} of a status without a schema, "
         f"{sum(unknown.values())} on paths that the specification does not have"
     )
+    for path, times in unknown.most_common(MOST_UNKNOWN_SHOWN):
+        print(f"{times:5} × not in the specification: {path}")
     if not tally["checked"]:
         print("schemas: nothing was recorded; run `cargo xtask test` first")
     sys.exit(1 if failures or not tally["checked"] else 0)

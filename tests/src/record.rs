@@ -5,13 +5,19 @@ use std::{fs::OpenOptions, io::Write, path::PathBuf};
 
 use serde_json::{Value, json};
 
-/// Adds one answer to this process's file. An answer that is not JSON is kept without its body.
+use crate::table::{self, Dialect};
+
+/// Adds one answer to this process's file, with the current path of what was asked, whatever name it
+/// was asked by. An answer that is not JSON is kept without its body.
 pub(crate) fn keep(method: &str, path: &str, status: u16, body: Option<&Value>) {
     let Some(folder) = std::env::var_os("HOMESERVER_RECORD") else {
         return;
     };
     let file = PathBuf::from(folder).join(format!("answers-{}.jsonl", std::process::id()));
     let mut answer = json!({ "method": method, "path": path, "status": status });
+    if let Some(current) = table::in_dialect(Dialect::Current, method, path) {
+        answer["current"] = current.into();
+    }
     if let Some(body) = body {
         answer["body"] = body.clone();
     }

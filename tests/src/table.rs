@@ -108,13 +108,17 @@ fn row(fields: &[&'static str]) -> Row {
 
 /// The current path of the endpoint that a row names.
 fn current(path: &'static str, note: &'static str) -> &'static str {
-    // Once endpoints of their own, now two fields among others.
-    if path.ends_with("/displayname") || path.ends_with("/avatar_url") {
+    if is_field(path) {
         return "/_matrix/client/v3/profile/{userId}/{keyName}";
     }
     let note = note.split(" | ").next();
     note.and_then(|note| note.strip_prefix("same as "))
         .unwrap_or(path)
+}
+
+/// Whether a path names one field of a profile: once endpoints of their own, now two among others.
+fn is_field(path: &str) -> bool {
+    path.ends_with("/displayname") || path.ends_with("/avatar_url")
 }
 
 fn is_missing(path: &str) -> bool {
@@ -171,12 +175,13 @@ fn arguments<'a>(template: &str, path: &'a str) -> Option<Vec<&'a str>> {
 
 /// The path of a request in a dialect, as long as the dialect has a name for it.
 pub fn in_dialect(dialect: Dialect, method: &str, path: &str) -> Option<String> {
-    for row in fitting(method, path) {
+    for row in fitting(method, path).filter(|row| !is_field(row.path)) {
         let arguments = arguments(row.path, path)?;
         let other = rows().iter().find(|other| {
             other.method == method
                 && other.dialect == dialect
                 && other.current == row.current
+                && !is_field(other.path)
                 && other.path.matches('{').count() == arguments.len()
         });
         if let Some(other) = other {

@@ -1,6 +1,7 @@
 //! Bodies that are not JSON, and JSON that is no object, wherever an endpoint reads one.
 
 use homeserver_tests::{Server, coverage};
+use reqwest::Method;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rubbish_is_refused_everywhere() {
@@ -12,7 +13,9 @@ async fn rubbish_is_refused_everywhere() {
         ("M_NOT_JSON", ["{", "nonsense"]),
         ("M_BAD_JSON", ["[]", "\"text\""]),
     ] {
-        for row in coverage::rows_with(400, code) {
+        // What a GET is judged for is in its query.
+        let rows = coverage::rows_with(400, code).into_iter();
+        for row in rows.filter(|row| row.method != Method::GET) {
             let path = row.example();
             for body in bodies {
                 let sent = somebody.send(
