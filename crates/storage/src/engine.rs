@@ -7,6 +7,9 @@
 //!   [`judge`](crate::judge) decide, and writes what remains atomically; durably if the group is
 //!   [`Durability::Durable`]. Groups become visible and durable in the order of the calls: a crash
 //!   keeps a prefix. Several processes on one engine see one order of positions, without gaps.
+//! - A durable group is read by nobody before it is on disk, and by nobody as long as its outcome
+//!   is unknown: what was read, a crash does not take back. (Lazy ones may be lost after they were
+//!   read; the store writes them again after a reopening.)
 //! - The outcome is `Ok` (written, durable if asked), [`CommitFailure::NotApplied`] (nothing of it
 //!   is or will be there) or [`CommitFailure::Unknown`] (a reopening decides). After `Unknown` the
 //!   engine refuses all commits.
@@ -66,6 +69,18 @@ pub trait Engine: Debug + Send + Sync + 'static {
 
     /// Makes everything durable and the next start-up short. Commits after it are refused.
     async fn close(&self) -> Result<(), EngineError>;
+}
+
+/// Opens an engine whose only user is this process: at the start, and again after a commit whose
+/// outcome is unknown.
+#[async_trait]
+pub trait OpenEngine: Debug + Send + Sync + 'static {
+    /// Whether opening may succeed now: the disk takes writes again. The failed engine is still
+    /// there and read from; it is given up for a promising attempt only.
+    async fn probe(&self) -> Result<(), EngineError>;
+
+    /// Opens it, with everything that recovery after a crash does. The one before is dropped.
+    async fn open(&self) -> Result<Arc<dyn Engine>, EngineError>;
 }
 
 /// Whether the answer waits for the disk.

@@ -4,4 +4,5 @@ pub mod faulty;
 pub mod fjall;
 mod local;
 pub mod memory;
+mod replaced;
 pub mod sled;

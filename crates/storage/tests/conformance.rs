@@ -239,6 +239,9 @@ async fn a_closed_engine_refuses_commits<B: Backend>(path: &Path) {
     };
     assert!(engine.commit(group).await.is_err());
     assert_eq!(store.get(&ROWS, &(1_u64, "b")).await.unwrap(), None);
+    let everything = KeyRange::everything();
+    assert!(engine.drop_range(&everything).await.is_err());
+    assert_eq!(store.get(&ROWS, &(1_u64, "a")).await.unwrap(), Some(1));
     assert_eq!(store.get(&ROWS, &(1_u64, "a")).await.unwrap(), Some(1));
 }
 

@@ -3,14 +3,27 @@
 //!
 //! It keeps what every group since the last fsync replaced, so that [`FaultyEngine::crash`] can give
 //! the database as a power loss would leave it: every synced group, and of the others a prefix.
+//! [`FaultyDisk`] opens such engines one after the other, each on what the one before it left.
 
-use std::{collections::HashMap, collections::HashSet, path::Path, sync::Arc, time::Duration};
+mod disk;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use homeserver_runtime::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+
+pub use disk::FaultyDisk;
 
 use super::memory::MemoryEngine;
 use crate::{
@@ -76,68 +89,38 @@ type Before = HashMap<Vec<u8>, Option<Bytes>>;
 #[derive(Debug)]
 pub struct FaultyEngine {
     inner: Arc<dyn Engine>,
-    plan: FaultPlan,
-    random: SeededEntropy,
+    faults: Arc<Faults>,
     /// One commit at a time, so that what is remembered of each is right.
     turn: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
+    closed: AtomicBool,
     durable: watch::Sender<Position>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    calls: u64,
-    closed: bool,
-    unsynced: Vec<Before>,
+/// What goes wrong, and what it left behind; outlives the engine.
+#[derive(Debug)]
+struct Faults {
+    plan: FaultPlan,
+    random: SeededEntropy,
+    calls: AtomicU64,
+    leftover: Mutex<Leftover>,
 }
 
-impl FaultyEngine {
-    /// Wraps `inner`.
-    #[must_use]
-    pub fn new(inner: Arc<dyn Engine>, plan: FaultPlan) -> Self {
-        let durable = *inner.watch().borrow();
-        Self {
+/// What is not certainly on disk.
+#[derive(Debug, Default)]
+struct Leftover {
+    unsynced: Vec<Before>,
+    /// Written, but its fsync failed. Nobody reads it before a reopening has decided.
+    undecided: Option<Group>,
+}
+
+impl Faults {
+    fn new(plan: FaultPlan) -> Arc<Self> {
+        Arc::new(Self {
             random: SeededEntropy::new(plan.seed),
-            inner,
             plan,
-            turn: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-            durable: watch::Sender::new(durable),
-        }
-    }
-
-    /// Calls so far.
-    pub fn calls(&self) -> u64 {
-        self.state.lock().calls
-    }
-
-    /// The database as a power loss would leave it now. This engine is closed for writing.
-    ///
-    /// # Errors
-    /// When the wrapped engine cannot be read.
-    pub async fn crash(&self) -> Result<MemoryEngine, EngineError> {
-        let _turn = self.turn.lock().await;
-        let mut unsynced = {
-            let mut state = self.state.lock();
-            state.closed = true;
-            std::mem::take(&mut state.unsynced)
-        };
-        let everything = KeyRange::everything();
-        let rows = self
-            .inner
-            .scan(&everything, Direction::Forward, usize::MAX)
-            .await?;
-        let mut rows: std::collections::BTreeMap<Bytes, Bytes> = rows.into_iter().collect();
-        let surviving = self.number() % (unsynced.len() as u64 + 1);
-        for before in unsynced.drain(surviving as usize..).rev() {
-            for (key, value) in before {
-                match value {
-                    Some(value) => rows.insert(key.into(), value),
-                    None => rows.remove(key.as_slice()),
-                };
-            }
-        }
-        Ok(MemoryEngine::with_rows(rows))
+            calls: AtomicU64::new(0),
+            leftover: Mutex::default(),
+        })
     }
 
     fn number(&self) -> u64 {
@@ -146,12 +129,8 @@ impl FaultyEngine {
     }
 
     /// Counts a call and says what goes wrong with it.
-    fn fault(&self) -> Option<Fault> {
-        let call = {
-            let mut state = self.state.lock();
-            state.calls += 1;
-            state.calls - 1
-        };
+    fn next(&self) -> Option<Fault> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
         let planned = self.plan.at.iter().find(|(at, _)| *at == call);
         if let Some((_, fault)) = planned {
             return Some(*fault);
@@ -168,8 +147,85 @@ impl FaultyEngine {
         Some(all[(self.number() % 4) as usize])
     }
 
+    /// A group whose fsync failed turns out to be there or not.
+    async fn decide(&self, inner: &dyn Engine) -> Result<(), EngineError> {
+        let undecided = self.leftover.lock().undecided.take();
+        let Some(mut group) = undecided else {
+            return Ok(());
+        };
+        if self.number().is_multiple_of(2) {
+            return Ok(());
+        }
+        match inner.commit(&mut group).await {
+            Ok(_) => Ok(()),
+            Err(CommitFailure::NotApplied(error) | CommitFailure::Unknown(error)) => {
+                Err(EngineError::Backend {
+                    engine: "faulty",
+                    message: error.to_string(),
+                })
+            }
+        }
+    }
+}
+
+impl FaultyEngine {
+    /// Wraps `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Engine>, plan: FaultPlan) -> Self {
+        Self::with(inner, Faults::new(plan))
+    }
+
+    fn with(inner: Arc<dyn Engine>, faults: Arc<Faults>) -> Self {
+        let durable = *inner.watch().borrow();
+        Self {
+            inner,
+            faults,
+            turn: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
+            durable: watch::Sender::new(durable),
+        }
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.faults.calls.load(Ordering::SeqCst)
+    }
+
+    /// The database as a power loss would leave it now. This engine is closed for writing.
+    ///
+    /// # Errors
+    /// When the wrapped engine cannot be read.
+    pub async fn crash(&self) -> Result<MemoryEngine, EngineError> {
+        let _turn = self.turn.lock().await;
+        self.closed.store(true, Ordering::SeqCst);
+        let mut unsynced = std::mem::take(&mut self.faults.leftover.lock().unsynced);
+        let everything = KeyRange::everything();
+        let rows = self
+            .inner
+            .scan(&everything, Direction::Forward, usize::MAX)
+            .await?;
+        let mut rows: BTreeMap<Bytes, Bytes> = rows.into_iter().collect();
+        let surviving = self.faults.number() % (unsynced.len() as u64 + 1);
+        let lost = unsynced.drain(surviving as usize..);
+        if lost.len() > 0 {
+            // What came after them is lost as well.
+            self.faults.leftover.lock().undecided = None;
+        }
+        for before in lost.rev() {
+            for (key, value) in before {
+                match value {
+                    Some(value) => rows.insert(key.into(), value),
+                    None => rows.remove(key.as_slice()),
+                };
+            }
+        }
+        let left = MemoryEngine::with_rows(rows);
+        self.faults.decide(&left).await?;
+        Ok(left)
+    }
+
     fn read_fault(&self) -> Result<(), EngineError> {
-        match self.fault() {
+        match self.faults.next() {
             Some(Fault::Error) => Err(error(Fault::Error)),
             _ => Ok(()),
         }
@@ -197,12 +253,12 @@ impl FaultyEngine {
                 before.entry(batch.span(op.key).to_vec()).or_insert(None);
             }
         }
-        self.state.lock().unsynced.push(before);
+        self.faults.leftover.lock().unsynced.push(before);
         Ok(results)
     }
 
     fn unknown(&self, fault: Fault) -> CommitFailure {
-        self.state.lock().closed = true;
+        self.closed.store(true, Ordering::SeqCst);
         CommitFailure::Unknown(Arc::new(error(fault)))
     }
 }
@@ -253,27 +309,33 @@ impl Engine for FaultyEngine {
 
     async fn commit(&self, group: &mut Group) -> Result<Vec<BatchResult>, CommitFailure> {
         let _turn = self.turn.lock().await;
-        if self.state.lock().closed {
+        if self.closed.load(Ordering::SeqCst) {
             return Err(CommitFailure::NotApplied(Arc::new(EngineError::Closed)));
         }
-        if !self.blocks() && !self.plan.delay.is_zero() {
-            let most = self.plan.delay.as_micros() as u64;
-            tokio::time::sleep(Duration::from_micros(self.number() % (most + 1))).await;
+        let delay = self.faults.plan.delay;
+        if !self.blocks() && !delay.is_zero() {
+            let most = delay.as_micros() as u64;
+            let wait = self.faults.number() % (most + 1);
+            tokio::time::sleep(Duration::from_micros(wait)).await;
         }
-        match self.fault() {
+        match self.faults.next() {
             Some(fault @ (Fault::Error | Fault::Full)) => {
                 return Err(CommitFailure::NotApplied(Arc::new(error(fault))));
             }
             Some(Fault::ShortWrite) => return Err(self.unknown(Fault::ShortWrite)),
             Some(Fault::FailedSync) => {
-                self.write(group).await?;
+                let group = Group {
+                    batches: std::mem::take(&mut group.batches),
+                    durability: group.durability,
+                };
+                self.faults.leftover.lock().undecided = Some(group);
                 return Err(self.unknown(Fault::FailedSync));
             }
             None => {}
         }
         let results = self.write(group).await?;
         if group.durability == Durability::Durable {
-            self.state.lock().unsynced.clear();
+            self.faults.leftover.lock().unsynced.clear();
             self.durable.send_replace(*self.inner.watch().borrow());
         }
         Ok(results)
@@ -281,6 +343,9 @@ impl Engine for FaultyEngine {
 
     async fn drop_range(&self, range: &KeyRange) -> Result<(), EngineError> {
         let _turn = self.turn.lock().await;
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(EngineError::Closed);
+        }
         self.read_fault()?;
         self.inner.drop_range(range).await
     }

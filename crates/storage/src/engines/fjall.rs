@@ -268,8 +268,10 @@ impl Engine for FjallEngine {
             let writes = WriteSet {
                 writes: rows.iter().map(|(key, _)| (key.as_ref(), None)).collect(),
             };
-            self.write(&writes, Durability::Durable)
-                .map_err(|error| self.read_error(error))?;
+            self.local.between_commits(|| {
+                let written = self.write(&writes, Durability::Durable);
+                written.map_err(|error| self.read_error(error))
+            })?;
         }
     }
 

@@ -91,17 +91,17 @@ impl Local {
         self.state.lock().last
     }
 
-    /// Runs a write of the engine's own while no commit runs, unless commits are refused.
+    /// Runs a write of the engine's own while no commit runs, unless commits are refused. One that
+    /// fails is as unknown as a commit: commits are refused after it.
     pub(crate) fn between_commits(
         &self,
         write: impl FnOnce() -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let state = self.state.lock();
-        if state.open {
-            write()
-        } else {
-            Err(EngineError::Closed)
+        let mut state = self.state.lock();
+        if !state.open {
+            return Err(EngineError::Closed);
         }
+        write().inspect_err(|_| state.open = false)
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Position> {

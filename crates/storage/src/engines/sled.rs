@@ -4,6 +4,7 @@
 //! after the flush this engine calls `fdatasync` on its own handle of sled's one file. sled's
 //! recovery can leave a batch torn, or one missing before others, when its file is damaged: every
 //! group writes a marker of what it did, and the last ones are compared with the rows at open.
+//! What sled has applied can be read before it is on disk: `replaced` hides it until it is.
 
 mod marker;
 
@@ -20,7 +21,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::marker::Markers;
-use super::local::{LOCK_WAIT, Local, lock_folder};
+use super::{
+    local::{LOCK_WAIT, Local, lock_folder},
+    replaced::{Before, Replaced},
+};
 use crate::{
     Position,
     engine::{
@@ -46,6 +50,7 @@ pub struct SledEngine {
     /// sled's one file, to be synced.
     file: File,
     local: Local,
+    replaced: Replaced,
     markers: Mutex<Markers>,
     /// Given back last.
     _lock: File,
@@ -131,6 +136,7 @@ impl SledEngine {
             database,
             file,
             local: Local::new(last),
+            replaced: Replaced::default(),
             markers: Mutex::default(),
             _lock: lock,
         })
@@ -150,13 +156,17 @@ impl SledEngine {
     fn lookup(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let found = quietly(|| self.database.get(key));
         let found = found.map_err(|error| translate(&self.path, error))?;
-        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+        let found = found.map(|value| Bytes::copy_from_slice(&value));
+        Ok(self.replaced.value(key, found))
     }
 
     fn write(&self, writes: &WriteSet<'_>, durability: Durability) -> Result<(), EngineError> {
-        let read = |key: &[u8]| self.lookup(key);
+        let before = |(key, _): &(&[u8], _)| Ok((key.to_vec(), self.lookup(key)?));
+        let before: Result<Before, EngineError> = writes.writes.iter().map(before).collect();
+        let before = before?;
         let mut batch = sled::Batch::default();
-        self.markers.lock().next(writes, read, &mut batch)?;
+        self.markers.lock().next(writes, &before, &mut batch);
+        self.replaced.hide(before);
         for (key, value) in &writes.writes {
             match value {
                 Some(value) => batch.insert(*key, *value),
@@ -174,7 +184,32 @@ impl SledEngine {
         if durability == Durability::Durable {
             self.sync()?;
         }
+        self.replaced.show();
         Ok(())
+    }
+
+    /// The first `limit` rows that sled has, on disk or not.
+    fn scan_applied(
+        &self,
+        range: &KeyRange,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let rows = quietly(|| {
+            let within = self
+                .database
+                .range(range.start.as_slice()..range.end.as_slice());
+            let visible = |row: &sled::Result<(sled::IVec, sled::IVec)>| !matches!(row, Ok((key, _)) if marker::is_marker(key));
+            match direction {
+                Direction::Forward => within.filter(visible).take(limit).collect(),
+                Direction::Backward => within.rev().filter(visible).take(limit).collect(),
+            }
+        });
+        let rows: Vec<_> = rows.map_err(|error| translate(&self.path, error))?;
+        let owned = |(key, value): (sled::IVec, sled::IVec)| {
+            (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))
+        };
+        Ok(rows.into_iter().map(owned).collect())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
@@ -244,21 +279,8 @@ impl Engine for SledEngine {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = quietly(|| {
-            let within = self
-                .database
-                .range(range.start.as_slice()..range.end.as_slice());
-            let visible = |row: &sled::Result<(sled::IVec, sled::IVec)>| !matches!(row, Ok((key, _)) if marker::is_marker(key));
-            match direction {
-                Direction::Forward => within.filter(visible).take(limit).collect(),
-                Direction::Backward => within.rev().filter(visible).take(limit).collect(),
-            }
-        });
-        let rows: Vec<_> = rows.map_err(|error| translate(&self.path, error))?;
-        let owned = |(key, value): (sled::IVec, sled::IVec)| {
-            (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))
-        };
-        Ok(rows.into_iter().map(owned).collect())
+        let scan = |limit| self.scan_applied(range, direction, limit);
+        self.replaced.rows(range, direction, limit, scan)
     }
 
     async fn commit(&self, group: &mut Group) -> Result<Vec<BatchResult>, CommitFailure> {

@@ -15,12 +15,11 @@ use std::{
     ops::Range,
 };
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::SledEngine;
-use crate::{engine::EngineError, judge::WriteSet};
+use crate::{engines::replaced::Before, judge::WriteSet};
 
 /// How many groups are remembered at most.
 const KEPT_GROUPS: usize = 256;
@@ -99,21 +98,14 @@ impl Marker {
 
 impl Markers {
     /// Adds to the batch of the next group its marker, and the removal of those that are too old.
-    pub(super) fn next(
-        &mut self,
-        writes: &WriteSet<'_>,
-        read: impl Fn(&[u8]) -> Result<Option<Bytes>, EngineError>,
-        batch: &mut sled::Batch,
-    ) -> Result<(), EngineError> {
-        let change = |(key, value): &(&[u8], Option<&[u8]>)| {
-            Ok(Change {
-                key: key.to_vec(),
-                hash: value.map(xxh3_64),
-                before: read(key)?.map(Vec::from),
-            })
+    /// The group writes over the rows `before`.
+    pub(super) fn next(&mut self, writes: &WriteSet<'_>, before: &Before, batch: &mut sled::Batch) {
+        let change = |(key, value): &(&[u8], Option<&[u8]>)| Change {
+            key: key.to_vec(),
+            hash: value.map(xxh3_64),
+            before: before.get(*key).cloned().flatten().map(Vec::from),
         };
-        let changes: Result<Vec<_>, EngineError> = writes.writes.iter().map(change).collect();
-        let changes = changes?;
+        let changes: Vec<_> = writes.writes.iter().map(change).collect();
         self.last += 1;
         self.kept.push_back(Size::of(&changes));
         for old in self.forget_oldest() {
@@ -126,7 +118,6 @@ impl Markers {
         };
         // After the removals: the place may be that of a removed one.
         batch.insert(marker_key(self.last), marker.encode());
-        Ok(())
     }
 
     /// The oldest group that is remembered.
@@ -258,6 +249,8 @@ pub(super) fn forget(engine: &SledEngine) -> Result<(), sled::Error> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{
         Batch, Engine as _, Table,
