@@ -4,6 +4,8 @@
 //! The worker exists only while there is work (and, on an engine that blocks, a moment longer, so
 //! that a steady load needs no thread hand-over): nothing keeps a dropped store alive.
 
+mod reopen;
+
 use std::{
     collections::VecDeque,
     future::Future,
@@ -18,13 +20,15 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use homeserver_runtime::Runtime;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
+use self::reopen::Recovery;
 pub use crate::engine::{Committed, Durability};
 use crate::{
-    AssertRef, Batch, Engine, EngineError, TooLarge,
+    AssertRef, Batch, EngineError, OpenEngine, Position, TooLarge,
     batch::Refused,
-    engine::{CommitFailure, Conflict, Group},
+    engine::{BatchResult, CommitFailure, Conflict, Group},
+    handle::Handle,
 };
 
 /// Batches that may wait in the queue; more submitters wait before it.
@@ -56,12 +60,19 @@ pub enum CommitError {
     /// Nothing was written, nor will be.
     #[error("nothing was written")]
     NotApplied(#[source] Arc<EngineError>),
-    /// Only reopening the store tells whether it is there. The store is closed for writing.
+    /// Only reopening the store tells whether it is there. Until then it is closed for writing.
     #[error("it is not known whether it was written")]
     Unknown(#[source] Arc<EngineError>),
     /// The store is closed for writing. Nothing was written.
     #[error("the store is closed for writing")]
     Closed,
+}
+
+impl CommitError {
+    /// Whether the same request may succeed when it is made again.
+    pub fn is_passing(&self) -> bool {
+        !matches!(self, Self::TooLarge(_) | Self::Malformed(_))
+    }
 }
 
 impl From<Conflict> for CommitError {
@@ -116,7 +127,8 @@ pub(crate) struct Committer {
 
 #[derive(Debug)]
 struct Shared {
-    engine: Arc<dyn Engine>,
+    handle: Arc<Handle>,
+    recovery: Option<Arc<Recovery>>,
     runtime: Runtime,
     queue: Mutex<Queue>,
     arrived: Condvar,
@@ -127,7 +139,10 @@ struct Shared {
 struct Queue {
     waiting: VecDeque<Waiting>,
     working: bool,
+    /// For good.
     closed: bool,
+    /// Until the engine is open again.
+    refusing: bool,
     /// Groups committed since the last time the engine was told that it is idle.
     busy: bool,
 }
@@ -154,6 +169,14 @@ pub(crate) enum Work {
     Close,
 }
 
+/// Whether the worker goes on after a group.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    Next,
+    /// The engine takes no more commits.
+    Failed,
+}
+
 /// What the worker does next.
 enum Next {
     Group(Group, Vec<oneshot::Sender<Result<Committed, CommitError>>>),
@@ -161,10 +184,17 @@ enum Next {
 }
 
 impl Committer {
-    pub(crate) fn new(engine: Arc<dyn Engine>, runtime: Runtime) -> Self {
+    /// With an opener, the engine is opened anew when the outcome of a commit is unknown.
+    pub(crate) fn new(
+        handle: Arc<Handle>,
+        opener: Option<(Arc<dyn OpenEngine>, Position)>,
+        runtime: Runtime,
+    ) -> Self {
+        let recovery = opener.map(|(opener, durable)| Arc::new(Recovery::new(opener, durable)));
         Self {
             shared: Arc::new(Shared {
-                engine,
+                handle,
+                recovery,
                 runtime,
                 queue: Mutex::default(),
                 arrived: Condvar::new(),
@@ -204,7 +234,23 @@ impl Committer {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        !self.shared.queue.lock().closed
+        let queue = self.shared.queue.lock();
+        !queue.closed && !queue.refusing
+    }
+
+    /// The durable position, where it is not the engine that tells it.
+    pub(crate) fn watch(&self) -> Option<watch::Receiver<Position>> {
+        self.shared
+            .recovery
+            .as_ref()
+            .map(|recovery| recovery.watch())
+    }
+
+    /// A database of another epoch is not taken for the same one.
+    pub(crate) fn know_epoch(&self, epoch: u64) {
+        if let Some(recovery) = &self.shared.recovery {
+            recovery.know_epoch(epoch);
+        }
     }
 
     /// Whether anything was committed since this was last asked.
@@ -218,7 +264,8 @@ impl Committer {
             Err(_) => return Err(CommitError::Closed),
         }
         let mut queue = self.shared.queue.lock();
-        if queue.closed {
+        if queue.closed || queue.refusing {
+            self.shared.space.add_permits(1);
             return Err(CommitError::Closed);
         }
         queue.waiting.push_back(waiting);
@@ -256,35 +303,56 @@ impl Drop for Working {
 
 impl Shared {
     fn start(shared: &Arc<Self>) {
-        let working = Working {
+        Self::run(Working {
             shared: Arc::clone(shared),
             finished: false,
-        };
-        let tasks = shared.runtime.tasks.clone();
-        if shared.engine.blocks() && !shared.runtime.blocking.is_inline() {
-            let pool = shared.runtime.blocking.clone();
-            tasks.spawn(async move {
+        });
+    }
+
+    /// Works on the queue until it is empty.
+    fn run(working: Working) {
+        let runtime = working.shared.runtime.clone();
+        if working.shared.handle.blocks && !runtime.blocking.is_inline() {
+            runtime.tasks.clone().spawn(async move {
+                let drain = move || Self::end(working.shared.drain_blocking(), working);
                 // An error means that the job panicked or never ran: `Working` closes the queue.
-                let drained = pool.run(move || {
-                    working.shared.drain_blocking();
-                    working.end();
-                });
-                let _ = drained.await;
+                if let Ok(Some((working, recovery))) = runtime.blocking.run(drain).await {
+                    Self::reopen(working, recovery).await;
+                }
             });
         } else {
-            tasks.spawn(async move {
-                working.shared.drain().await;
-                working.end();
+            runtime.tasks.spawn(async move {
+                let after = working.shared.drain().await;
+                if let Some((working, recovery)) = Self::end(after, working) {
+                    Self::reopen(working, recovery).await;
+                }
             });
         }
     }
 
-    async fn drain(&self) {
+    /// Ends the worker, unless the engine has failed and can be opened again.
+    fn end(after: After, working: Working) -> Option<(Working, Arc<Recovery>)> {
+        let recovery = working.shared.recovery.clone();
+        match recovery.filter(|_| after == After::Failed) {
+            Some(recovery) => Some((working, recovery)),
+            None => {
+                working.end();
+                None
+            }
+        }
+    }
+
+    async fn drain(&self) -> After {
         while let Some(next) = self.next(None) {
             match next {
                 Next::Group(mut group, answers) => {
-                    let outcome = self.engine.commit(&mut group).await;
-                    self.answer(answers, outcome);
+                    let outcome = match self.handle.now() {
+                        Some(engine) => engine.commit(&mut group).await,
+                        None => Err(no_engine()),
+                    };
+                    if self.answer(group, answers, outcome) == After::Failed {
+                        return After::Failed;
+                    }
                 }
                 Next::Work(what, answer) => {
                     let outcome = self.perform(what).await;
@@ -292,14 +360,21 @@ impl Shared {
                 }
             }
         }
+        After::Next
     }
 
-    fn drain_blocking(&self) {
+    fn drain_blocking(&self) -> After {
         while let Some(next) = self.next(Some(LINGER)) {
             match next {
                 Next::Group(mut group, answers) => {
-                    let outcome = self.engine.commit(&mut group).now_or_never();
-                    self.answer(answers, outcome.unwrap_or_else(|| Err(suspended())));
+                    let outcome = match self.handle.now() {
+                        Some(engine) => engine.commit(&mut group).now_or_never(),
+                        None => Some(Err(no_engine())),
+                    };
+                    let outcome = outcome.unwrap_or_else(|| Err(suspended()));
+                    if self.answer(group, answers, outcome) == After::Failed {
+                        return After::Failed;
+                    }
                 }
                 Next::Work(what, answer) => {
                     let outcome = self.perform(what).now_or_never();
@@ -307,15 +382,17 @@ impl Shared {
                 }
             }
         }
+        After::Next
     }
 
     async fn perform(&self, what: Work) -> Result<(), EngineError> {
+        let engine = self.handle.engine().await?;
         match what {
-            Work::Checkpoint(into) => self.engine.checkpoint(&into).await,
-            Work::Idle => self.engine.idle().await,
+            Work::Checkpoint(into) => engine.checkpoint(&into).await,
+            Work::Idle => engine.idle().await,
             Work::Close => {
                 self.close();
-                self.engine.close().await
+                engine.close().await
             }
         }
     }
@@ -368,29 +445,47 @@ impl Shared {
                 group.durability = Durability::Durable;
             }
         }
+        if self
+            .recovery
+            .as_ref()
+            .is_some_and(|recovery| recovery.is_full())
+        {
+            group.durability = Durability::Durable;
+        }
         self.space.add_permits(answers.len());
         Some(Next::Group(group, answers))
     }
 
+    /// Tells those who wait for a group.
     fn answer(
         &self,
+        group: Group,
         answers: Vec<oneshot::Sender<Result<Committed, CommitError>>>,
-        outcome: Result<Vec<Result<Committed, Conflict>>, CommitFailure>,
-    ) {
+        outcome: Result<Vec<BatchResult>, CommitFailure>,
+    ) -> After {
         match outcome {
             Ok(results) => {
+                if let Some(recovery) = &self.recovery {
+                    recovery.committed(group, &results);
+                }
                 for (answer, result) in answers.into_iter().zip(results) {
                     let _ = answer.send(result.map_err(CommitError::from));
                 }
+                After::Next
             }
             Err(failure) => {
-                if matches!(failure, CommitFailure::Unknown(_)) {
-                    tracing::error!(engine = self.engine.name(), %failure, "closed for writing");
-                    self.close();
+                let over = failure.ends_the_engine();
+                if over {
+                    let engine = self.handle.name;
+                    tracing::error!(engine, error = %with_causes(&failure), "closed for writing");
+                    if self.recovery.is_none() {
+                        self.close();
+                    }
                 }
                 for answer in answers {
                     let _ = answer.send(Err(failure.clone().into()));
                 }
+                if over { After::Failed } else { After::Next }
             }
         }
     }
@@ -405,12 +500,20 @@ impl Shared {
         self.space.close();
         self.arrived.notify_all();
         for waiting in waiting {
-            match waiting {
-                Waiting::Batch { answer, .. } => drop(answer.send(Err(CommitError::Closed))),
-                Waiting::Work { answer, .. } => drop(answer.send(Err(EngineError::Closed))),
-            }
+            waiting.refuse();
         }
     }
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let words: Vec<String> = causes.map(ToString::to_string).collect();
+    words.join(": ")
+}
+
+fn no_engine() -> CommitFailure {
+    CommitFailure::NotApplied(Arc::new(EngineError::Closed))
 }
 
 fn suspended() -> CommitFailure {

@@ -132,6 +132,16 @@ pub enum CommitFailure {
     Unknown(#[source] Arc<EngineError>),
 }
 
+impl CommitFailure {
+    /// Whether the engine takes no more commits.
+    pub fn ends_the_engine(&self) -> bool {
+        match self {
+            Self::Unknown(_) => true,
+            Self::NotApplied(error) => matches!(**error, EngineError::Closed),
+        }
+    }
+}
+
 /// Which way a scan goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {

@@ -14,6 +14,7 @@ mod committer;
 pub mod cursor;
 pub mod engine;
 pub mod engines;
+mod handle;
 pub mod journal;
 pub mod judge;
 pub mod key;

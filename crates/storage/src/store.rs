@@ -10,10 +10,12 @@ use tokio::sync::watch;
 
 use crate::{
     Batch, CommitError, Committed, Cursor, DecodeError, Direction, Durability, Engine, EngineError,
-    Interner, Journal, Key, NumberKind, Position, Row, ScanRange, Table, TableSpec, Ticket, ToKey,
+    Interner, Journal, Key, NumberKind, OpenEngine, Position, Row, ScanRange, Table, TableSpec,
+    Ticket, ToKey,
     batch::MAX_KEY,
     committer::{Committer, Work},
     engine::KeyRange,
+    handle::Handle,
     numbers::Known,
     system::{META, REGISTERED, TABLES, UNFINISHED},
     table::{Collision, Registry},
@@ -81,6 +83,18 @@ pub enum OpenError {
     Storage(#[from] StorageError),
 }
 
+impl StorageError {
+    /// Whether asking again may help: the store is being opened anew, or others were faster.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Engine(error) => matches!(error, EngineError::Closed),
+            Self::Commit(error) => error.is_passing(),
+            Self::Contended(_) | Self::ShuttingDown => true,
+            Self::Decode { .. } => false,
+        }
+    }
+}
+
 impl From<CommitError> for OpenError {
     fn from(error: CommitError) -> Self {
         Self::Storage(error.into())
@@ -95,7 +109,7 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    engine: Arc<dyn Engine>,
+    handle: Arc<Handle>,
     committer: Committer,
     runtime: Runtime,
     durable: watch::Receiver<Position>,
@@ -124,7 +138,8 @@ pub(crate) fn decoding<K, V>(table: &Table<K, V>) -> impl Fn(DecodeError) -> Sto
 }
 
 impl Store {
-    /// Opens the database in `engine` (an empty one is set up) with the tables of all crates.
+    /// Opens the database in `engine` (an empty one is set up) with the tables of all crates. After
+    /// a commit whose outcome is unknown it stays closed for writing.
     ///
     /// # Errors
     /// When two tables collide, when the database is of another format or gives a table number
@@ -134,14 +149,41 @@ impl Store {
         tables: &[&[TableSpec]],
         runtime: &Runtime,
     ) -> Result<Self, OpenError> {
+        Self::over(engine, None, tables, runtime).await
+    }
+
+    /// Like [`Store::open`] with an engine that `opener` opened, and that it opens again after a
+    /// commit whose outcome is unknown. The engine belongs to this process alone.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub async fn open_lasting(
+        engine: Arc<dyn Engine>,
+        opener: Arc<dyn OpenEngine>,
+        tables: &[&[TableSpec]],
+        runtime: &Runtime,
+    ) -> Result<Self, OpenError> {
+        Self::over(engine, Some(opener), tables, runtime).await
+    }
+
+    async fn over(
+        engine: Arc<dyn Engine>,
+        opener: Option<Arc<dyn OpenEngine>>,
+        tables: &[&[TableSpec]],
+        runtime: &Runtime,
+    ) -> Result<Self, OpenError> {
         let named_already = tables.contains(&TABLES);
         let own: &[&[TableSpec]] = if named_already { &[] } else { &[TABLES] };
         let registry = Registry::join(&[tables, own].concat())?;
+        let durable = engine.watch();
+        let opener = opener.map(|opener| (opener, *durable.borrow()));
+        let handle = Arc::new(Handle::new(engine));
+        let committer = Committer::new(Arc::clone(&handle), opener, runtime.clone());
         let mut store = Self {
             inner: Arc::new(Inner {
-                committer: Committer::new(Arc::clone(&engine), runtime.clone()),
-                durable: engine.watch(),
-                engine,
+                durable: committer.watch().unwrap_or(durable),
+                committer,
+                handle,
                 runtime: runtime.clone(),
                 epoch: 0,
                 interners: Mutex::default(),
@@ -153,7 +195,8 @@ impl Store {
         if let Some(inner) = Arc::get_mut(&mut store.inner) {
             inner.epoch = epoch;
         }
-        if store.inner.engine.blocks() {
+        store.inner.committer.know_epoch(epoch);
+        if store.inner.handle.blocks {
             store.tell_when_idle();
         }
         Ok(store)
@@ -169,7 +212,7 @@ impl Store {
         if !fits(&bytes) {
             return Ok(None);
         }
-        let found = self.inner.engine.get(&bytes).await?;
+        let found = self.inner.handle.engine().await?.get(&bytes).await?;
         let row = found.map(|bytes| V::decode(&bytes)).transpose();
         row.map_err(decoding(table))
     }
@@ -183,7 +226,7 @@ impl Store {
         let mut bytes: Vec<_> = keys.iter().map(|key| table.key_bytes(key)).collect();
         let asked: Vec<bool> = bytes.iter().map(|key| fits(key)).collect();
         bytes.retain(|key| fits(key));
-        let engine = Arc::clone(&self.inner.engine);
+        let engine = self.inner.handle.engine().await?;
         let found = if self.reads_here(bytes.len()) {
             engine.multi_get(&bytes).await?
         } else {
@@ -224,7 +267,7 @@ impl Store {
         direction: Direction,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
-        let engine = Arc::clone(&self.inner.engine);
+        let engine = self.inner.handle.engine().await?;
         if self.reads_here(limit) {
             return Ok(engine.scan(&range, direction, limit).await?);
         }
@@ -285,6 +328,12 @@ impl Store {
         self.inner.epoch
     }
 
+    /// Counts the times that the engine was opened anew. What was read before may be older than
+    /// what is there: rows of a commit whose outcome was unknown.
+    pub fn generation(&self) -> u64 {
+        self.inner.handle.generation()
+    }
+
     /// Whether commits are accepted. Once false it stays so until the database is opened anew.
     pub fn is_writable(&self) -> bool {
         self.inner.committer.is_open()
@@ -292,7 +341,7 @@ impl Store {
 
     /// Name of the engine.
     pub fn engine_name(&self) -> &'static str {
-        self.inner.engine.name()
+        self.inner.handle.name
     }
 
     /// Removes every row of `range`. Not atomic and not ordered with commits: only for ranges that
@@ -306,7 +355,7 @@ impl Store {
         if range.is_empty() {
             return Ok(());
         }
-        let engine = Arc::clone(&self.inner.engine);
+        let engine = self.inner.handle.engine().await?;
         if self.reads_here(usize::MAX) {
             return Ok(engine.drop_range(&range).await?);
         }
@@ -332,7 +381,7 @@ impl Store {
 
     /// Whether a read of `rows` rows may be made on the calling thread.
     fn reads_here(&self, rows: usize) -> bool {
-        rows <= SHORT_READ || !self.inner.engine.blocks()
+        rows <= SHORT_READ || !self.inner.handle.blocks
     }
 
     /// Runs a read of an engine that blocks on the pool for such work.
@@ -344,7 +393,7 @@ impl Store {
         match self.inner.runtime.blocking.run(read).await {
             Ok(Some(result)) => Ok(result?),
             Ok(None) => Err(StorageError::Engine(EngineError::Backend {
-                engine: self.inner.engine.name(),
+                engine: self.inner.handle.name,
                 message: "suspended in a read although it blocks".to_owned(),
             })),
             Err(_) => Err(StorageError::ShuttingDown),

@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use homeserver_runtime::Runtime;
 use homeserver_storage::{
-    At, Batch, CommitError, Direction, Durability, Entry, NumberKind, Position, ScanRange, Store,
-    Table, TableSpec, Topic,
+    At, Batch, CommitError, Direction, Durability, Entry, NumberKind, OpenEngine, Position,
+    ScanRange, Store, Table, TableSpec, Topic,
     engines::{
-        faulty::{Fault, FaultPlan, FaultyEngine},
+        faulty::{Fault, FaultPlan, FaultyDisk, FaultyEngine},
+        fjall::{FjallEngine, FjallOptions},
         memory::MemoryEngine,
+        sled::SledEngine,
     },
 };
 
@@ -32,6 +34,9 @@ const FAULTS: [Fault; 4] = [
 const WRITERS: u64 = 3;
 const BATCHES: u64 = 6;
 const ROWS_PER_BATCH: u64 = 5;
+
+/// What writers were told, by writer and number.
+type Answers = Vec<((u64, u64), Answer)>;
 
 /// How a batch was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +57,7 @@ fn batch_of(writer: u64, number: u64) -> Batch {
 }
 
 /// Writers with several batches on their way, some numbers, some cursors.
-async fn work(store: &Store) -> Vec<((u64, u64), Answer)> {
+async fn work(store: &Store) -> Answers {
     let mut submitted = Vec::new();
     let interner = store.numbers(NumberKind(1));
     for number in 0..BATCHES {
@@ -87,28 +92,13 @@ async fn work(store: &Store) -> Vec<((u64, u64), Answer)> {
     answers
 }
 
-/// Runs the work under `plan`, crashes, and compares. Gives how many calls the engine had, and how
-/// many batches were acknowledged.
-async fn round(plan: FaultPlan) -> (u64, usize) {
-    let faulty = Arc::new(FaultyEngine::new(
-        Arc::new(MemoryEngine::new()),
-        plan.clone(),
-    ));
-    let runtime = Runtime::system();
-    let opened = Store::open(Arc::clone(&faulty) as _, &[TABLES], &runtime).await;
-    let answers = match &opened {
-        Ok(store) => work(store).await,
-        Err(_) => Vec::new(),
-    };
-    let durable = opened.map_or(0, |store| store.durable());
-    let calls = faulty.calls();
-    let survivor = Arc::new(faulty.crash().await.unwrap());
-    let store = Store::open(survivor, &[TABLES], &runtime).await.unwrap();
+/// Compares the store with what its writers and readers were told.
+async fn compare(plan: &FaultPlan, store: &Store, durable: Position, answers: &Answers) {
     assert!(
         store.durable() >= durable,
         "{plan:?}: readers saw what is gone"
     );
-    for ((writer, number), answer) in &answers {
+    for ((writer, number), answer) in answers {
         let range = ScanRange::prefix(&(*writer, *number));
         let rows = store
             .scan(&ROWS, range, Direction::Forward, 100)
@@ -140,6 +130,26 @@ async fn round(plan: FaultPlan) -> (u64, usize) {
             .map(|(position, _)| *position)
             .eq(1..=store.durable())
     );
+}
+
+/// Runs the work under `plan`, crashes, and compares. Gives how many calls the engine had, and how
+/// many batches were acknowledged.
+async fn round(plan: FaultPlan) -> (u64, usize) {
+    let faulty = Arc::new(FaultyEngine::new(
+        Arc::new(MemoryEngine::new()),
+        plan.clone(),
+    ));
+    let runtime = Runtime::system();
+    let opened = Store::open(Arc::clone(&faulty) as _, &[TABLES], &runtime).await;
+    let answers = match &opened {
+        Ok(store) => work(store).await,
+        Err(_) => Vec::new(),
+    };
+    let durable = opened.map_or(0, |store| store.durable());
+    let calls = faulty.calls();
+    let survivor = Arc::new(faulty.crash().await.unwrap());
+    let store = Store::open(survivor, &[TABLES], &runtime).await.unwrap();
+    compare(&plan, &store, durable, &answers).await;
     let acknowledged = |answer: &Answer| matches!(answer, Answer::Acknowledged(_));
     (
         calls,
@@ -217,4 +227,124 @@ async fn a_store_whose_outcome_is_unknown_is_closed() {
     );
     assert!(!store.is_writable());
     assert_eq!(*durable.borrow_and_update(), unknown as u64);
+}
+
+/// A writer that is nobody of the work.
+const LATER: u64 = WRITERS;
+
+/// Commits one batch after the other until one succeeds, as clients would; gives their answers.
+async fn until_it_goes_on(store: &Store) -> Answers {
+    let mut answers = Vec::new();
+    for number in 0..100 {
+        let answer = match store.commit(batch_of(LATER, number)).await {
+            Ok(committed) => Answer::Acknowledged(committed.positions[0]),
+            Err(CommitError::Unknown(_)) => Answer::Unknown,
+            Err(_) => Answer::Refused,
+        };
+        answers.push(((LATER, number), answer));
+        if matches!(answer, Answer::Acknowledged(_)) {
+            return answers;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("the store did not recover: {answers:?}");
+}
+
+/// The numbers of all names are there and differ, whatever was forgotten on the way.
+async fn compare_numbers(store: &Store) {
+    let interner = store.numbers(NumberKind(1));
+    let mut given = std::collections::BTreeSet::new();
+    for number in 0..BATCHES {
+        let name = format!("name {number}");
+        let number = interner.number(&name).await.unwrap();
+        assert!(given.insert(number), "{name} has the number of another");
+        let back = interner.name(number).await.unwrap();
+        assert_eq!(back.as_deref(), Some(name.as_str()));
+    }
+}
+
+/// Runs the work on a store that opens its engine again, and compares: in place, and with what is
+/// on disk at the end. Gives the calls and how often it was opened again.
+async fn round_in_place(plan: FaultPlan, disk: FaultyDisk) -> (u64, u64) {
+    let disk = Arc::new(disk);
+    let runtime = Runtime::system();
+    let Ok(engine) = disk.open().await else {
+        return (0, 0);
+    };
+    let opener = Arc::clone(&disk) as Arc<dyn OpenEngine>;
+    let Ok(store) = Store::open_lasting(engine, opener, &[TABLES], &runtime).await else {
+        return (0, 0);
+    };
+    let mut answers = work(&store).await;
+    let calls = disk.calls();
+    answers.extend(until_it_goes_on(&store).await);
+    compare(&plan, &store, store.durable(), &answers).await;
+    compare_numbers(&store).await;
+    let (durable, generation) = (store.durable(), store.generation());
+    store.close().await.unwrap();
+    drop(store);
+    let left = disk.left().await.unwrap();
+    let store = Store::open(left, &[TABLES], &runtime).await.unwrap();
+    compare(&plan, &store, durable, &answers).await;
+    compare_numbers(&store).await;
+    (calls, generation)
+}
+
+#[tokio::test]
+async fn the_engine_is_opened_again_in_place() {
+    let none = FaultPlan::none(0);
+    let (calls, generation) = round_in_place(none.clone(), FaultyDisk::memory(none)).await;
+    assert_eq!(generation, 0, "nothing was wrong");
+    let mut reopened = 0;
+    for call in 0..calls {
+        for fault in FAULTS {
+            for seed in 0..3 {
+                let plan = FaultPlan::once(seed, call, fault);
+                let disk = FaultyDisk::memory(plan.clone());
+                reopened += round_in_place(plan, disk).await.1;
+            }
+        }
+    }
+    assert!(reopened > calls, "only {reopened} of {calls} calls");
+}
+
+#[tokio::test]
+async fn a_disk_that_stays_full_is_tried_again() {
+    let none = FaultPlan::none(0);
+    let (calls, _) = round_in_place(none.clone(), FaultyDisk::memory(none)).await;
+    let mut reopened = 0;
+    // The last one for longer than batches wait in the queue.
+    let long = (5..calls).map(|call| (call, 2)).chain([(calls - 2, 7)]);
+    for (call, attempts) in long {
+        let full = (1..=attempts).map(|later| (call + later, Fault::Full));
+        let at = std::iter::once((call, Fault::FailedSync)).chain(full);
+        let plan = FaultPlan {
+            at: at.collect(),
+            ..FaultPlan::none(call)
+        };
+        let disk = FaultyDisk::memory(plan.clone());
+        reopened += round_in_place(plan, disk).await.1;
+    }
+    assert!(reopened > 0, "the faults hit no commit");
+}
+
+/// Blocking engines on files, on the wall clock.
+#[tokio::test]
+async fn engines_on_files_are_opened_again_in_place() {
+    type Open = fn(&std::path::Path) -> Arc<dyn homeserver_storage::Engine>;
+    let engines: [Open; 2] = [
+        |path| Arc::new(FjallEngine::open(path, FjallOptions::default()).unwrap()),
+        |path| Arc::new(SledEngine::open(path).unwrap()),
+    ];
+    for open in engines {
+        let mut reopened = 0;
+        for call in [9, 12, 15] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("database");
+            let plan = FaultPlan::once(call, call, Fault::FailedSync);
+            let disk = FaultyDisk::folder(plan.clone(), move || Ok(open(&path)));
+            reopened += round_in_place(plan, disk).await.1;
+        }
+        assert!(reopened > 0, "the faults hit no commit");
+    }
 }
