@@ -4,15 +4,10 @@ use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
 use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
-use homeserver_runtime::{MemoryBudget, PoolClosed, Runtime, Tasks};
+use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
 use homeserver_storage::{
-    BlobError, BlobStore, CommitError, Engine, EngineError, FileBlobs, MemoryBlobs, StorageError,
-    Store, TableSpec,
-    engines::{
-        fjall::{FjallEngine, FjallOptions},
-        memory::MemoryEngine,
-        sled::SledEngine,
-    },
+    BlobError, BlobStore, CommitError, Engine, EngineError, FileBlobs, MemoryBlobs, OpenEngine,
+    StorageError, Store, TableSpec, engines::memory::MemoryEngine,
 };
 use homeserver_users::{Failure, Users};
 use ruma::OwnedServerName;
@@ -27,6 +22,7 @@ use crate::{
         tokens,
     },
     config::{Config, EngineKind, StorageConfig},
+    engine_folder::{Embedded, EngineFolder},
     http::{Components, Foundation},
     signing_key::{self, SigningKeyError},
     sync,
@@ -61,10 +57,8 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The engine cannot be opened.
-    #[error("cannot open the {engine} database in {path}")]
+    #[error("cannot open the database in {path}")]
     Engine {
-        /// The engine's name.
-        engine: &'static str,
         /// Its folder.
         path: String,
         /// What is wrong.
@@ -78,9 +72,6 @@ pub enum OpenError {
         /// The engine that wrote the data.
         stored: &'static str,
     },
-    /// The engine was not opened, because the process is shutting down.
-    #[error(transparent)]
-    Pool(PoolClosed),
     /// The folder of uploads cannot be used.
     #[error("cannot use the folder of uploads")]
     Uploads(#[from] BlobError),
@@ -118,12 +109,20 @@ impl From<PasswordError> for OpenError {
     }
 }
 
+/// Where the engine comes from.
+#[derive(Debug)]
+enum Source {
+    /// Not opened again when it fails.
+    Engine(Arc<dyn Engine>),
+    Opener(Arc<dyn OpenEngine>),
+}
+
 /// Collects what a homeserver is made of; [`HomeserverBuilder::open`] makes it.
 #[derive(Debug)]
 pub struct HomeserverBuilder {
     server_name: Option<String>,
     config: Config,
-    engine: Option<Arc<dyn Engine>>,
+    source: Option<Source>,
     blobs: Option<Arc<dyn BlobStore>>,
     runtime: Option<Runtime>,
 }
@@ -133,7 +132,7 @@ impl HomeserverBuilder {
         Self {
             server_name: Some(server_name.to_owned()),
             config: Config::default(),
-            engine: None,
+            source: None,
             blobs: None,
             runtime: None,
         }
@@ -143,7 +142,7 @@ impl HomeserverBuilder {
         Self {
             server_name: None,
             config,
-            engine: None,
+            source: None,
             blobs: None,
             runtime: None,
         }
@@ -156,10 +155,20 @@ impl HomeserverBuilder {
         self
     }
 
-    /// Keeps everything in this engine instead of the configured one.
+    /// Keeps everything in this engine instead of the configured one. After a commit whose outcome
+    /// the engine does not know, the homeserver takes no writes until it is built anew: see
+    /// [`HomeserverBuilder::engine_opened_by`].
     #[must_use]
     pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
-        self.engine = Some(engine);
+        self.source = Some(Source::Engine(engine));
+        self
+    }
+
+    /// Keeps everything in the engine that this opens, instead of the configured one; it is opened
+    /// again after a commit whose outcome is not known. The database is this homeserver's alone.
+    #[must_use]
+    pub fn engine_opened_by(mut self, opener: Arc<dyn OpenEngine>) -> Self {
+        self.source = Some(Source::Opener(opener));
         self
     }
 
@@ -190,12 +199,12 @@ impl HomeserverBuilder {
             memory: MemoryBudget::new(config.storage.cache_bytes),
             ..self.runtime.unwrap_or_else(Runtime::system)
         };
-        let in_folder = self.engine.is_none() && config.storage.engine != EngineKind::Memory;
-        let engine = match self.engine {
-            Some(engine) => engine,
-            None => open_engine(&config.storage, &runtime).await?,
+        let in_folder = self.source.is_none() && config.storage.engine != EngineKind::Memory;
+        let source = match self.source {
+            Some(source) => source,
+            None => configured_source(&config.storage, &runtime)?,
         };
-        let store = Store::open(engine, TABLES, &runtime).await?;
+        let store = open_store(&config.storage, source, &runtime).await?;
         check_server_name(&store, &config.server_name).await?;
         let signing_key = if in_folder {
             signing_key::in_folder(&config.storage.path, &runtime)?
@@ -262,39 +271,38 @@ fn open_blobs(
     Ok(Arc::new(FileBlobs::open(folder, runtime)?))
 }
 
-/// Opens the configured engine, off the async workers: after a crash that replays a journal. Its
-/// folder is made if it is missing.
-async fn open_engine(
-    config: &StorageConfig,
-    runtime: &Runtime,
-) -> Result<Arc<dyn Engine>, OpenError> {
-    let name = match config.engine {
-        EngineKind::Memory => return Ok(Arc::new(MemoryEngine::new())),
-        EngineKind::Fjall => "fjall",
-        EngineKind::Sled => "sled",
+/// The configured engine. Its folder is made if it is missing.
+fn configured_source(config: &StorageConfig, runtime: &Runtime) -> Result<Source, OpenError> {
+    let kind = match config.engine {
+        EngineKind::Memory => return Ok(Source::Engine(Arc::new(MemoryEngine::new()))),
+        EngineKind::Fjall => Embedded::Fjall,
+        EngineKind::Sled => Embedded::Sled,
     };
     make_folder(&config.path)?;
-    refuse_other_engine(&config.path, name)?;
-    let kind = config.engine;
-    let path = config.path.join(name);
-    let cache_bytes = runtime.memory.share(ENGINE_CACHE_SHARE);
-    let open = move || -> Result<Arc<dyn Engine>, EngineError> {
-        match kind {
-            EngineKind::Sled => Ok(Arc::new(SledEngine::open(&path)?)),
-            _ => Ok(Arc::new(FjallEngine::open(
-                &path,
-                FjallOptions { cache_bytes },
-            )?)),
-        }
+    refuse_other_engine(&config.path, kind.name())?;
+    Ok(Source::Opener(Arc::new(EngineFolder {
+        kind,
+        path: config.path.join(kind.name()),
+        cache_bytes: runtime.memory.share(ENGINE_CACHE_SHARE),
+        runtime: runtime.clone(),
+    })))
+}
+
+async fn open_store(
+    config: &StorageConfig,
+    source: Source,
+    runtime: &Runtime,
+) -> Result<Store, OpenError> {
+    let opener = match source {
+        Source::Engine(engine) => return Ok(Store::open(engine, TABLES, runtime).await?),
+        Source::Opener(opener) => opener,
     };
-    let opened = runtime.blocking.run(open).await;
-    opened
-        .map_err(OpenError::Pool)?
-        .map_err(|source| OpenError::Engine {
-            engine: name,
-            path: config.path.join(name).display().to_string(),
-            source,
-        })
+    let opened = opener.open().await;
+    let engine = opened.map_err(|source| OpenError::Engine {
+        path: config.path.display().to_string(),
+        source,
+    })?;
+    Ok(Store::open_lasting(engine, opener, TABLES, runtime).await?)
 }
 
 /// An engine must not start empty beside the data of another.

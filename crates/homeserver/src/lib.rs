@@ -21,6 +21,7 @@ mod builder;
 mod client;
 mod client_event;
 pub mod config;
+mod engine_folder;
 mod handle;
 mod http;
 mod listen;

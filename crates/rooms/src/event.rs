@@ -3,7 +3,10 @@
 //! A [`StoredEvent`] is what writers and the crate itself work with. It may not be shown to
 //! anybody: readers get a [`crate::VisibleEvent`], which only a visibility check makes.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use homeserver_events::{EventStatus, Pdu};
 use homeserver_storage::{Bytes, Position, Store};
@@ -118,6 +121,8 @@ pub(crate) struct Events {
     cache: Cache<(RoomNumber, EventNumber), Arc<StoredEvent>, Weigh>,
     /// Counts rewrites of rows, so that a read that began before one is not cached after it.
     rewrites: Mutex<u64>,
+    /// Of the store, when rows were last cached.
+    generation: AtomicU64,
 }
 
 impl Events {
@@ -128,6 +133,7 @@ impl Events {
             store: store.clone(),
             cache: Cache::with_weighter(items.max(256), cache_bytes.max(256 * average), Weigh),
             rewrites: Mutex::new(0),
+            generation: AtomicU64::new(store.generation()),
         }
     }
 
@@ -157,6 +163,7 @@ impl Events {
         room: &Room,
         numbers: &[EventNumber],
     ) -> Result<Vec<Option<Arc<StoredEvent>>>, RoomError> {
+        self.forget_old_generation();
         let mut found: Vec<_> = numbers
             .iter()
             .map(|number| self.cache.get(&(room.number, *number)))
@@ -216,6 +223,19 @@ impl Events {
     /// Caches an event that was committed just now.
     pub(crate) fn committed(&self, event: Arc<StoredEvent>) {
         self.cache.insert((event.room, event.number), event);
+    }
+
+    /// Forgets everything when the engine was opened anew: a rewrite whose outcome was unknown may
+    /// have been done.
+    fn forget_old_generation(&self) {
+        let generation = self.store.generation();
+        if self.generation.load(Ordering::Acquire) == generation {
+            return;
+        }
+        let mut rewrites = self.rewrites.lock();
+        *rewrites += 1;
+        self.cache.clear();
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// Forgets events whose rows were written anew.

@@ -186,7 +186,9 @@ impl From<Failure> for ApiError {
     fn from(error: Failure) -> Self {
         match error {
             Failure::Commit(error) => error.into(),
-            other => Self::internal(&other),
+            Failure::Read(error) => error.into(),
+            Failure::Busy => Self::unavailable(error.to_string()),
+            Failure::Blob(_) | Failure::Pool(_) => Self::internal(&error),
         }
     }
 }

@@ -25,14 +25,25 @@ impl From<LimitExceeded> for ApiError {
 
 impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
-        Self::internal(&error)
+        match error {
+            StorageError::Commit(error) => error.into(),
+            error if error.is_passing() => Self::unavailable("The server is busy; ask again"),
+            error => Self::internal(&error),
+        }
     }
 }
 
 impl From<CommitError> for ApiError {
     fn from(error: CommitError) -> Self {
-        tracing::error!(%error, "a change was not committed");
-        Self::unavailable("The change may not have been stored; ask again")
+        match error {
+            // What is stored for a request is as large as the request makes it.
+            CommitError::TooLarge(_) => Self::too_large("The change is too large to be stored"),
+            CommitError::Malformed(_) => Self::internal(&error),
+            error => {
+                tracing::error!(%error, "a change was not committed");
+                Self::unavailable("The change may not have been stored; ask again")
+            }
+        }
     }
 }
 
@@ -41,7 +52,8 @@ impl From<Failure> for ApiError {
         match error {
             Failure::Commit(error) => error.into(),
             Failure::Busy => Self::unavailable("Too many changes at once; ask again"),
-            Failure::Refused | Failure::Read(_) | Failure::Damaged(_) => Self::internal(&error),
+            Failure::Read(error) => error.into(),
+            Failure::Refused | Failure::Damaged(_) => Self::internal(&error),
         }
     }
 }

@@ -33,9 +33,10 @@ impl From<RoomError> for ApiError {
             RoomError::Busy
             | RoomError::Contended
             | RoomError::Unresolved(_)
-            | RoomError::NotStored(_)
             | RoomError::Stopping => Self::unavailable(message),
-            RoomError::Damaged(_) | RoomError::Storage(_) => Self::internal(&error),
+            RoomError::NotStored(error) => error.into(),
+            RoomError::Storage(error) => error.into(),
+            RoomError::Damaged(_) => Self::internal(&error),
         }
     }
 }
@@ -77,7 +78,7 @@ impl From<ReportError> for ApiError {
     fn from(error: ReportError) -> Self {
         match error {
             ReportError::TooLong => Self::too_large(error.to_string()),
-            ReportError::Commit(error) => Self::unavailable(error.to_string()),
+            ReportError::Commit(error) => error.into(),
         }
     }
 }
