@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// Account data that lists ignored users.
-const IGNORED_USER_LIST: &str = "m.ignored_user_list";
+pub(crate) const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 
 /// The users whom somebody ignores.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,13 @@ impl IgnoredUsers {
         Ok(list.map_or_else(Self::default, |list| Self::read(&list.content)))
     }
 
+    /// The same list without `user`: nobody can ignore themselves, their own devices would disagree.
+    #[must_use]
+    pub(crate) fn others_than(mut self, user: &UserId) -> Self {
+        self.users.remove(user);
+        self
+    }
+
     /// Reads the content of the account data; nobody is ignored by a list that is not understood,
     /// and an entry that is no user id counts for nothing.
     pub(crate) fn read(content: &RawValue) -> Self {
@@ -50,6 +57,18 @@ impl IgnoredUsers {
         Self {
             users: users.collect(),
         }
+    }
+
+    /// Whom exactly, in order.
+    pub(crate) fn sorted(&self) -> Vec<&UserId> {
+        let mut users: Vec<_> = self.users.iter().map(|user| &**user).collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Whether nobody is ignored.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.users.is_empty()
     }
 
     /// Whether an event of this sender is not shown.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use axum::{Router, body::Body};
 use homeserver_runtime::{ManualClock, Runtime};
-use homeserver_storage::engines::memory::MemoryEngine;
+use homeserver_storage::{Engine, engines::memory::MemoryEngine};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -70,6 +70,15 @@ pub(crate) async fn fresh() -> Fresh {
 
 /// Like [`fresh`], configured further.
 pub(crate) async fn fresh_with(change: impl FnOnce(&mut Config)) -> Fresh {
+    fresh_on_with(Arc::new(MemoryEngine::new()), change).await
+}
+
+/// Like [`fresh`], on an engine of one's own.
+pub(crate) async fn fresh_on(engine: Arc<dyn Engine>) -> Fresh {
+    fresh_on_with(engine, |_| {}).await
+}
+
+async fn fresh_on_with(engine: Arc<dyn Engine>, change: impl FnOnce(&mut Config)) -> Fresh {
     let mut config = Config::default();
     config.registration.mode = RegistrationMode::Open;
     config.rate_limits.enabled = false;
@@ -77,7 +86,7 @@ pub(crate) async fn fresh_with(change: impl FnOnce(&mut Config)) -> Fresh {
     let clock = Arc::new(ManualClock::new(1_700_000_000_000));
     let runtime = Runtime::simulated(Arc::clone(&clock), 7);
     let homeserver = Homeserver::configured(config)
-        .engine(Arc::new(MemoryEngine::new()))
+        .engine(engine)
         .runtime(runtime)
         .open()
         .await

@@ -29,9 +29,10 @@ pub(super) struct Memberships {
 impl Memberships {
     /// Whether both are in some room.
     pub(super) fn share_a_room(&self, other: &Self) -> bool {
-        let (fewer, more) = match self.joined.len() < other.joined.len() {
-            true => (&self.joined, &other.joined),
-            false => (&other.joined, &self.joined),
+        let (fewer, more) = if self.joined.len() < other.joined.len() {
+            (&self.joined, &other.joined)
+        } else {
+            (&other.joined, &self.joined)
         };
         fewer.iter().any(|room| more.binary_search(room).is_ok())
     }

@@ -1,7 +1,7 @@
 //! One computation of what changed: from a token to one durable position.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -9,7 +9,6 @@ use homeserver_rooms::{Membership, Reader, RoomNumber, UserMembership, UserNumbe
 use homeserver_storage::Position;
 use homeserver_users::{Scope, StreamToken};
 use ruma::OwnedUserId;
-use serde::Deserialize;
 use tokio::sync::OnceCell;
 
 use super::{
@@ -23,7 +22,11 @@ use super::{
     touched::Touched,
 };
 use crate::{
-    app::{push_rules::PUSH_RULES, session::Session},
+    app::{
+        ignored::{IGNORED_USER_LIST, IgnoredUsers},
+        push_rules::PUSH_RULES,
+        session::Session,
+    },
     client_event::present::Presenter,
 };
 
@@ -40,7 +43,7 @@ pub(super) struct Pass<'a> {
     /// The user, at the position that everything is read at.
     pub(super) reader: Reader,
     pub(super) mine: Arc<Memberships>,
-    pub(super) ignored: HashSet<OwnedUserId>,
+    pub(super) ignored: IgnoredUsers,
     /// The rules that unread events are counted by, once something is counted.
     pub(super) counting: OnceCell<Counting>,
     next: SyncToken,
@@ -276,7 +279,7 @@ impl<'a> Pass<'a> {
 
     /// Whether the reader hears of what this user says.
     pub(super) fn hears(&self, user: &ruma::UserId) -> bool {
-        !self.ignored.contains(user)
+        !self.ignored.hides(user, false)
     }
 }
 
@@ -293,26 +296,16 @@ fn is_push_rules(datum: &AccountDatum) -> bool {
     datum.event_type == PUSH_RULES
 }
 
-/// The users whom the reader ignores (`m.ignored_user_list`).
-async fn ignored_users(
-    engine: &SyncEngine,
-    session: &Session,
-) -> Result<HashSet<OwnedUserId>, SyncError> {
-    #[derive(Deserialize)]
-    struct Content {
-        ignored_users: BTreeMap<String, serde_json::Value>,
-    }
+/// The users whom the reader ignores.
+async fn ignored_users(engine: &SyncEngine, session: &Session) -> Result<IgnoredUsers, SyncError> {
     let data = &engine.users.account_data;
     let list = data
-        .one(session.user_number, Scope::Global, "m.ignored_user_list")
+        .one(session.user_number, Scope::Global, IGNORED_USER_LIST)
         .await?;
-    let content = list.and_then(|list| serde_json::from_str::<Content>(list.content.get()).ok());
-    let users = content
-        .map(|content| content.ignored_users)
-        .unwrap_or_default();
-    let users = users.into_keys().filter_map(|user| user.try_into().ok());
-    // Nobody can ignore themselves: their own devices would disagree.
-    Ok(users.filter(|user| *user != session.user).collect())
+    let ignored = list.map_or_else(IgnoredUsers::default, |list| {
+        IgnoredUsers::read(&list.content)
+    });
+    Ok(ignored.others_than(&session.user))
 }
 
 /// The pair of numbers under which members sent to a device are remembered.

@@ -67,7 +67,7 @@ impl SyncEngine {
     }
 
     /// Wakes who shares a room with a user. Gives how many.
-    async fn wake_acquaintances(&self, user: UserNumber) -> usize {
+    pub(super) async fn wake_acquaintances(&self, user: UserNumber) -> usize {
         match self.memberships_at(user, self.store.durable()).await {
             Ok(theirs) => {
                 let rooms = theirs.joined.iter().map(|room| Bell::Room(*room));

@@ -1,14 +1,17 @@
 //! Sync and what it tells, over the whole router, on the memory engine.
 
+mod cost;
 mod counting;
 mod devices;
 mod filters;
 mod membership;
 mod reading;
+mod telling;
 mod timeline;
 mod user_data;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
 };

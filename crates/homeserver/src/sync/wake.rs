@@ -202,6 +202,16 @@ impl Wakeups {
             .for_each(|waiter| waiter.knock.notify_one());
     }
 
+    /// How many wait at a bell, for tests.
+    #[cfg(test)]
+    pub(crate) fn waiting_at(&self, bell: Bell) -> usize {
+        self.waiting
+            .lock()
+            .doors
+            .get(&bell)
+            .map_or(0, BTreeMap::len)
+    }
+
     /// Requests that wait, for tests.
     #[cfg(test)]
     fn doors(&self) -> usize {

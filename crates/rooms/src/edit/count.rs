@@ -153,13 +153,11 @@ impl RoomEdit<'_> {
 
     /// What a thread has counted, also by commits on their way.
     async fn thread_counts(&self, root: EventNumber) -> Result<ClassCounts, RoomError> {
-        match self.pending.threads.get(&root) {
-            Some(counts) => Ok(*counts),
-            None => {
-                let room = self.room().number;
-                self.rooms.thread_tally_at(room, root, u64::MAX).await
-            }
+        if let Some(counts) = self.pending.threads.get(&root) {
+            return Ok(*counts);
         }
+        let room = self.room().number;
+        self.rooms.thread_tally_at(room, root, u64::MAX).await
     }
 
     /// Notes that an event which arrived at a position is redacted and counts no more.

@@ -124,7 +124,9 @@ proptest! {
         members in 2..4_u64,
     ) {
         let mut ruleset = default_ruleset(alice());
-        changes.iter().for_each(|change| apply(&mut ruleset, change));
+        for change in &changes {
+            apply(&mut ruleset, change);
+        }
         let Some(mut by_class) = ClassRules::new(alice(), &ruleset) else {
             let has_keyword = changes.iter().any(|change| matches!(change, Change::Keyword));
             prop_assert!(has_keyword);
@@ -168,9 +170,9 @@ fn default_rules_mutes_and_levels_are_answered_by_class() {
     ];
     for changes in cases {
         let mut ruleset = default_ruleset(alice());
-        changes
-            .iter()
-            .for_each(|change| apply(&mut ruleset, change));
+        for change in &changes {
+            apply(&mut ruleset, change);
+        }
         let mut rules = ClassRules::new(alice(), &ruleset).unwrap();
         assert!(rules.verdicts(here()).is_some(), "{changes:?}");
     }

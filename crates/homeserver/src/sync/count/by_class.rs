@@ -63,9 +63,10 @@ impl Pass<'_> {
         let now = rooms.tally_at(number, upto).await?;
         let then = rooms.tally_at(number, start).await?;
         let read = marks.of(None).clamp(start, upto);
-        let read = match read == start {
-            true => then,
-            false => rooms.tally_at(number, read).await?,
+        let read = if read == start {
+            then
+        } else {
+            rooms.tally_at(number, read).await?
         };
         let mut sums: BTreeMap<Option<EventNumber>, Sum> = BTreeMap::new();
         let main = sums.entry(None).or_default();

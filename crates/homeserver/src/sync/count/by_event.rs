@@ -73,8 +73,7 @@ impl Pass<'_> {
 
     /// A hash of all that counts rest on beside the events.
     fn basis(&self, counting: &Counting, marks: &ReadMarks) -> u64 {
-        let mut ignored: Vec<_> = self.ignored.iter().collect();
-        ignored.sort_unstable();
+        let ignored = self.ignored.sorted();
         let mut hasher = DefaultHasher::new();
         (marks, counting.rules_at, ignored).hash(&mut hasher);
         hasher.finish()

@@ -249,6 +249,30 @@ async fn typing_begins_and_ends() {
 }
 
 #[tokio::test]
+async fn sending_a_message_ends_typing() {
+    let (alice, bob, room) = two().await;
+    let path = format!("rooms/{}/typing/{}", encoded(&room), encoded(alice.id()));
+    alice.put(&path, json!({ "typing": true })).await.ok();
+    let first = alice.say(&room, "first").await;
+    let token = next(&bob.sync("").await);
+    alice.put(&path, json!({ "typing": true })).await.ok();
+    // Who reacts may be typing an answer.
+    let relation = json!({ "rel_type": "m.annotation", "event_id": first, "key": "x" });
+    alice
+        .send(&room, "m.reaction", json!({ "m.relates_to": relation }))
+        .await;
+    let heard = |sync: &Value| {
+        let ephemeral = events(&joined(sync, &room)["ephemeral"]);
+        of_type(&ephemeral, "m.typing")[0]["content"]["user_ids"].clone()
+    };
+    let sync = bob.since(&token, "").await;
+    assert_eq!(heard(&sync), json!([alice.id()]));
+    alice.say(&room, "second").await;
+    let sync = bob.since(&next(&sync), "").await;
+    assert_eq!(heard(&sync), json!([]));
+}
+
+#[tokio::test]
 async fn a_mention_of_the_room_counts_where_history_begins_with_the_join() {
     let world = World::new().await;
     let alice = world.user("alice").await;

@@ -143,8 +143,12 @@ async fn each_reader_gets_its_own_unsigned() {
     let carol = world.user("carol").await;
     let room = alice.create_room(json!({ "preset": "public_chat" })).await;
     bob.join(&room).await;
-    let message = alice.say(&room, "hello").await;
+    let first = bob.say(&room, "hello?").await;
+    let relation = json!({ "rel_type": "m.reference", "event_id": first });
+    let content = json!({ "msgtype": "m.text", "body": "hello", "m.relates_to": relation });
+    let message = alice.send(&room, "m.room.message", content).await;
     carol.join(&room).await;
+    let room_id = room.clone();
     let ignored = json!({ "ignored_users": { alice.id(): {} } });
     let path = format!(
         "user/{}/account_data/m.ignored_user_list",
@@ -152,22 +156,64 @@ async fn each_reader_gets_its_own_unsigned() {
     );
     bob.put(&path, ignored).await.ok();
 
-    let seen = |sync: Value| {
-        let events = timeline(joined(&sync, &room));
-        events
-            .into_iter()
-            .find(|event| event["event_id"] == *message)
+    // What a user is shown of the message, on every way of reading.
+    let seen = async |user: &User| {
+        let (room, event) = (encoded(&room), encoded(&message));
+        let sync = timeline(joined(&user.sync("").await, &room_id));
+        let page = user
+            .get(&format!("rooms/{room}/messages?dir=b&limit=50"))
+            .await
+            .ok();
+        let context = user
+            .get(&format!("rooms/{room}/context/{event}?limit=0"))
+            .await
+            .ok();
+        let around = format!("rooms/{room}/context/{}?limit=50", encoded(&first));
+        let around = user.get(&around).await.ok();
+        let direct = user.get(&format!("rooms/{room}/event/{event}")).await.ok();
+        let fresh = &user.world.fresh;
+        let relations = format!(
+            "/_matrix/client/v1/rooms/{room}/relations/{}",
+            encoded(&first)
+        );
+        let relations = fresh.get(&relations, Some(&user.session.token)).await.ok();
+        let lists = [
+            sync,
+            page["chunk"].as_array().unwrap().clone(),
+            around["events_after"].as_array().unwrap().clone(),
+            relations["chunk"].as_array().unwrap().clone(),
+        ];
+        let find = |list: Vec<Value>| list.into_iter().find(|event| event["event_id"] == *message);
+        let listed: Vec<_> = lists.into_iter().map(find).collect();
+        (listed, [direct, context["event"].clone()])
     };
-    let own = seen(alice.sync("").await).unwrap();
-    assert!(own["unsigned"]["transaction_id"].is_string(), "{own}");
-    assert_eq!(own["unsigned"]["membership"], "join");
-    assert_eq!(own["unsigned"]["age"], 0);
-    let other_device = seen(phone.sync("").await).unwrap();
-    assert!(other_device["unsigned"].get("transaction_id").is_none());
-    let later = seen(carol.sync("").await).unwrap();
-    assert!(later["unsigned"].get("transaction_id").is_none());
-    assert_eq!(later["unsigned"]["membership"], "leave");
-    assert!(seen(bob.sync("").await).is_none());
+    // (reader, its membership at the event, whether it is its device that sent it)
+    let readers = [
+        (&alice, "join", true),
+        (&phone, "join", false),
+        (&carol, "leave", false),
+    ];
+    for (reader, membership, is_origin) in readers {
+        let (listed, asked) = seen(reader).await;
+        let listed = listed.into_iter().map(Option::unwrap);
+        for (way, event) in listed.chain(asked).enumerate() {
+            let unsigned = &event["unsigned"];
+            assert_eq!(unsigned["membership"], membership, "{way} {event}");
+            assert_eq!(unsigned["age"], 0, "{way} {event}");
+            assert_eq!(
+                unsigned["transaction_id"].is_string(),
+                is_origin,
+                "{way} {event}"
+            );
+        }
+    }
+    let (listed, asked) = seen(&bob).await;
+    assert_eq!(listed, [None, None, None, None]);
+    // Who asks for the very event gets it, as anybody else would.
+    for event in asked {
+        assert_eq!(event["unsigned"]["membership"], "join");
+        assert!(event["unsigned"].get("transaction_id").is_none());
+    }
     // What is ignored is messages, never state.
     let shown = timeline(joined(&bob.sync("").await, &room));
     assert_eq!(of_type(&shown, "m.room.create").len(), 1);
