@@ -3,9 +3,11 @@
 mod accounts;
 mod bodies;
 mod encryption;
+mod first_minute;
 mod limited;
 mod media;
 mod paths;
+mod readers;
 mod reading;
 mod refusals;
 mod rooms;
