@@ -172,7 +172,7 @@ fn rust_sdk() -> Vec<Question<'static>> {
     ]
 }
 
-/// matrix-nio, mautrix and other programs for bots and bridges; NeoChat with its old paths.
+/// matrix-nio, mautrix and other programs for bots and bridges; `NeoChat` with its old paths.
 fn others() -> Vec<Question<'static>> {
     vec![
         ("GET /_matrix/client/v3/account/whoami", Value::Null, 200),

@@ -11,7 +11,7 @@ use axum::{
 use http::Method;
 use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder};
 
-use super::{Components, Interactive, Ruma, Unparsed, limits};
+use super::{ApiError, Components, Interactive, Ruma, Unparsed, limits};
 use crate::app::limits::LimitClass;
 
 /// A set of endpoints, to be merged into the router.
@@ -98,7 +98,8 @@ impl Routes {
     }
 }
 
-/// An argument that holds a whole request: [`Ruma`], [`Interactive`] or [`Unparsed`].
+/// An argument that holds a whole request: [`Ruma`], or what became of it, [`Interactive`] or
+/// [`Unparsed`].
 pub(crate) trait RumaArgument: 'static {
     /// The request type.
     type Request: IncomingRequest;
@@ -113,6 +114,11 @@ impl<R: IncomingRequest + 'static> RumaArgument for Interactive<R> {
 }
 
 impl<R: IncomingRequest + 'static> RumaArgument for Unparsed<R> {
+    type Request = R;
+}
+
+/// For handlers that have something to say before what is wrong with the request.
+impl<R: IncomingRequest + 'static> RumaArgument for Result<Ruma<R>, ApiError> {
     type Request = R;
 }
 

@@ -120,3 +120,19 @@ async fn uploads_to_a_place() {
             .expect_error(404, "M_NOT_FOUND");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_not_passed() {
+    let options = ServerOptions {
+        configuration: "[media]\nuser_quota = 100\n".to_owned(),
+        ..ServerOptions::default()
+    };
+    let server = Server::start_with(options).await;
+    let alice = server.client().register("alice").await;
+    upload(&alice, vec![0; 60]).await;
+    let path = "/_matrix/media/v3/upload";
+    let kind = Some("application/octet-stream");
+    let over = alice.send(Method::POST, path, kind, vec![0; 60]);
+    over.await.unwrap().expect_error(403, "M_FORBIDDEN");
+    upload(&alice, vec![0; 40]).await;
+}

@@ -1,7 +1,7 @@
 //! Account data, profiles, filters, push rules, pushers, marks: what is another user's, or not
 //! there, or malformed.
 
-use homeserver_tests::{Server, encode};
+use homeserver_tests::{Server, ServerOptions, encode};
 use serde_json::{Value, json};
 
 use super::Refusals;
@@ -132,6 +132,36 @@ async fn profiles() {
         ),
     ] {
         refusals.check(&alice, &request, body, expected).await;
+    }
+    refusals.must_be_as_expected();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_for_those_who_are_logged_in() {
+    let server = Server::start_with(ServerOptions {
+        configuration: "[profiles]\nrequire_login = true\n".to_owned(),
+        ..ServerOptions::default()
+    })
+    .await;
+    let nobody = server.client();
+    let alice = nobody.register("alice").await;
+    let stranger = nobody.with_session(&json!({ "access_token": "no such token" }));
+    let profile = format!("/_matrix/client/v3/profile/{}", alice.user);
+    let name = format!("{profile}/displayname");
+    alice
+        .put(&name, json!({ "displayname": "Alice" }))
+        .await
+        .ok();
+    let mut refusals = Refusals::default();
+    for path in [profile, name] {
+        alice.get(&path).await.ok();
+        let request = format!("GET {path}");
+        for (who, expected) in [
+            (&nobody, "401 M_MISSING_TOKEN"),
+            (&stranger, "401 M_UNKNOWN_TOKEN"),
+        ] {
+            refusals.check(who, &request, Value::Null, expected).await;
+        }
     }
     refusals.must_be_as_expected();
 }

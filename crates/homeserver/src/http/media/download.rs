@@ -132,11 +132,12 @@ mod old_requests {
 async fn file<R: FileRequest>(
     State(components): State<Components>,
     session: Option<Session>,
-    Ruma(request): Ruma<R>,
+    request: Result<Ruma<R>, ApiError>,
 ) -> Result<Response, ApiError> {
     if R::ACCESS == Access::Authenticated && session.is_none() {
         return Err(ApiError::missing_token());
     }
+    let Ruma(request) = request?;
     let Wish {
         server,
         id,
