@@ -1,6 +1,6 @@
 //! Shipped clients against the server: what they do must simply work.
 
-use homeserver_tests::{Peers, Server, run_peer};
+use homeserver_tests::{Peers, Server, ServerOptions, run_peer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn matrix_nio_chats() {
@@ -10,6 +10,19 @@ async fn matrix_nio_chats() {
         async |_| (),
     )
     .await;
+}
+
+/// A registration token, encryption, a new password, a room's upgrade.
+#[tokio::test(flavor = "multi_thread")]
+async fn matrix_nio_keeps_an_account() {
+    let server = Server::start_with(ServerOptions {
+        registration: "mode = \"token\"\ntoken = \"open sesame\"\n",
+        ..ServerOptions::default()
+    })
+    .await;
+    let mut account = Peers::installed().nio("account.py", server.base());
+    account.arg("open sesame");
+    run_peer(account, async |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
