@@ -29,7 +29,7 @@ pub use self::{
         thread_root,
     },
     condition::{Context, DEFAULT_NOTIFICATION_LEVEL, SenderPermission},
-    event::PushEvent,
+    event::{PushEvent, property_path},
     glob::{Glob, MAX_PATTERN_CHARS},
     rules::{MAX_CONDITIONS, Outcome, Rules, default_ruleset},
     verdict::{ClassRules, Verdict, Verdicts},

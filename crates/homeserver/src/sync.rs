@@ -37,6 +37,7 @@ use homeserver_runtime::Runtime;
 use homeserver_storage::{Position, StorageError, Store};
 use homeserver_users::{Failure, Users};
 use ruma::presence::PresenceState;
+use tokio::sync::Semaphore;
 
 use self::{
     changes::{Changes, DeviceListChanges},
@@ -52,6 +53,10 @@ use crate::app::{push_rules::PushRules, session::Session};
 
 /// The longest that a request waits for news.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// First syncs, and others that tell everything, that are computed at once. Each gathers its response
+/// in memory: the state of every room of the user, with up to [`filter::MAX_LIMIT`] events each.
+const WHOLE_AT_ONCE: usize = 8;
 
 /// What a device asks for.
 #[derive(Clone, Debug)]
@@ -107,6 +112,7 @@ pub(crate) struct SyncEngine {
     memberships: MembershipCache,
     counts: CountMemos,
     sent_members: SentMembers,
+    whole: Arc<Semaphore>,
 }
 
 impl SyncEngine {
@@ -128,6 +134,7 @@ impl SyncEngine {
             memberships: MembershipCache::default(),
             counts: CountMemos::new(store),
             sent_members: SentMembers::default(),
+            whole: Arc::new(Semaphore::new(WHOLE_AT_ONCE)),
         };
         runtime.tasks.spawn(engine.clone().follow_typing());
         runtime.tasks.spawn(engine.clone().follow_presence());
@@ -168,13 +175,20 @@ impl SyncEngine {
         }
     }
 
-    /// What changed in (`since`, now].
+    /// What changed in (`since`, now]. The whole state of all rooms is told to few at once: its
+    /// cost and size follow the number of the user's rooms.
     pub(crate) async fn changes(
         &self,
         session: &Session,
         since: Option<SyncToken>,
         request: &SyncRequest,
     ) -> Result<Changes, SyncError> {
+        let is_whole = since.is_none() || request.full_state;
+        let _place = match is_whole.then(|| self.whole.acquire()) {
+            // The semaphore is never closed.
+            Some(place) => place.await.ok(),
+            None => None,
+        };
         let pass = Pass::begin(self, session, since, request).await?;
         pass.run().await
     }

@@ -73,28 +73,32 @@ impl PushEvent {
     }
 }
 
+/// The properties named by a dot-separated path, in which `\.` is a dot and `\\` a backslash; other
+/// escapes stay as they are.
+pub fn property_path(path: &str) -> Vec<String> {
+    let mut names = vec![String::new()];
+    let mut chars = path.chars().peekable();
+    while let Some(c) = chars.next() {
+        let escaped = (c == '\\').then(|| chars.next_if(|next| matches!(next, '.' | '\\')));
+        match (c, escaped.flatten()) {
+            ('.', _) => names.push(String::new()),
+            (_, escaped) => {
+                if let Some(name) = names.last_mut() {
+                    name.push(escaped.unwrap_or(c));
+                }
+            }
+        }
+    }
+    names
+}
+
 /// A parsed dot-separated path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Path(Vec<String>);
 
 impl Path {
-    /// Splits at dots; `\.` is a dot and `\\` a backslash in a name, other escapes stay as they
-    /// are.
     pub(super) fn new(path: &str) -> Self {
-        let mut names = vec![String::new()];
-        let mut chars = path.chars().peekable();
-        while let Some(c) = chars.next() {
-            let escaped = (c == '\\').then(|| chars.next_if(|next| matches!(next, '.' | '\\')));
-            match (c, escaped.flatten()) {
-                ('.', _) => names.push(String::new()),
-                (_, escaped) => {
-                    if let Some(name) = names.last_mut() {
-                        name.push(escaped.unwrap_or(c));
-                    }
-                }
-            }
-        }
-        Self(names)
+        Self(property_path(path))
     }
 
     pub(super) fn is_body(&self) -> bool {

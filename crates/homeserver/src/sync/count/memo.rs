@@ -125,7 +125,43 @@ impl Memo {
 
 #[cfg(test)]
 mod tests {
+    use homeserver_runtime::{ManualClock, Runtime};
+    use homeserver_storage::engines::memory::MemoryEngine;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_memo_that_cost_something_survives_a_restart() {
+        let runtime = Runtime::simulated(Arc::new(ManualClock::new(1)), 1);
+        let engine = Arc::new(MemoryEngine::new());
+        let store = Store::open(engine, &[TABLES], &runtime).await.unwrap();
+        let memos = CountMemos::new(&store);
+        for (room, unstored) in [(1, WORTH_STORING), (2, WORTH_STORING - 1)] {
+            let memo = Memo {
+                basis: 7,
+                upto: 9,
+                counts: ByThread::new(),
+                unstored,
+            };
+            memos
+                .remember((UserNumber(1), RoomNumber(room)), memo)
+                .await;
+        }
+        // Batches of one submitter are applied in their order.
+        let mut last = Batch::new();
+        let row = MemoRow {
+            basis: 0,
+            upto: 0,
+            counts: Vec::new(),
+        };
+        last.put(&COUNTS, &(9_u64, 9_u64), &row);
+        store.commit(last).await.unwrap();
+        let memos = CountMemos::new(&store);
+        let found = memos.find((UserNumber(1), RoomNumber(1))).await.unwrap();
+        assert_eq!(found.map(|memo| memo.upto), Some(9));
+        let found = memos.find((UserNumber(1), RoomNumber(2))).await.unwrap();
+        assert_eq!(found, None);
+    }
 
     #[test]
     fn a_stored_memo_is_read_again() {

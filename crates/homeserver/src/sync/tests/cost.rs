@@ -12,7 +12,10 @@ use homeserver_storage::{
 use tokio::sync::watch;
 
 use super::*;
-use crate::sync::{SyncEngine, wake::Bell};
+use crate::{
+    http::tests::fresh_on,
+    sync::{SyncEngine, wake::Bell},
+};
 
 /// The memory engine, with its reads counted.
 #[derive(Debug)]
@@ -86,16 +89,22 @@ impl Engine for Counting {
     }
 }
 
-/// Reads of a quiet sync, and of one with news in one room, for somebody in so many rooms.
-async fn reads_with(rooms: usize) -> (u64, u64) {
+async fn counting_world() -> (World, Arc<Counting>) {
     let engine = Arc::new(Counting {
         inner: MemoryEngine::new(),
         reads: AtomicU64::new(0),
     });
+    let fresh = fresh_on(Arc::clone(&engine) as Arc<dyn Engine>).await;
     let world = World {
-        fresh: Arc::new(crate::http::tests::fresh_on(Arc::clone(&engine) as Arc<dyn Engine>).await),
+        fresh: Arc::new(fresh),
         transactions: Arc::default(),
     };
+    (world, engine)
+}
+
+/// Reads of a quiet sync, and of one with news in one room, for somebody in so many rooms.
+async fn reads_with(rooms: usize) -> (u64, u64) {
+    let (world, engine) = counting_world().await;
     let alice = world.user("alice").await;
     let bob = world.user("bob").await;
     let mut last = String::new();
@@ -123,8 +132,31 @@ async fn a_sync_costs_what_changed_and_not_the_number_of_rooms() {
     assert!(many.0 <= 20, "{many:?}");
 }
 
+/// Reads of the first sync after so many messages, and how many of them it counts.
+async fn first_reads_after(messages: u64) -> (u64, Value) {
+    let (world, engine) = counting_world().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await;
+    for number in 0..messages {
+        alice.say(&room, &number.to_string()).await;
+    }
+    engine.take();
+    let sync = bob.sync("").await;
+    let counts = joined(&sync, &room)["unread_notifications"].clone();
+    (engine.take(), counts["notification_count"].clone())
+}
+
 #[tokio::test]
-async fn presence_and_typing_wake_only_who_shares_a_room() {
+async fn counting_costs_the_same_whatever_was_missed() {
+    let (few, many) = (first_reads_after(50).await, first_reads_after(600).await);
+    assert_eq!((few.1, many.1), (json!(50), json!(600)));
+    assert_eq!(few.0, many.0);
+}
+
+#[tokio::test]
+async fn presence_wakes_only_who_shares_a_room() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let (bob, stranger) = (world.user("bob").await, world.user("stranger").await);
