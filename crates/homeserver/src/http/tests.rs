@@ -5,6 +5,7 @@ mod closing;
 mod devices;
 mod discovery;
 mod ending;
+mod faults;
 mod framework;
 mod interactive;
 mod login;
@@ -12,6 +13,7 @@ mod media;
 mod operator;
 mod refresh;
 mod registration;
+mod too_large;
 
 use std::sync::Arc;
 

@@ -102,6 +102,8 @@ struct Faults {
     plan: FaultPlan,
     random: SeededEntropy,
     calls: AtomicU64,
+    /// Numbers of the calls that were commits.
+    commits: Mutex<Vec<u64>>,
     leftover: Mutex<Leftover>,
 }
 
@@ -119,6 +121,7 @@ impl Faults {
             random: SeededEntropy::new(plan.seed),
             plan,
             calls: AtomicU64::new(0),
+            commits: Mutex::default(),
             leftover: Mutex::default(),
         })
     }
@@ -318,6 +321,8 @@ impl Engine for FaultyEngine {
             let wait = self.faults.number() % (most + 1);
             tokio::time::sleep(Duration::from_micros(wait)).await;
         }
+        let call = self.faults.calls.load(Ordering::SeqCst);
+        self.faults.commits.lock().push(call);
         match self.faults.next() {
             Some(fault @ (Fault::Error | Fault::Full)) => {
                 return Err(CommitFailure::NotApplied(Arc::new(error(fault))));

@@ -41,6 +41,12 @@ impl MemoryEngine {
         }
     }
 
+    /// Another database with the same rows.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self::with_rows(self.rows.read().clone())
+    }
+
     /// A database with these rows, for what a crash left.
     pub(crate) fn with_rows(rows: BTreeMap<Bytes, Bytes>) -> Self {
         let last = Local::position(rows.get(POSITION_KEY).map(Bytes::as_ref));

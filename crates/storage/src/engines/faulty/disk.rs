@@ -22,7 +22,7 @@ pub struct FaultyDisk {
 
 enum Kind {
     /// What the last engine left is what a power loss would leave.
-    Memory(Mutex<Option<Arc<FaultyEngine>>>),
+    Memory(Mutex<Arc<FaultyEngine>>),
     /// What the last engine left is in files.
     Folder(Box<OpenFolder>),
 }
@@ -38,9 +38,17 @@ impl FaultyDisk {
     /// Databases in memory. Each opening crashes the engine before it.
     #[must_use]
     pub fn memory(plan: FaultPlan) -> Self {
+        Self::memory_on(plan, MemoryEngine::new())
+    }
+
+    /// Like [`FaultyDisk::memory`], with what is in `first`.
+    #[must_use]
+    pub fn memory_on(plan: FaultPlan, first: MemoryEngine) -> Self {
+        let faults = Faults::new(plan);
+        let first = FaultyEngine::with(Arc::new(first), Arc::clone(&faults));
         Self {
-            faults: Faults::new(plan),
-            kind: Kind::Memory(Mutex::new(None)),
+            faults,
+            kind: Kind::Memory(Mutex::new(Arc::new(first))),
         }
     }
 
@@ -61,6 +69,11 @@ impl FaultyDisk {
         self.faults.calls.load(Ordering::SeqCst)
     }
 
+    /// Which of the calls were commits.
+    pub fn commits(&self) -> Vec<u64> {
+        self.faults.commits.lock().clone()
+    }
+
     /// What the last engine leaves behind, without faults. Nobody has it open any more.
     ///
     /// # Errors
@@ -68,11 +81,8 @@ impl FaultyDisk {
     pub async fn left(&self) -> Result<Arc<dyn Engine>, EngineError> {
         let inner: Arc<dyn Engine> = match &self.kind {
             Kind::Memory(last) => {
-                let last = last.lock().take();
-                match last {
-                    Some(last) => Arc::new(last.crash().await?),
-                    None => Arc::new(MemoryEngine::new()),
-                }
+                let last = Arc::clone(&last.lock());
+                Arc::new(last.crash().await?)
             }
             Kind::Folder(open) => open()?,
         };
@@ -99,7 +109,7 @@ impl OpenEngine for FaultyDisk {
         let engine = FaultyEngine::with(self.left().await?, Arc::clone(&self.faults));
         let engine = Arc::new(engine);
         if let Kind::Memory(last) = &self.kind {
-            *last.lock() = Some(Arc::clone(&engine));
+            *last.lock() = Arc::clone(&engine);
         }
         Ok(engine)
     }
