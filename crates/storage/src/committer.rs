@@ -333,13 +333,12 @@ impl Shared {
     /// Ends the worker, unless the engine has failed and can be opened again.
     fn end(after: After, working: Working) -> Option<(Working, Arc<Recovery>)> {
         let recovery = working.shared.recovery.clone();
-        match recovery.filter(|_| after == After::Failed) {
-            Some(recovery) => Some((working, recovery)),
-            None => {
-                working.end();
-                None
-            }
+        let recovery = recovery.filter(|_| after == After::Failed);
+        if let Some(recovery) = recovery {
+            return Some((working, recovery));
         }
+        working.end();
+        None
     }
 
     async fn drain(&self) -> After {
