@@ -9,7 +9,7 @@
 //! Specification: client-server API, "Push Rules", "Threading".
 
 use homeserver_events::push::Class;
-use homeserver_storage::{Direction, Position, ScanRange};
+use homeserver_storage::{Direction, Position, ScanRange, Table};
 use ruma::{OwnedEventId, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -155,12 +155,23 @@ impl Rooms {
         (after, upto): (Position, Position),
         limit: usize,
     ) -> Result<Vec<CountedArrival>, RoomError> {
+        self.counted_rows(&ARRIVALS, room, (after, upto), limit)
+            .await
+    }
+
+    async fn counted_rows(
+        &self,
+        table: &Table<(u64, Position), ArrivalRow>,
+        room: RoomNumber,
+        (after, upto): (Position, Position),
+        limit: usize,
+    ) -> Result<Vec<CountedArrival>, RoomError> {
         let range = ScanRange::prefix(&room.0)
             .after(&(room.0, after))
             .upto(&(room.0, upto));
         let rows = self
             .store
-            .scan(&ARRIVALS, range, Direction::Backward, limit)
+            .scan(table, range, Direction::Backward, limit)
             .await?;
         let arrival = |((_, position), row): (_, ArrivalRow)| CountedArrival::new(position, &row);
         Ok(rows.into_iter().map(arrival).collect())
@@ -215,15 +226,8 @@ impl Rooms {
         (after, upto): (Position, Position),
         limit: usize,
     ) -> Result<Vec<CountedArrival>, RoomError> {
-        let range = ScanRange::prefix(&room.0)
-            .after(&(room.0, after))
-            .upto(&(room.0, upto));
-        let rows = self
-            .store
-            .scan(&UNCOUNTED, range, Direction::Backward, limit)
-            .await?;
-        let arrival = |((_, position), row): (_, ArrivalRow)| CountedArrival::new(position, &row);
-        Ok(rows.into_iter().map(arrival).collect())
+        self.counted_rows(&UNCOUNTED, room, (after, upto), limit)
+            .await
     }
 
     /// Where a local user last wrote in a room: per thread, and outside of threads.
