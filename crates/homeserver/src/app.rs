@@ -20,3 +20,4 @@ pub(crate) mod rooms;
 pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod tokens;
+pub(crate) mod trimming;

@@ -20,6 +20,7 @@ use crate::{
         pushers, reports,
         settings::{self, SERVER_NAME},
         tokens,
+        trimming::Trimming,
     },
     config::{Config, EngineKind, StorageConfig},
     engine_folder::{Embedded, EngineFolder},
@@ -238,6 +239,12 @@ impl HomeserverBuilder {
         let components = Components::assemble(&config, foundation);
         components.sessions.resume().await?;
         components.closing.resume().await?;
+        let trimming = Trimming {
+            store: components.store.clone(),
+            device_lists: components.device_lists.clone(),
+            runtime: components.runtime.clone(),
+        };
+        components.runtime.tasks.spawn(trimming.hourly());
         Ok(Homeserver::new(config, components))
     }
 }

@@ -147,7 +147,7 @@ impl SyncEngine {
         session: &Session,
         request: &SyncRequest,
     ) -> Result<Changes, SyncError> {
-        let since = request.since.filter(|since| self.continues(since));
+        let since = self.continuing(request.since).await?;
         self.acknowledge(session, since).await?;
         let timeout = request.timeout.min(MAX_TIMEOUT);
         let number = session.user_number;
@@ -201,12 +201,16 @@ impl SyncEngine {
         to: SyncToken,
     ) -> Result<DeviceListChanges, SyncError> {
         let upto = to.position.min(self.store.durable());
-        let since = self.continues(&from).then_some(from.position);
+        let since = self.continuing(Some(from)).await?;
+        let since = since.map(|since| since.position);
         device_lists::between(self, session, since.filter(|since| *since <= upto), upto).await
     }
 
-    fn continues(&self, token: &SyncToken) -> bool {
-        token.continues(self.store.epoch(), self.store.durable())
+    /// The token, if a reader may continue from it.
+    async fn continuing(&self, token: Option<SyncToken>) -> Result<Option<SyncToken>, SyncError> {
+        let trimmed = self.store.journal().trim_point().await?;
+        let (epoch, durable) = (self.store.epoch(), self.store.durable());
+        Ok(token.filter(|token| token.continues(epoch, trimmed, durable)))
     }
 
     /// Deletes the messages that the token shows to have arrived at this very device.

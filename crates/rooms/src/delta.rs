@@ -27,18 +27,18 @@ use crate::{
 
 /// Journal entries of the rooms, by kind.
 pub mod journal {
-    use homeserver_storage::Topic;
+    use homeserver_storage::{EntryKind, Topic};
 
     use crate::numbers::{RoomNumber, UserNumber};
 
-    /// An event arrived in a room. Numbers: room, event, the local user whose membership it changes
+    /// An event arrived in a room; stays as long as the event. Numbers: room, event, the local user whose membership it changes
     /// (zero if none). Topics: the room, and that user.
-    pub const ROOM_EVENT: u16 = 0x0100;
+    pub const ROOM_EVENT: EntryKind = EntryKind::kept(0x0100);
     /// The resolved state of a room changed without an event that is shown: a switch. Numbers:
     /// room. The roots are in the state log, at and before the position of the entry.
-    pub const STATE_CHANGED: u16 = 0x0101;
+    pub const STATE_CHANGED: EntryKind = EntryKind::trimmed(0x0101);
     /// A user forgot a room. Numbers: room, user. Topic: the user.
-    pub const FORGOTTEN: u16 = 0x0102;
+    pub const FORGOTTEN: EntryKind = EntryKind::trimmed(0x0102);
     /// The form of all three entries.
     pub const VERSION: u8 = 1;
 

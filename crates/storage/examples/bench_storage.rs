@@ -18,8 +18,8 @@ use std::{
 
 use homeserver_runtime::{Clock, Runtime, SystemClock};
 use homeserver_storage::{
-    At, Batch, Bytes, Direction, Durability, Entry, ScanRange, Store, Table, TableSpec, Topic,
-    engines::memory::MemoryEngine, maintenance::EngineKind,
+    At, Batch, Bytes, Direction, Durability, Entry, EntryKind, ScanRange, Store, Table, TableSpec,
+    Topic, engines::memory::MemoryEngine, maintenance::EngineKind,
 };
 
 /// `(room, position)` → event.
@@ -36,7 +36,7 @@ fn message(room: u64, number: u64, event: &Bytes) -> Batch {
     let mut batch = Batch::new();
     batch.assert_absent(&INDEXES, &(0_u8, room, number));
     let append = batch.append(
-        &Entry::new(1, &[room, number]),
+        &Entry::new(EntryKind::kept(1), &[room, number]),
         &[Topic::new(1, room), Topic::new(2, room + 7)],
     );
     batch.put(&EVENTS, &(room, At::from(append)), event);

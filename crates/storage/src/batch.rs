@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::{
     At, Entry, Key, Position, Row, RowWriter, Table, ToKey, Topic,
+    journal::Filed,
     key::{KeyWriter, Placeholder},
     system::{JOURNAL, TOPIC_ENTRIES},
 };
@@ -197,7 +198,7 @@ impl Batch {
         let reference = AppendRef(self.appends);
         self.appends = self.appends.saturating_add(1);
         let at = At::Append(reference);
-        self.put(&JOURNAL, &at, entry);
+        self.put(&JOURNAL, &at, &Filed::new(entry, topics));
         for topic in topics {
             self.put(&TOPIC_ENTRIES, &(topic.kind, topic.id, at), &());
         }

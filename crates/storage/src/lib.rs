@@ -32,7 +32,7 @@ pub use bytes::Bytes;
 pub use committer::{CommitError, Committed, Durability, Ticket};
 pub use cursor::Cursor;
 pub use engine::{Direction, Engine, EngineError, OpenEngine};
-pub use journal::{Entry, Journal, Topic};
+pub use journal::{Entry, EntryKind, Journal, Topic};
 pub use key::{At, DecodeError, Key, KeyReader, KeyWriter, Reverse64, ToKey};
 pub use numbers::{Interner, NumberKind, USERS};
 pub use row::{Positioned, Row, RowWriter};

@@ -19,6 +19,7 @@ use crate::{
         fjall::{FjallEngine, FjallOptions},
         sled::SledEngine,
     },
+    journal::Filed,
     system::{JOURNAL, META, NAMES, NUMBERS, REGISTERED, TOPIC_ENTRIES, UNFINISHED},
 };
 
@@ -212,7 +213,7 @@ async fn check_row(
             .is_none()
             .then(|| format!("topic ({kind}, {id}) names position {position}, which has no entry"))
     } else if *table == JOURNAL.spec().id {
-        let entry = crate::Entry::decode(value);
+        let entry = Filed::decode(value);
         entry.err().map(|error| format!("a journal entry: {error}"))
     } else if *table == NUMBERS.spec().id {
         let (Ok((kind, name)), Ok(number)) =

@@ -400,7 +400,7 @@ impl Store {
         }
     }
 
-    async fn meta(&self, name: &str) -> Result<Option<u64>, StorageError> {
+    pub(crate) async fn meta(&self, name: &str) -> Result<Option<u64>, StorageError> {
         let stored: Option<Bytes> = self.get(&META, &name).await?;
         let number = stored.map(|bytes| u64::decode(&bytes)).transpose();
         number.map_err(decoding(&META))

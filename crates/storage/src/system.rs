@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 
-use crate::{Entry, Position, Table, TableSpec};
+use crate::{Position, Table, TableSpec, journal::Filed};
 
 /// `(name)` → bytes. `format` (u64), `epoch` (u64), `position` (u64, the last one given),
-/// `marker` (the sled engine's).
+/// `trimmed` and `trimmed-away` (u64, see the journal).
 pub(crate) const META: Table<String, Bytes> = Table::new(0x01, "meta");
 /// `(table number)` → name: which tables this database was written with.
 pub(crate) const REGISTERED: Table<u8, Bytes> = Table::new(0x02, "registered tables");
 /// `(position)` → journal entry.
-pub(crate) const JOURNAL: Table<Position, Entry> = Table::new(0x03, "journal");
+pub(crate) const JOURNAL: Table<Position, Filed> = Table::new(0x03, "journal");
 /// `(topic kind, topic id, position)` → nothing: the journal by topic.
 pub(crate) const TOPIC_ENTRIES: Table<(u8, u64, Position), ()> = Table::new(0x04, "journal topics");
 /// `(name)` → position up to which that consumer of the journal is done.
@@ -23,6 +23,8 @@ pub(crate) const NAMES: Table<(u8, u64), Bytes> = Table::new(0x07, "names");
 pub(crate) const NUMBER_BLOCKS: Table<u8, u64> = Table::new(0x08, "number blocks");
 /// `(migration number)` → how far it is.
 pub(crate) const MIGRATIONS: Table<u32, Bytes> = Table::new(0x09, "migrations");
+/// `(milliseconds since the Unix epoch)` → the last position at that time.
+pub(crate) const TIMES: Table<u64, Position> = Table::new(0x0a, "journal times");
 
 /// The key of the row that holds the last position given, table number included.
 pub(crate) const POSITION_KEY: &[u8] = b"\x01position\0\x01";
@@ -41,6 +43,7 @@ pub const TABLES: &[TableSpec] = &[
     NAMES.spec(),
     NUMBER_BLOCKS.spec(),
     MIGRATIONS.spec(),
+    TIMES.spec(),
 ];
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use homeserver_runtime::{Entropy, Runtime, SeededEntropy};
 use homeserver_storage::{
-    At, Batch, CommitError, Direction, Durability, Engine, EngineError, Entry, OpenError, Position,
-    ScanRange, Store, Table, TableSpec, Topic,
+    At, Batch, CommitError, Direction, Durability, Engine, EngineError, Entry, EntryKind,
+    OpenError, Position, ScanRange, Store, Table, TableSpec, Topic,
     engine::{Group, KeyRange},
     engines::{
         faulty::{FaultPlan, FaultyEngine},
@@ -137,7 +137,7 @@ async fn batches_do_what_a_map_does<B: Backend>(path: &Path) {
                     after.insert(key, value);
                 }
             }
-            let append = batch.append(&Entry::new(1, &[7]), &[TOPIC]);
+            let append = batch.append(&Entry::new(EntryKind::trimmed(1), &[7]), &[TOPIC]);
             batch.put(&LOG, &At::from(append), &7);
             let ticket = store.submit(batch, Durability::Durable).await.unwrap();
             if holds {
@@ -189,8 +189,8 @@ async fn the_watch_tells_durable_positions<B: Backend>(path: &Path) {
     let store = store::<B>(path).await;
     let mut watch = store.subscribe();
     let mut batch = Batch::new();
-    batch.append(&Entry::new(1, &[]), &[TOPIC]);
-    batch.append(&Entry::new(1, &[]), &[TOPIC]);
+    batch.append(&Entry::new(EntryKind::trimmed(1), &[]), &[TOPIC]);
+    batch.append(&Entry::new(EntryKind::trimmed(1), &[]), &[TOPIC]);
     let ticket = store.submit(batch, Durability::Durable).await.unwrap();
     watch.wait_for(|position| *position == 2).await.unwrap();
     assert_eq!(ticket.await.unwrap().positions.as_slice(), [1, 2]);
@@ -260,7 +260,7 @@ async fn everything_is_there_after_opening_again<B: Backend>(path: &Path) {
             .unwrap();
         assert_eq!(rows.len() as u64, opening);
         let mut batch = put(opening, "x", opening);
-        batch.append(&Entry::new(1, &[opening]), &[TOPIC]);
+        batch.append(&Entry::new(EntryKind::trimmed(1), &[opening]), &[TOPIC]);
         let committed = store.commit(batch).await.unwrap();
         assert_eq!(committed.positions[0], opening + 1);
         if opening % 2 == 0 {
@@ -289,7 +289,7 @@ async fn a_checkpoint_is_the_same_database<B: Backend>(path: &Path) {
     let store = store::<B>(&path.join("original")).await;
     for number in 0..2_500 {
         let mut batch = put(number, "x", number);
-        batch.append(&Entry::new(1, &[number]), &[TOPIC]);
+        batch.append(&Entry::new(EntryKind::trimmed(1), &[number]), &[TOPIC]);
         drop(store.submit(batch, Durability::Durable).await.unwrap());
     }
     let copied = path.join("copy");
@@ -303,7 +303,7 @@ async fn a_checkpoint_is_the_same_database<B: Backend>(path: &Path) {
         .unwrap();
     assert_eq!(rows.len(), 2_500);
     let mut batch = Batch::new();
-    batch.append(&Entry::new(1, &[]), &[]);
+    batch.append(&Entry::new(EntryKind::trimmed(1), &[]), &[]);
     assert_eq!(copy.commit(batch).await.unwrap().positions[0], 2_501);
 }
 

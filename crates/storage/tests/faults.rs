@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use homeserver_runtime::Runtime;
 use homeserver_storage::{
-    At, Batch, CommitError, Direction, Durability, Entry, NumberKind, OpenEngine, Position,
-    ScanRange, Store, Table, TableSpec, Topic,
+    At, Batch, CommitError, Direction, Durability, Entry, EntryKind, NumberKind, OpenEngine,
+    Position, ScanRange, Store, Table, TableSpec, Topic,
     engines::{
         faulty::{Fault, FaultPlan, FaultyDisk, FaultyEngine},
         fjall::{FjallEngine, FjallOptions},
@@ -49,7 +49,10 @@ enum Answer {
 fn batch_of(writer: u64, number: u64) -> Batch {
     let mut batch = Batch::new();
     batch.assert_absent(&ROWS, &(writer, number, 0_u64));
-    let append = batch.append(&Entry::new(1, &[writer, number]), &[Topic::new(1, writer)]);
+    let append = batch.append(
+        &Entry::new(EntryKind::trimmed(1), &[writer, number]),
+        &[Topic::new(1, writer)],
+    );
     for row in 0..ROWS_PER_BATCH {
         batch.put(&ROWS, &(writer, number, row), &At::from(append));
     }

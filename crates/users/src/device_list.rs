@@ -10,12 +10,14 @@
 
 use std::collections::BTreeSet;
 
-use homeserver_storage::{At, Batch, Position};
+use homeserver_storage::{At, Batch, Durability, Entry, Position};
 
 use crate::{Failure, UserNumber, ground::Ground, journal, tables::DEVICE_LIST_CHANGES};
 
 /// Entries read from the journal at a time.
 const PAGE: usize = 1_000;
+/// Changes forgotten by one batch.
+const FORGOTTEN_AT_ONCE: usize = 500;
 
 /// Notes in `batch` that what `/keys/query` says about `user` has changed.
 pub(crate) fn list_changed(batch: &mut Batch, user: UserNumber) {
@@ -81,6 +83,41 @@ impl DeviceLists {
                 _ => return Ok(signed),
             }
         }
+    }
+
+    /// Forgets changes before those that `expired` tells of: journal entries that are about to be
+    /// removed. The newest change of a user is never forgotten.
+    pub async fn forget_before(&self, expired: &[(Position, Entry)]) -> Result<(), Failure> {
+        let ours = expired
+            .iter()
+            .filter(|(_, entry)| entry.kind == journal::DEVICE_LIST_CHANGED);
+        for (position, entry) in ours {
+            let Some(user) = entry.numbers.first() else {
+                continue;
+            };
+            let (from, to) = ((*user, 0_u64), (*user, *position));
+            loop {
+                let rows = self
+                    .ground
+                    .scan_between(&DEVICE_LIST_CHANGES, from, to, FORGOTTEN_AT_ONCE)
+                    .await?;
+                let mut batch = Batch::new();
+                for (key, ()) in &rows {
+                    batch.delete(&DEVICE_LIST_CHANGES, key);
+                }
+                if !rows.is_empty() {
+                    self.ground
+                        .store
+                        .submit(batch, Durability::Lazy)
+                        .await?
+                        .await?;
+                }
+                if rows.len() < FORGOTTEN_AT_ONCE {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a user's device list changed in `(after, upto]`.

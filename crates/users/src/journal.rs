@@ -1,4 +1,5 @@
-//! What this crate appends to the journal: kinds `0x0200`–`0x02ff`, each entry a few numbers.
+//! What this crate appends to the journal: kinds `0x0200`–`0x02ff`, each entry a few numbers. They go when
+//! they are old.
 //!
 //! | kind | numbers | topics |
 //! |---|---|---|
@@ -17,32 +18,32 @@
 //! Receipts have a topic kind of their own ([`TOPIC_RECEIPTS`]), because the topic of a room *is*
 //! its arrival timeline and holds events only.
 
-use homeserver_storage::{Entry, Topic};
+use homeserver_storage::{Entry, EntryKind, Topic};
 
 use crate::{DeviceNumber, UserNumber};
 
 /// An account was created or changed.
-pub const ACCOUNT_CHANGED: u16 = 0x0200;
+pub const ACCOUNT_CHANGED: EntryKind = EntryKind::trimmed(0x0200);
 /// A profile changed.
-pub const PROFILE_CHANGED: u16 = 0x0201;
+pub const PROFILE_CHANGED: EntryKind = EntryKind::trimmed(0x0201);
 /// A user's account data changed, global or of a room.
-pub const ACCOUNT_DATA_CHANGED: u16 = 0x0202;
+pub const ACCOUNT_DATA_CHANGED: EntryKind = EntryKind::trimmed(0x0202);
 /// A public receipt moved.
-pub const RECEIPT_CHANGED: u16 = 0x0203;
+pub const RECEIPT_CHANGED: EntryKind = EntryKind::trimmed(0x0203);
 /// A private receipt moved; only its owner is told.
-pub const PRIVATE_RECEIPT_CHANGED: u16 = 0x0204;
+pub const PRIVATE_RECEIPT_CHANGED: EntryKind = EntryKind::trimmed(0x0204);
 /// A device was created or renamed.
-pub const DEVICE_CHANGED: u16 = 0x0205;
+pub const DEVICE_CHANGED: EntryKind = EntryKind::trimmed(0x0205);
 /// A device was deleted.
-pub const DEVICE_DELETED: u16 = 0x0206;
+pub const DEVICE_DELETED: EntryKind = EntryKind::trimmed(0x0206);
 /// What `/keys/query` says about a user changed.
-pub const DEVICE_LIST_CHANGED: u16 = 0x0207;
+pub const DEVICE_LIST_CHANGED: EntryKind = EntryKind::trimmed(0x0207);
 /// One-time or fallback keys of a device were uploaded or used.
-pub const ONE_TIME_KEYS_CHANGED: u16 = 0x0208;
+pub const ONE_TIME_KEYS_CHANGED: EntryKind = EntryKind::trimmed(0x0208);
 /// A user signed a key of another, which only the signer can see.
-pub const SIGNATURE_ADDED: u16 = 0x0209;
+pub const SIGNATURE_ADDED: EntryKind = EntryKind::trimmed(0x0209);
 /// Messages were put into the inboxes of devices. Numbers: the devices.
-pub const TO_DEVICE_SENT: u16 = 0x020a;
+pub const TO_DEVICE_SENT: EntryKind = EntryKind::trimmed(0x020a);
 
 /// The newest version of every entry above.
 pub const VERSION: u8 = 1;
@@ -56,7 +57,7 @@ pub const TOPIC_DEVICE_LISTS: u8 = 5;
 /// Topic kind: public receipts of a room, by room number.
 pub const TOPIC_RECEIPTS: u8 = 6;
 
-pub(crate) fn entry(kind: u16, numbers: &[u64]) -> Entry {
+pub(crate) fn entry(kind: EntryKind, numbers: &[u64]) -> Entry {
     Entry {
         kind,
         version: VERSION,

@@ -27,6 +27,9 @@ const CURSOR: &str = "profiles-to-rooms";
 /// Journal entries read at once.
 const ENTRIES_AT_ONCE: usize = 500;
 
+/// Entries without a profile after which the cursor is moved all the same.
+const CURSOR_STEP: Position = 500;
+
 /// How long a client waits for its rooms to be told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -145,7 +148,8 @@ impl ProfileChanges {
 
     async fn tell_upto(&self, upto: Position) -> Result<(), TellError> {
         let cursor = self.store.cursor(CURSOR);
-        let mut after = cursor.position().await?.max(*self.told.borrow());
+        let mut stored = cursor.position().await?;
+        let mut after = stored.max(*self.told.borrow());
         while after < upto {
             let entries = self.store.journal();
             let entries = entries.read_all(after, upto, ENTRIES_AT_ONCE).await?;
@@ -162,10 +166,12 @@ impl ProfileChanges {
             }
             after = if full { last } else { upto };
             self.told.send_replace(after);
-            if changed || full {
+            // The journal is not trimmed beyond the cursor, so it does not stay far behind.
+            if changed || after - stored >= CURSOR_STEP {
                 // Lost in a crash, the rooms are told once more, which changes nothing.
-                if let Err(error) = cursor.advance(after).await {
-                    tracing::warn!(%error, "the cursor of profiles was not moved");
+                match cursor.advance(after).await {
+                    Ok(()) => stored = after,
+                    Err(error) => tracing::warn!(%error, "the cursor of profiles was not moved"),
                 }
             }
         }

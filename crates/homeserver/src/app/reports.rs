@@ -5,7 +5,7 @@
 //! Specification: client-server API, "Reporting content".
 
 use homeserver_runtime::Runtime;
-use homeserver_storage::{At, Batch, CommitError, Entry, Store, Table, TableSpec, row};
+use homeserver_storage::{At, Batch, CommitError, Entry, EntryKind, Store, Table, TableSpec, row};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 pub(crate) const MAX_REASON: usize = 16 * 1024;
 
 /// Journal entries of reports. No numbers, no topics: the report is under its position.
-const REPORT_FILED: u16 = 0x0310;
+const REPORT_FILED: EntryKind = EntryKind::trimmed(0x0310);
 const VERSION: u8 = 1;
 
 /// (position) → a report.

@@ -8,6 +8,7 @@ mod membership;
 mod reading;
 mod telling;
 mod timeline;
+mod trimming;
 mod user_data;
 
 use std::{

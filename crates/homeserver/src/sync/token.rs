@@ -1,7 +1,7 @@
 //! The token of `/sync`: where a device stands in everything it is told.
 //!
 //! A token names the database's *epoch*. One of another epoch, or of a position that this database
-//! has not reached, is as good as none: the reader starts anew. It is also bound to the device that
+//! has not reached or where its journal has been trimmed, is as good as none: the reader starts anew. It is also bound to the device that
 //! it was given to, because showing it acknowledges that device's to-device messages.
 
 use std::{fmt, str::FromStr};
@@ -95,10 +95,11 @@ impl FromStr for SyncToken {
 }
 
 impl SyncToken {
-    /// Whether a reader may continue from here, in a database of this epoch that reaches to
-    /// `durable`.
-    pub(crate) fn continues(&self, epoch: u64, durable: Position) -> bool {
-        self.epoch == epoch && self.position <= durable && self.to_device <= durable
+    /// Whether a reader may continue from here, in a database of this epoch whose journal is whole
+    /// from `trimmed` to `durable`.
+    pub(crate) fn continues(&self, epoch: u64, trimmed: Position, durable: Position) -> bool {
+        let reached = self.position <= durable && self.to_device <= durable;
+        self.epoch == epoch && self.position >= trimmed && reached
     }
 }
 
@@ -140,15 +141,17 @@ mod tests {
     }
 
     #[test]
-    fn another_epoch_or_an_unreached_position_starts_anew() {
+    fn another_epoch_or_a_position_out_of_reach_starts_anew() {
         let token = SyncToken {
             epoch: 7,
             position: 10,
             to_device: 10,
             ..SyncToken::default()
         };
-        assert!(token.continues(7, 10));
-        assert!(!token.continues(8, 10));
-        assert!(!token.continues(7, 9));
+        assert!(token.continues(7, 0, 10));
+        assert!(token.continues(7, 10, 12));
+        assert!(!token.continues(8, 0, 10));
+        assert!(!token.continues(7, 0, 9));
+        assert!(!token.continues(7, 11, 12));
     }
 }

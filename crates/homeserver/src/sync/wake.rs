@@ -244,6 +244,7 @@ impl Drop for Parked {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+    use homeserver_storage::EntryKind;
 
     const ALL: Hears = Hears {
         typing: true,
@@ -286,7 +287,7 @@ mod tests {
     fn entries_ring_the_bells_of_those_they_concern() {
         let wakeups = Wakeups::default();
         // (kind, numbers, bell)
-        let cases: [(u16, &[u64], Bell); 7] = [
+        let cases: [(EntryKind, &[u64], Bell); 7] = [
             (
                 homeserver_rooms::journal::ROOM_EVENT,
                 &[7, 9, 5],
@@ -315,8 +316,8 @@ mod tests {
             let parked = wakeups.park(vec![bell], ALL);
             let other = wakeups.park(vec![Bell::Room(1), Bell::User(1), Bell::Device(1)], ALL);
             wakeups.announce(&Entry::new(kind, numbers));
-            assert!(parked.knocked().now_or_never().is_some(), "{kind:x}");
-            assert!(other.knocked().now_or_never().is_none(), "{kind:x}");
+            assert!(parked.knocked().now_or_never().is_some(), "{kind:?}");
+            assert!(other.knocked().now_or_never().is_none(), "{kind:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 use homeserver_runtime::{Runtime, SystemEntropy};
 
 use super::*;
-use crate::{Entry, NumberKind, OpenError, Store, Topic};
+use crate::{Entry, EntryKind, NumberKind, OpenError, Store, Topic};
 
 async fn filled(kind: EngineKind, path: &Path) -> (u64, u64) {
     let runtime = Runtime::system();
@@ -11,7 +11,10 @@ async fn filled(kind: EngineKind, path: &Path) -> (u64, u64) {
     let mut last = 0;
     for number in 0..700 {
         let mut batch = Batch::new();
-        batch.append(&Entry::new(1, &[number]), &[Topic::new(1, number % 3)]);
+        batch.append(
+            &Entry::new(EntryKind::trimmed(1), &[number]),
+            &[Topic::new(1, number % 3)],
+        );
         last = store.commit(batch).await.unwrap().positions[0];
     }
     store

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{At, Entry, Positioned, Topic, engines::memory::MemoryEngine};
+use crate::{At, Entry, EntryKind, Positioned, Topic, engines::memory::MemoryEngine};
 
 const ROWS: Table<(u64, String), u64> = Table::new(0x20, "rows");
 const LOG: Table<(u64, Position), u64> = Table::new(0x21, "log");
@@ -45,7 +45,7 @@ async fn appends_get_dense_positions_and_fill_placeholders() {
     let mut tickets = Vec::new();
     for number in 0..100_u64 {
         let mut batch = Batch::new();
-        let append = batch.append(&Entry::new(9, &[number]), &[ROOM]);
+        let append = batch.append(&Entry::new(EntryKind::trimmed(9), &[number]), &[ROOM]);
         batch.put(&LOG, &(7_u64, At::from(append)), &number);
         batch.put(&HEADS, &7_u64, &Positioned::new(append, number));
         tickets.push(store.submit(batch, Durability::Durable).await.unwrap());
@@ -71,7 +71,7 @@ async fn appends_get_dense_positions_and_fill_placeholders() {
     let read = journal.read(ROOM, 10, 20, 5).await.unwrap();
     let positions: Vec<_> = read.iter().map(|(position, _)| *position).collect();
     assert_eq!(positions, [11, 12, 13, 14, 15]);
-    assert_eq!(read[0].1, Entry::new(9, &[10]));
+    assert_eq!(read[0].1, Entry::new(EntryKind::trimmed(9), &[10]));
     let back = journal.read_topic_backward(ROOM, 50, 2).await.unwrap();
     assert_eq!((back[0].0, back[1].0), (49, 48));
     assert_eq!(
@@ -89,7 +89,7 @@ async fn a_failed_assert_drops_its_batch_only_and_takes_no_position() {
         batch.assert_absent(&ROWS, &(9_u64, "x"));
         let one = batch.assert_absent(&ROWS, &(1_u64, "one"));
         batch.put(&ROWS, &(1_u64, "one"), &value);
-        batch.append(&Entry::new(1, &[value]), &[ROOM]);
+        batch.append(&Entry::new(EntryKind::trimmed(1), &[value]), &[ROOM]);
         (batch, one)
     };
     let mut tickets = Vec::new();
@@ -99,7 +99,7 @@ async fn a_failed_assert_drops_its_batch_only_and_takes_no_position() {
     }
     let mut last = Batch::new();
     last.assert_value(&ROWS, &(1_u64, "one"), &1);
-    last.append(&Entry::new(1, &[4]), &[ROOM]);
+    last.append(&Entry::new(EntryKind::trimmed(1), &[4]), &[ROOM]);
     let last = store.commit(last).await.unwrap();
     assert_eq!(last.positions.as_slice(), [2], "conflicts leave no gap");
     let expected = batch(0).1;
@@ -135,17 +135,17 @@ async fn limits_are_errors() {
         Err(CommitError::TooLarge(_))
     ));
     let mut topics = Batch::new();
-    topics.append(&Entry::new(1, &[]), &[ROOM; 9]);
+    topics.append(&Entry::new(EntryKind::trimmed(1), &[]), &[ROOM; 9]);
     assert!(matches!(
         store.commit(topics).await,
         Err(CommitError::TooLarge(_))
     ));
     let mut lazy = Batch::new();
-    lazy.append(&Entry::new(1, &[]), &[ROOM]);
+    lazy.append(&Entry::new(EntryKind::trimmed(1), &[]), &[ROOM]);
     let lazy = store.submit(lazy, Durability::Lazy).await;
     assert!(matches!(lazy, Err(CommitError::Malformed(_))));
     let mut own = Batch::new();
-    let append = own.append(&Entry::new(1, &[]), &[]);
+    let append = own.append(&Entry::new(EntryKind::trimmed(1), &[]), &[]);
     own.assert_absent(&LOG, &(1_u64, At::from(append)));
     assert!(matches!(
         store.commit(own).await,
@@ -160,7 +160,7 @@ async fn merged_batches_shift_their_references() {
     let part = |number: u64| {
         let mut part = Batch::new();
         let assert = part.assert_absent(&ROWS, &(number, ""));
-        let append = part.append(&Entry::new(1, &[number]), &[]);
+        let append = part.append(&Entry::new(EntryKind::trimmed(1), &[number]), &[]);
         part.put(&LOG, &(number, At::from(append)), &number);
         (part, append, assert)
     };
@@ -203,7 +203,7 @@ async fn two_stores_on_one_engine_share_positions_and_numbers() {
     assert_eq!(other.lookup("@carol:example.org").await.unwrap(), None);
     let mut woken = second.subscribe();
     let mut batch = Batch::new();
-    batch.append(&Entry::new(1, &[]), &[]);
+    batch.append(&Entry::new(EntryKind::trimmed(1), &[]), &[]);
     let at = first.commit(batch).await.unwrap().positions[0];
     assert_eq!(*woken.wait_for(|durable| *durable >= at).await.unwrap(), at);
 }

@@ -13,7 +13,7 @@ use std::{
 use super::damage::{files_below, trim_reserved};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{
-    Batch, Bytes, Entry, Position, Positioned, Store, Table, TableSpec, Topic,
+    Batch, Bytes, Entry, EntryKind, Position, Positioned, Store, Table, TableSpec, Topic,
     maintenance::EngineKind,
 };
 
@@ -71,7 +71,10 @@ pub(crate) fn value(writer: u64, number: u64, row: u64) -> Bytes {
 
 pub(crate) fn batch_of(writer: u64, number: u64) -> Batch {
     let mut batch = Batch::new();
-    let append = batch.append(&Entry::new(1, &[writer, number]), &[Topic::new(1, writer)]);
+    let append = batch.append(
+        &Entry::new(EntryKind::trimmed(1), &[writer, number]),
+        &[Topic::new(1, writer)],
+    );
     for row in 0..ROWS_PER_BATCH {
         batch.put(&ROWS, &(writer, number, row), &value(writer, number, row));
     }

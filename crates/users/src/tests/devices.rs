@@ -290,4 +290,10 @@ async fn a_rename_changes_the_list_only_where_there_are_keys() {
     assert!(last > uploaded && last <= end);
     assert!(lists.last_change(alice, uploaded).await.unwrap() <= uploaded);
     assert_eq!(lists.last_change(alice, renamed).await.unwrap(), 0);
+
+    // Journal entries go; the newest change of those that are gone stays known.
+    let entries = world.store.journal().read_all(0, end, 1_000).await.unwrap();
+    lists.forget_before(&entries).await.unwrap();
+    assert_eq!(lists.last_change(alice, end).await.unwrap(), last);
+    assert_eq!(lists.last_change(alice, last - 1).await.unwrap(), 0);
 }
