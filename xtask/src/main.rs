@@ -12,6 +12,7 @@
 mod bench;
 mod ci;
 mod command;
+mod fixture;
 mod peers;
 mod schema;
 mod test;
@@ -55,6 +56,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Keep a database of each engine in the formats of this version, for later ones to read.
+    Fixture,
     /// Check dependencies against the advisory database (needs the network).
     Advisories,
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Ci { spec } => ci::run(spec.as_deref()),
         Task::Schema { spec } => schema::run(&spec),
         Task::Bench { what, arguments } => bench::run(what, &arguments),
+        Task::Fixture => fixture::run(),
         Task::Advisories => ci::advisories(),
     };
     match outcome {
