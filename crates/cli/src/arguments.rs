@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the server
     Serve,
-    /// Work on accounts, while the server does not run
+    /// Work on accounts and registration tokens, while the server does not run
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
@@ -68,7 +68,8 @@ pub(crate) enum AdminCommand {
     CreateUser {
         /// The part of the user id before the colon, without the @
         username: String,
-        /// The password; read from standard input if absent
+        /// The password; better left out, and asked for or read from standard input: others on this
+        /// machine can see the arguments of a command
         #[arg(long)]
         password: Option<String>,
         /// Make it an administrator
@@ -79,7 +80,8 @@ pub(crate) enum AdminCommand {
     ResetPassword {
         /// User name or full user id
         user: String,
-        /// The password; read from standard input if absent
+        /// The password; better left out, and asked for or read from standard input: others on this
+        /// machine can see the arguments of a command
         #[arg(long)]
         password: Option<String>,
     },
@@ -93,7 +95,7 @@ pub(crate) enum AdminCommand {
         /// User name or full user id
         user: String,
     },
-    /// Close an account for good
+    /// Close an account for good: it leaves its rooms, and its name is never given again
     Deactivate {
         /// User name or full user id
         user: String,
@@ -101,6 +103,35 @@ pub(crate) enum AdminCommand {
         #[arg(long)]
         erase: bool,
     },
+    /// Log a user out everywhere
+    Logout {
+        /// User name or full user id
+        user: String,
+    },
     /// List all accounts
     ListUsers,
+    /// Show an account, its devices and what it has uploaded
+    ShowUser {
+        /// User name or full user id
+        user: String,
+    },
+    /// Make a token with which accounts can be registered while registration.mode is "token"
+    CreateRegistrationToken {
+        /// The token: up to 64 of the letters a-z, A-Z, 0-9 and ._~-; generated if absent
+        #[arg(long)]
+        token: Option<String>,
+        /// How many accounts it may make; any number if absent
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        uses: Option<u32>,
+        /// How many days it is good; for ever if absent
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        days: Option<u32>,
+    },
+    /// List the registration tokens that were made, with how often each was used
+    ListRegistrationTokens,
+    /// Take a registration token back
+    RevokeRegistrationToken {
+        /// The token
+        token: String,
+    },
 }

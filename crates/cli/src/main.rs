@@ -21,8 +21,10 @@ use report::Failed;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is logged unless `RUST_LOG` says otherwise.
-const DEFAULT_LOG: &str = "info";
+/// What the server logs unless `RUST_LOG` says otherwise.
+const SERVER_LOG: &str = "info";
+/// What the other commands log, who say themselves what they do.
+const COMMAND_LOG: &str = "warn";
 
 fn main() -> ExitCode {
     keep_pages_small();
@@ -83,7 +85,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
 
 /// The log goes to standard error, so that what commands print can be piped.
 fn start_log(arguments: &Arguments) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let default = match arguments.command {
+        None | Some(Command::Serve | Command::Storage { .. }) => SERVER_LOG,
+        Some(_) => COMMAND_LOG,
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

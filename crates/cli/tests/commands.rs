@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 use std::{
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 fn homeserver(folder: &Path, arguments: &[&str]) -> Output {
@@ -104,4 +105,71 @@ fn homeserver_as(folder: &Path, name: &str, arguments: &[&str]) -> Output {
         .env("HOMESERVER__SERVER_NAME", name)
         .output()
         .unwrap()
+}
+
+#[test]
+fn nothing_is_made_where_something_is_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = refused(&homeserver(folder.path(), &["admin", "list-users"]));
+    assert!(error.contains("no fjall database in data"), "{error}");
+    for command in ["check", "recover"] {
+        let error = refused(&homeserver(folder.path(), &["storage", command]));
+        assert!(error.contains("there is no database"), "{error}");
+    }
+    assert!(!folder.path().join("data").exists());
+}
+
+#[test]
+fn registration_tokens_are_made_listed_and_revoked() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut all = vec!["admin"];
+        all.extend(arguments);
+        homeserver(folder.path(), &all)
+    };
+    let create = |options: &[&str]| {
+        let mut all = vec!["create-registration-token"];
+        all.extend(options);
+        run(&all)
+    };
+    let generated = printed(&create(&["--uses", "2"]));
+    assert_eq!(generated.trim().len(), 24);
+    assert_eq!(printed(&create(&["--token", "a.b~c_d-e"])), "a.b~c_d-e\n");
+    assert!(refused(&create(&["--token", "a.b~c_d-e"])).contains("such a token already"));
+    assert!(refused(&create(&["--token", "a b"])).contains("letters"));
+    assert_eq!(create(&["--uses", "0"]).status.code(), Some(2));
+    let list = printed(&run(&["list-registration-tokens"]));
+    let expected = format!("{}\tused 0 of 2", generated.trim());
+    assert!(list.lines().any(|line| line == expected), "{list}");
+    printed(&run(&["revoke-registration-token", "a.b~c_d-e"]));
+    let again = refused(&run(&["revoke-registration-token", "a.b~c_d-e"]));
+    assert!(again.contains("no registration token a.b~c_d-e"), "{again}");
+    assert_eq!(
+        printed(&run(&["list-registration-tokens"])),
+        format!("{expected}\n")
+    );
+}
+
+#[test]
+fn an_account_is_shown_and_a_password_read_from_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut create = Command::new(env!("CARGO_BIN_EXE_homeserver"))
+        .args(["admin", "create-user", "alice"])
+        .current_dir(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = create.stdin.take().unwrap();
+    input.write_all(b"secret\n").unwrap();
+    drop(input);
+    let made = printed(&create.wait_with_output().unwrap());
+    assert_eq!(made, "Made @alice:localhost\n");
+    let shown = printed(&homeserver(folder.path(), &["admin", "show-user", "alice"]));
+    assert!(
+        shown.starts_with("@alice:localhost\npassword\tset\ncreated\t2"),
+        "{shown}"
+    );
+    assert!(shown.contains("uploaded\t0 bytes"), "{shown}");
+    printed(&homeserver(folder.path(), &["admin", "logout", "alice"]));
 }

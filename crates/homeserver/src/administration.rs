@@ -2,18 +2,36 @@
 
 use homeserver_rooms::{NewEvent, RoomError};
 use homeserver_storage::Position;
-use homeserver_users::{Account, ChangeAccountError, UserNumber};
+use std::time::Duration;
+
+use homeserver_users::{Account, ChangeAccountError, Device, UserNumber};
 use ruma::{OwnedUserId, RoomId};
 
 use crate::{
     Homeserver,
     app::{
         authentication::local_user,
+        invitation::{NewTokenError, TokenRow},
         passwords::PasswordError,
         registration::{RegistrationError, Way},
         session::{Keep, SessionError},
     },
 };
+
+/// A token with which accounts may be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistrationToken {
+    /// The token.
+    pub token: String,
+    /// Accounts that it may make; any number if absent.
+    pub uses_allowed: Option<u32>,
+    /// Accounts that it made.
+    pub used: u32,
+    /// Milliseconds since the Unix epoch from which it is refused; never if absent.
+    pub expires_at: Option<u64>,
+    /// Whether another account may be made with it now.
+    pub is_good: bool,
+}
 
 /// Accounts read in one go.
 const PAGE: usize = 500;
@@ -24,6 +42,9 @@ pub enum AdministrationError {
     /// There is no such account here.
     #[error("there is no account {0}")]
     NoSuchUser(String),
+    /// There is no such registration token.
+    #[error("there is no registration token {0}")]
+    NoSuchToken(String),
     /// The account was not made or changed.
     #[error("{0}")]
     Refused(String),
@@ -39,8 +60,8 @@ macro_rules! refused {
     };
 }
 
-refused!(RegistrationError PasswordError ChangeAccountError SessionError
-    homeserver_users::Failure);
+refused!(RegistrationError PasswordError ChangeAccountError SessionError NewTokenError
+    homeserver_users::Failure homeserver_media::Failure);
 
 /// An error with everything that caused it, for people.
 fn in_full(error: &dyn std::error::Error) -> String {
@@ -106,6 +127,73 @@ impl Administration {
         let sessions = &components.sessions;
         let ended = sessions.end_all(account.number, Some(&hash), Keep::Nothing);
         Ok(ended.await?)
+    }
+
+    /// Logs a user out everywhere.
+    pub async fn log_out(&self, user: &str) -> Result<(), AdministrationError> {
+        let account = self.account(user).await?;
+        let sessions = &self.homeserver.components().sessions;
+        let ended = sessions.end_all(account.number, None, Keep::Nothing);
+        Ok(ended.await?)
+    }
+
+    /// The devices of a user.
+    pub async fn devices(&self, user: &str) -> Result<Vec<Device>, AdministrationError> {
+        let account = self.account(user).await?;
+        let devices = &self.homeserver.components().devices;
+        Ok(devices.all(account.number).await?)
+    }
+
+    /// Bytes of all files that a user has uploaded.
+    pub async fn uploaded_bytes(&self, user: &str) -> Result<u64, AdministrationError> {
+        let account = self.account(user).await?;
+        let media = &self.homeserver.components().media;
+        Ok(media.usage(&account.user_id).await?.bytes)
+    }
+
+    /// Makes a registration token, generated unless one is given, for so many accounts and so long.
+    pub async fn create_registration_token(
+        &self,
+        token: Option<&str>,
+        uses_allowed: Option<u32>,
+        lifetime: Option<Duration>,
+    ) -> Result<String, AdministrationError> {
+        let components = self.homeserver.components();
+        let now = components.runtime.clock.unix_millis();
+        let millis = |lifetime: Duration| u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+        let row = TokenRow {
+            uses_allowed,
+            used: 0,
+            expires_at: lifetime.map(|lifetime| now.saturating_add(millis(lifetime))),
+        };
+        let token = token.map(str::to_owned);
+        Ok(components.invitations.make(token, row).await?)
+    }
+
+    /// All registration tokens that were made this way, used ones too.
+    pub async fn registration_tokens(&self) -> Result<Vec<RegistrationToken>, AdministrationError> {
+        let components = self.homeserver.components();
+        let now = components.runtime.clock.unix_millis();
+        let rows = components.invitations.all().await?.into_iter();
+        Ok(rows
+            .map(|(token, row)| RegistrationToken {
+                is_good: row.is_good(now),
+                token,
+                uses_allowed: row.uses_allowed,
+                used: row.used,
+                expires_at: row.expires_at,
+            })
+            .collect())
+    }
+
+    /// Takes a registration token back.
+    pub async fn revoke_registration_token(&self, token: &str) -> Result<(), AdministrationError> {
+        let invitations = &self.homeserver.components().invitations;
+        if invitations.revoke(token).await? {
+            Ok(())
+        } else {
+            Err(AdministrationError::NoSuchToken(token.to_owned()))
+        }
     }
 
     /// Makes a user an administrator, or no longer one.

@@ -15,7 +15,7 @@ use ruma::OwnedServerName;
 use crate::{
     Homeserver,
     app::{
-        closing,
+        closing, invitation,
         passwords::{PasswordError, Passwords},
         pushers, reports,
         settings::{self, SERVER_NAME},
@@ -260,6 +260,7 @@ const TABLES: &[&[TableSpec]] = &[
     pushers::TABLES,
     sync::count::TABLES,
     &closing::TABLES,
+    &invitation::TABLES,
 ];
 
 /// Uploads are files, in the configured folder or beside the database; in memory where nothing

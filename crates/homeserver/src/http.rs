@@ -39,6 +39,7 @@ mod limits;
 mod login;
 mod media;
 mod operator;
+mod pages;
 mod register;
 mod rooms;
 mod routes;
@@ -88,6 +89,7 @@ fn client_routes() -> Routes {
         .merge(discovery::routes())
         .merge(login::routes())
         .merge(media::routes())
+        .merge(pages::routes())
         .merge(register::routes())
         .merge(rooms::routes())
         .merge(sync::routes())

@@ -28,7 +28,7 @@ mod listen;
 mod signing_key;
 mod sync;
 
-pub use administration::{Administration, AdministrationError};
+pub use administration::{Administration, AdministrationError, RegistrationToken};
 pub use builder::{HomeserverBuilder, OpenError};
 pub use client::{ClientError, LocalUser, UserEvent, UserEvents};
 pub use handle::{Homeserver, Listening};

@@ -109,6 +109,10 @@ fn certificate(folder: &Path, name: &str) -> Certificate {
 }
 
 /// A client that trusts one certificate and speaks these protocols.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test is a client of the server"
+)]
 fn client(trusted: &Certificate, protocols: &[&[u8]]) -> reqwest::Client {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.der.clone()).unwrap();

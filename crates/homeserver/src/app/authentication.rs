@@ -8,7 +8,9 @@ use homeserver_users::{Account, Accounts, Failure as UsersFailure};
 use ruma::{OwnedServerName, OwnedUserId, UserId};
 
 use super::{
-    interactive::{Challenge, Failure, Flows, InteractiveSessions, Operation, Stage},
+    interactive::{
+        self, Challenge, Completed, Failure, Flows, InteractiveSessions, Operation, Proven, Stage,
+    },
     invitation::Invitations,
     limits::{LimitClass, LimitExceeded, LimitKey, RateLimits},
     passwords::{PasswordError, Passwords},
@@ -58,6 +60,15 @@ pub(crate) enum AuthenticationError {
     /// The store could not do it.
     #[error(transparent)]
     Failure(#[from] UsersFailure),
+}
+
+/// How an attempt at a stage on a page ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageOutcome {
+    /// The stage is complete.
+    Done,
+    /// What was entered is wrong.
+    Wrong,
 }
 
 /// Checks proofs. Cheap to clone.
@@ -119,16 +130,17 @@ impl Authenticator {
         operation: &Operation,
         flows: Flows,
         proof: Option<&Proof>,
-    ) -> Result<(), AuthenticationError> {
+    ) -> Result<Proven, AuthenticationError> {
         let session = proof.and_then(|proof| proof.session.as_deref());
         let mut challenge = self.interactive.resume(session, operation, flows);
         let Some(proof) = proof else {
             return Err(AuthenticationError::Challenge(challenge));
         };
         let Some(name) = proof.stage.as_deref() else {
-            return Err(AuthenticationError::Challenge(challenge));
+            let proven = self.interactive.finish(&challenge, operation);
+            return proven.ok_or(AuthenticationError::Challenge(challenge));
         };
-        let Some(stage) = offered(flows, name) else {
+        let Some(stage) = interactive::offered(flows, name) else {
             challenge.failure = Some(Failure::UnknownStage);
             return Err(AuthenticationError::Challenge(challenge));
         };
@@ -136,10 +148,35 @@ impl Authenticator {
             challenge.failure = Some(failure);
             return Err(AuthenticationError::Challenge(challenge));
         }
-        match self.interactive.complete(challenge, stage, operation) {
-            None => Ok(()),
-            Some(challenge) => Err(AuthenticationError::Challenge(challenge)),
+        let completed = completed(stage, proof);
+        let proven = self.interactive.complete(challenge, completed, operation);
+        proven.map_err(AuthenticationError::Challenge)
+    }
+
+    /// Attempts the stage `name` of session `id` with what its user entered on a page: a password,
+    /// a token, or nothing. `None`: there is no such session, or it does not offer the stage.
+    pub(crate) async fn on_page(
+        &self,
+        id: &str,
+        name: &str,
+        entered: String,
+    ) -> Result<Option<PageOutcome>, AuthenticationError> {
+        let Some((stage, operation)) = self.interactive.offered(id, name) else {
+            return Ok(None);
+        };
+        let proof = Proof {
+            password: Some(entered.clone()),
+            token: Some(entered),
+            ..Proof::default()
+        };
+        if self.attempt(stage, &operation, &proof).await?.is_some() {
+            return Ok(Some(PageOutcome::Wrong));
         }
+        let completed = completed(stage, &proof);
+        let noted = self
+            .interactive
+            .complete_elsewhere(id, completed, &operation);
+        Ok(noted.then_some(PageOutcome::Done))
     }
 
     /// Checks one stage; gives why it failed, if it did.
@@ -173,14 +210,17 @@ impl Authenticator {
     }
 }
 
-fn stored_hash(account: Option<&Account>) -> Option<&str> {
-    account?.password_hash.as_deref()
+/// A stage that was completed by `proof`.
+fn completed(stage: Stage, proof: &Proof) -> Completed {
+    let token = proof.token.as_ref();
+    Completed {
+        stage,
+        token: token.filter(|_| stage == Stage::RegistrationToken).cloned(),
+    }
 }
 
-/// The stage of this name, if a flow has it.
-fn offered(flows: Flows, name: &str) -> Option<Stage> {
-    let mut stages = flows.iter().copied().flatten().copied();
-    stages.find(|stage| stage.as_str() == name)
+fn stored_hash(account: Option<&Account>) -> Option<&str> {
+    account?.password_hash.as_deref()
 }
 
 /// The local user that `user`, a localpart or a full user id, names.

@@ -7,6 +7,9 @@
 //! bounded in number and age, and end with the request they allow; a client whose session is gone
 //! is asked again.
 //!
+//! A stage may also be completed on a page in a browser; the client then repeats its request with
+//! the session alone.
+//!
 //! Specification: client-server API, "User-Interactive Authentication API".
 
 use std::{sync::Arc, time::Duration};
@@ -72,6 +75,22 @@ pub(crate) struct Challenge {
     pub(crate) failure: Option<Failure>,
 }
 
+/// A stage that was completed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Completed {
+    /// Which.
+    pub(crate) stage: Stage,
+    /// By which registration token, if by one.
+    pub(crate) token: Option<String>,
+}
+
+/// What a completed flow has shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Proven {
+    /// The registration token, which is to be spent with the account that it makes.
+    pub(crate) token: Option<String>,
+}
+
 /// Why an attempt at a stage failed; the client may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -87,10 +106,38 @@ pub(crate) enum Failure {
 struct Progress {
     endpoint: &'static str,
     user: Option<OwnedUserId>,
+    flows: Flows,
+    /// Of the request that was refused last: what a stage completed elsewhere is for.
+    asked: [u8; 32],
     /// Set by the first completed stage.
     body: Option<[u8; 32]>,
+    /// The registration token that was shown.
+    token: Option<String>,
     completed: Vec<Stage>,
     begun: Duration,
+}
+
+impl Progress {
+    /// What the session is for.
+    fn operation(&self) -> Operation {
+        Operation {
+            endpoint: self.endpoint,
+            user: self.user.clone(),
+            body: self.body.unwrap_or(self.asked),
+        }
+    }
+
+    /// Whether one flow is complete.
+    fn is_done(&self) -> bool {
+        let done = |flow: &&[Stage]| flow.iter().all(|stage| self.completed.contains(stage));
+        self.flows.iter().any(done)
+    }
+}
+
+/// The stage of this name, if a flow has it.
+pub(crate) fn offered(flows: Flows, name: &str) -> Option<Stage> {
+    let mut stages = flows.iter().copied().flatten().copied();
+    stages.find(|stage| stage.as_str() == name)
 }
 
 /// The sessions of one homeserver. Cheap to clone.
@@ -119,8 +166,9 @@ impl InteractiveSessions {
         if let Some(id) = id
             && let Some(progress) = self.sessions.get(id)
         {
-            let progress = progress.lock();
+            let mut progress = progress.lock();
             if self.fits(&progress, operation) {
+                progress.asked = operation.body;
                 return Challenge {
                     session: id.to_owned(),
                     flows,
@@ -132,36 +180,71 @@ impl InteractiveSessions {
         self.begin(operation, flows)
     }
 
-    /// Notes that a stage was completed. `None`: a flow is complete, the session has ended, and the
-    /// request may be carried out.
+    /// Notes that a stage was completed. Once a flow is complete the session has ended, and the
+    /// request may be carried out; until then there is more to do.
     pub(crate) fn complete(
         &self,
         mut challenge: Challenge,
-        stage: Stage,
+        completed: Completed,
         operation: &Operation,
-    ) -> Option<Challenge> {
-        let Some(progress) = self.sessions.get(&challenge.session) else {
-            return Some(self.begin(operation, challenge.flows));
+    ) -> Result<Proven, Challenge> {
+        if !self.complete_elsewhere(&challenge.session, completed, operation) {
+            return Err(self.begin(operation, challenge.flows));
+        }
+        // Of two requests that complete it at once, one is carried out.
+        if let Some(proven) = self.finish(&challenge, operation) {
+            return Ok(proven);
+        }
+        if let Some(progress) = self.sessions.get(&challenge.session) {
+            challenge.completed.clone_from(&progress.lock().completed);
+        }
+        Err(challenge)
+    }
+
+    /// What a session has shown if a flow of it is complete; it has ended then, and the request may
+    /// be carried out.
+    pub(crate) fn finish(&self, challenge: &Challenge, operation: &Operation) -> Option<Proven> {
+        let progress = self.sessions.get(&challenge.session)?;
+        let progress = progress.lock();
+        if !self.fits(&progress, operation) || !progress.is_done() {
+            return None;
+        }
+        self.sessions.remove(&challenge.session)?;
+        let token = progress.token.clone();
+        Some(Proven { token })
+    }
+
+    /// The stage of this name, if session `id` offers it, and what it is for.
+    pub(crate) fn offered(&self, id: &str, name: &str) -> Option<(Stage, Operation)> {
+        let progress = self.sessions.get(id)?;
+        let progress = progress.lock();
+        let operation = progress.operation();
+        let stage = offered(progress.flows, name)?;
+        self.fits(&progress, &operation)
+            .then_some((stage, operation))
+    }
+
+    /// Notes that a stage was completed elsewhere than with the request, for `operation` as
+    /// [`InteractiveSessions::offered`] gave it. Gives whether the session was still there.
+    pub(crate) fn complete_elsewhere(
+        &self,
+        id: &str,
+        completed: Completed,
+        operation: &Operation,
+    ) -> bool {
+        let Some(progress) = self.sessions.get(id) else {
+            return false;
         };
         let mut progress = progress.lock();
         if !self.fits(&progress, operation) {
-            drop(progress);
-            return Some(self.begin(operation, challenge.flows));
+            return false;
         }
         progress.body = Some(operation.body);
-        if !progress.completed.contains(&stage) {
-            progress.completed.push(stage);
+        progress.token = completed.token.or(progress.token.take());
+        if !progress.completed.contains(&completed.stage) {
+            progress.completed.push(completed.stage);
         }
-        let done = |flow: &&[Stage]| flow.iter().all(|stage| progress.completed.contains(stage));
-        if challenge.flows.iter().any(done) {
-            // Of two requests that complete it at once, one is carried out.
-            let ended = self.sessions.remove(&challenge.session);
-            if ended.is_some() {
-                return None;
-            }
-        }
-        challenge.completed.clone_from(&progress.completed);
-        Some(challenge)
+        true
     }
 
     fn begin(&self, operation: &Operation, flows: Flows) -> Challenge {
@@ -169,7 +252,10 @@ impl InteractiveSessions {
         let progress = Progress {
             endpoint: operation.endpoint,
             user: operation.user.clone(),
+            flows,
+            asked: operation.body,
             body: None,
+            token: None,
             completed: Vec::new(),
             begun: self.runtime.clock.monotonic(),
         };
@@ -213,6 +299,10 @@ mod tests {
         }
     }
 
+    fn done(stage: Stage) -> Completed {
+        Completed { stage, token: None }
+    }
+
     fn sessions() -> (InteractiveSessions, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::new(0));
         let runtime = Runtime::simulated(Arc::clone(&clock), 1);
@@ -224,7 +314,9 @@ mod tests {
         let (sessions, _) = sessions();
         let asked = sessions.resume(None, &operation(), TWO);
         let id = asked.session.clone();
-        let asked = sessions.complete(asked, Stage::RegistrationToken, &operation());
+        let asked = sessions
+            .complete(asked, done(Stage::RegistrationToken), &operation())
+            .err();
         let asked = asked.expect("a stage is missing");
         assert_eq!(asked.completed, [Stage::RegistrationToken]);
         let again = sessions.resume(Some(&id), &operation(), TWO);
@@ -233,10 +325,14 @@ mod tests {
             (id.as_str(), &asked.completed)
         );
         assert_eq!(
-            sessions.complete(again.clone(), Stage::Dummy, &operation()),
+            sessions
+                .complete(again.clone(), done(Stage::Dummy), &operation())
+                .err(),
             None
         );
-        let spent = sessions.complete(again, Stage::Dummy, &operation());
+        let spent = sessions
+            .complete(again, done(Stage::Dummy), &operation())
+            .err();
         assert_ne!(spent.expect("spent").session, id);
     }
 
@@ -265,13 +361,13 @@ mod tests {
             // Until a stage is completed, a client may still fill in its form.
             let resumed = sessions.resume(Some(&id), &other, TWO);
             assert_eq!(resumed.session == id, before_a_stage, "{other:?}");
-            sessions.complete(asked.clone(), Stage::RegistrationToken, &operation());
+            let _ = sessions.complete(asked.clone(), done(Stage::RegistrationToken), &operation());
             assert_ne!(
                 sessions.resume(Some(&id), &other, TWO).session,
                 id,
                 "{other:?}"
             );
-            let refused = sessions.complete(asked, Stage::Dummy, &other);
+            let refused = sessions.complete(asked, done(Stage::Dummy), &other).err();
             assert_eq!(refused.expect("refused").completed, []);
         }
     }

@@ -22,6 +22,9 @@ const MAX_USER_ID: usize = 255;
 /// Letters of a generated localpart.
 const GENERATED_LENGTH: usize = 12;
 
+/// How often an account is tried to be made while others use the same token.
+const MAX_ATTEMPTS: usize = 32;
+
 const OPEN: Flows = &[&[Stage::Dummy]];
 const BY_TOKEN: Flows = &[&[Stage::RegistrationToken]];
 
@@ -49,10 +52,13 @@ pub(crate) enum RegistrationError {
 }
 
 /// How an account comes to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way<'a> {
     /// Through the public endpoint.
-    Public,
+    Public {
+        /// The registration token that was shown.
+        token: Option<&'a str>,
+    },
     /// Made by the operator.
     Operator {
         /// Whether it is to be an administrator.
@@ -94,7 +100,7 @@ impl Registration {
         &self,
         username: Option<&str>,
         password: Option<&str>,
-        way: Way,
+        way: Way<'_>,
     ) -> Result<Account, RegistrationError> {
         let user_id = match username {
             Some(username) => self.available(username).await?,
@@ -104,31 +110,32 @@ impl Registration {
             Some(password) => Some(self.passwords.hash(password).await?),
             None => None,
         };
-        let (admin, more) = match way {
-            Way::Public => (Admin::IfFirst, self.spending().await?),
-            Way::Operator { admin: true } => (Admin::Yes, Batch::new()),
-            Way::Operator { admin: false } => (Admin::No, Batch::new()),
+        let (admin, token) = match way {
+            Way::Public { token } => (Admin::IfFirst, Some(token)),
+            Way::Operator { admin: true } => (Admin::Yes, None),
+            Way::Operator { admin: false } => (Admin::No, None),
         };
-        let new = NewAccount {
-            user_id,
-            kind: AccountKind::Person,
-            admin,
-            password_hash,
-        };
-        match self.accounts.create_with(new, more).await {
-            Ok(account) => Ok(account),
-            Err(CreateAccountError::Taken) => Err(RegistrationError::InUse),
-            Err(CreateAccountError::Failure(Failure::Refused)) => Err(RegistrationError::TokenUsed),
-            Err(CreateAccountError::Failure(error)) => Err(error.into()),
+        for _ in 0..MAX_ATTEMPTS {
+            let more = match token {
+                Some(token) => self.invitations.spending(token).await?,
+                None => Some(Batch::new()),
+            };
+            let new = NewAccount {
+                user_id: user_id.clone(),
+                kind: AccountKind::Person,
+                admin,
+                password_hash: password_hash.clone(),
+            };
+            let more = more.ok_or(RegistrationError::TokenUsed)?;
+            match self.accounts.create_with(new, more).await {
+                Ok(account) => return Ok(account),
+                Err(CreateAccountError::Taken) => return Err(RegistrationError::InUse),
+                // Somebody else used the token just now; it may be good for more than one.
+                Err(CreateAccountError::Failure(Failure::Refused)) => {}
+                Err(CreateAccountError::Failure(error)) => return Err(error.into()),
+            }
         }
-    }
-
-    async fn spending(&self) -> Result<Batch, RegistrationError> {
-        match self.invitations.spending().await {
-            Ok(batch) => Ok(batch),
-            Err(Failure::Refused) => Err(RegistrationError::TokenUsed),
-            Err(error) => Err(error.into()),
-        }
+        Err(Failure::Busy.into())
     }
 
     fn generated(&self) -> Result<OwnedUserId, RegistrationError> {

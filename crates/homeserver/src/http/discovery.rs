@@ -3,14 +3,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{
-    extract::State,
-    http::header,
-    response::{Html, IntoResponse},
-    routing::get,
-};
+use axum::{extract::State, response::IntoResponse, routing::get};
 use ruma::{
-    OwnedServerName, RoomVersionId,
+    RoomVersionId,
     api::client::{
         discovery::{
             discover_homeserver::{self, HomeserverInfo},
@@ -51,12 +46,6 @@ const FEATURES: [&str; 5] = [
     "uk.tcpip.msc4133.stable",
 ];
 
-/// The page runs nothing, fetches nothing, and stands in no frame.
-const PAGE_POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'";
-
-const WELCOME: &str = include_str!("welcome.html");
-
 pub(super) fn routes() -> Routes {
     let counted = Counted::As(LimitClass::Other);
     Routes::new()
@@ -75,7 +64,6 @@ pub(super) fn routes() -> Routes {
             counted,
             get(well_known_support),
         )
-        .raw("/", counted, get(welcome))
 }
 
 async fn versions(
@@ -166,15 +154,4 @@ async fn third_party_protocols(
     Ruma(_): Ruma<get_protocols::v3::Request>,
 ) -> Result<Ruma<get_protocols::v3::Response>, ApiError> {
     Ok(Ruma(get_protocols::v3::Response::new(BTreeMap::new())))
-}
-
-async fn welcome(State(server_name): State<OwnedServerName>) -> impl IntoResponse {
-    // A server name holds no character that HTML would take for its own.
-    let page = Html(WELCOME.replace("{server_name}", server_name.as_str()));
-    let headers = [
-        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, page)
 }

@@ -50,12 +50,17 @@ async fn register(
     if attempts && request.password.is_none() {
         return Err(ApiError::missing_param("`password` is missing"));
     }
-    authenticator.require(&operation, flows, proof).await?;
+    let proven = authenticator.require(&operation, flows, proof).await?;
+    if request.password.is_none() {
+        return Err(ApiError::missing_param("`password` is missing"));
+    }
     let account = registration
         .register(
             request.username.as_deref(),
             request.password.as_deref(),
-            Way::Public,
+            Way::Public {
+                token: proven.token.as_deref(),
+            },
         )
         .await?;
     // ruma's own type writes a device that there is not as `null`.

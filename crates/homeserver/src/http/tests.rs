@@ -11,6 +11,7 @@ mod interactive;
 mod login;
 mod media;
 mod operator;
+mod pages;
 mod refresh;
 mod registration;
 mod too_large;

@@ -100,7 +100,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_write_without_progress_fails() {
-        let patience = Duration::from_secs(60);
+        let patience = Duration::from_mins(1);
         let (near, mut far) = tokio::io::duplex(4);
         let mut near = Impatient::new(near, patience);
         near.write_all(b"1234").await.unwrap();

@@ -19,6 +19,19 @@ pub(super) async fn before_login(teller: &Teller) {
     let flows = nobody.get("/_matrix/client/v3/login").await.ok();
     assert!(flows["flows"].is_array());
     let name = teller.name("available");
+    let page = nobody
+        .get("/_matrix/static/client/login/?device_id=X")
+        .await;
+    assert!(page.status == 200 && page.bytes.starts_with(b"<!DOCTYPE html>"));
+    let register = json!({ "username": name, "password": "p" });
+    let asked = nobody.post("/_matrix/client/v3/register", register).await;
+    let session = asked.body["session"].as_str().unwrap_or_default();
+    let stage = asked.body["flows"][0]["stages"][0]
+        .as_str()
+        .unwrap_or_default();
+    let page = format!("/_matrix/client/v3/auth/{stage}/fallback/web?session={session}");
+    let page = nobody.get(&page).await;
+    assert!(page.status == 200 && page.bytes.starts_with(b"<!DOCTYPE html>"));
     let available = format!("/_matrix/client/v3/register/available?username={name}");
     assert_eq!(nobody.get(&available).await.ok()["available"], true);
     let validity = "/_matrix/client/v1/register/m.login.registration_token/validity?token=none";

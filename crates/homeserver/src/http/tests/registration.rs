@@ -288,3 +288,55 @@ async fn a_configured_token_serves_many_and_the_first_administers() {
         assert_eq!(account.admin, admin);
     }
 }
+
+#[tokio::test]
+async fn a_token_that_was_made_is_good_as_often_and_as_long_as_was_said() {
+    let fresh = fresh_with(|config| config.registration.mode = RegistrationMode::Token).await;
+    let administration = fresh.homeserver.administration();
+    administration
+        .create_user("admin", None, true)
+        .await
+        .unwrap();
+    let lifetime = std::time::Duration::from_hours(1);
+    let twice = administration.create_registration_token(Some("twice"), Some(2), None);
+    twice.await.unwrap();
+    let brief = administration.create_registration_token(Some("brief"), None, Some(lifetime));
+    brief.await.unwrap();
+    let register = async |name: &str, token: &str| {
+        let auth = json!({ "type": "m.login.registration_token", "token": token });
+        let body = json!({ "username": name, "password": "p", "auth": auth });
+        fresh.post("/_matrix/client/v3/register", None, body).await
+    };
+    // At once, and more than there are uses.
+    let (one, two, three) = tokio::join!(
+        register("one", "twice"),
+        register("two", "twice"),
+        register("three", "twice"),
+    );
+    let statuses = [one.status, two.status, three.status];
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 2);
+    assert_eq!(register("four", "twice").await.status, 401);
+    register("five", "brief").await.ok();
+    fresh.clock.advance(lifetime);
+    assert_eq!(register("six", "brief").await.status, 401);
+    let tokens = administration.registration_tokens().await.unwrap();
+    let tokens: Vec<_> = tokens
+        .iter()
+        .map(|token| (&*token.token, token.used, token.is_good))
+        .collect();
+    assert_eq!(tokens, [("brief", 1, false), ("twice", 2, false)]);
+    let validity = "/_matrix/client/v1/register/m.login.registration_token/validity?token=";
+    let answer = fresh.get(&format!("{validity}twice"), None).await.ok();
+    assert_eq!(answer["valid"], false);
+    administration
+        .create_registration_token(Some("open"), None, None)
+        .await
+        .unwrap();
+    let answer = fresh.get(&format!("{validity}open"), None).await.ok();
+    assert_eq!(answer["valid"], true);
+    administration
+        .revoke_registration_token("open")
+        .await
+        .unwrap();
+    assert_eq!(register("seven", "open").await.status, 401);
+}
