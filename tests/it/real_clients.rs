@@ -1,6 +1,7 @@
 //! Shipped clients against the server: what they do must simply work.
 
 use homeserver_tests::{Peers, Server, ServerOptions, run_peer};
+use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn matrix_nio_chats() {
@@ -35,10 +36,8 @@ async fn matrix_js_sdk_chats() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_matrix_nio_survives_a_kill() {
-    let mut server = Server::start().await;
-    let burst = Peers::installed().nio("burst.py", server.base());
+/// Runs a burst during which the server is killed and started again.
+async fn survives_a_kill(mut server: Server, burst: Command) {
     run_peer(burst, async |line| {
         if line == "bursting" {
             server.kill().await;
@@ -46,4 +45,18 @@ async fn a_burst_of_matrix_nio_survives_a_kill() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_matrix_nio_survives_a_kill() {
+    let server = Server::start().await;
+    let burst = Peers::installed().nio("burst.py", server.base());
+    survives_a_kill(server, burst).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_matrix_js_sdk_survives_a_kill() {
+    let server = Server::start().await;
+    let burst = Peers::installed().js_sdk("burst.mjs", server.base());
+    survives_a_kill(server, burst).await;
 }
