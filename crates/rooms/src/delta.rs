@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use crate::{
     edit::count::Count,
     event::StoredEvent,
-    numbers::{EventNumber, UserNumber},
+    numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
     rows::{
         ArrivalRow, GapRow, Head, Membership, MembershipRow, RelationKey, RelationRow, StateLogRow,
@@ -31,15 +31,19 @@ pub mod journal {
 
     use crate::numbers::{RoomNumber, UserNumber};
 
-    /// An event arrived in a room; stays as long as the event. Numbers: room, event, the local user whose membership it changes
-    /// (zero if none). Topics: the room, and that user.
+    /// An event arrived in a room; stays as long as the event. Numbers: room, event, the local users
+    /// whose memberships change with it. Topics: the room, and those users.
     pub const ROOM_EVENT: EntryKind = EntryKind::kept(0x0100);
     /// The resolved state of a room changed without an event that is shown: a switch. Numbers:
     /// room. The roots are in the state log, at and before the position of the entry.
     pub const STATE_CHANGED: EntryKind = EntryKind::trimmed(0x0101);
     /// A user forgot a room. Numbers: room, user. Topic: the user.
     pub const FORGOTTEN: EntryKind = EntryKind::trimmed(0x0102);
-    /// The form of all three entries.
+    /// Memberships of local users changed without an entry of an event that says so: by a switch,
+    /// or by an event that changed more of them than its own entry names. Numbers: room, the users.
+    /// Topics: the users.
+    pub const MEMBERS_CHANGED: EntryKind = EntryKind::trimmed(0x0103);
+    /// The form of all these entries.
     pub const VERSION: u8 = 1;
 
     /// The kind of topic that names a room.
@@ -173,7 +177,7 @@ impl RoomDelta {
             batch.put(&tables::ROOMS, &room, &self.room.row());
         }
         batch.put(&tables::HEADS, &room, &self.head);
-        write_nodes(batch, self.room.number, &self.nodes);
+        write_nodes(batch, (self.room.number, self.head.generation), &self.nodes);
         for (id, number) in &self.mentioned {
             batch.put(&tables::EVENT_IDS, &(room, id.as_str()), &number.0);
         }
@@ -225,13 +229,14 @@ impl RoomDelta {
         &self,
         positions: &mut impl Iterator<Item = Position>,
     ) -> Vec<StoredEvent> {
-        let with_position = |appended: &Appended| StoredEvent {
-            position: if appended.shown {
-                positions.next()
-            } else {
-                None
-            },
-            ..appended.event.clone()
+        let with_position = |appended: &Appended| {
+            let mut event = appended.event.clone();
+            if appended.shown {
+                event.position = positions.next();
+                let further = appended.members_by_entry().1.len();
+                positions.by_ref().take(further).for_each(drop);
+            }
+            event
         };
         self.appended.iter().map(with_position).collect()
     }
@@ -286,8 +291,16 @@ impl Appended {
         if let Some(log) = &self.log {
             batch.put(&tables::STATE_LOG, &(room, at()), log);
         }
-        for member in &self.members {
+        let (first, further) = self.members_by_entry();
+        for member in first {
             self.write_member(batch, member, append);
+        }
+        for members in further {
+            let users: SmallVec<[_; MAX_TOPICS]> = members.iter().map(|m| m.user).collect();
+            let told = append_members_changed(batch, self.event.room, &users);
+            for member in members {
+                self.write_member(batch, member, told);
+            }
         }
         for (server, present) in &self.servers {
             let key = (room, server.as_str().to_owned(), at());
@@ -315,29 +328,32 @@ impl Appended {
         }
     }
 
+    /// The members whom the event's own entry names, and those that need further entries: an entry
+    /// has few topics, and every user is told under a topic of their own.
+    fn members_by_entry(&self) -> (&[MemberChange], std::slice::Chunks<'_, MemberChange>) {
+        let (first, rest) = self
+            .members
+            .split_at(self.members.len().min(MAX_TOPICS - 1));
+        (first, rest.chunks(MAX_TOPICS))
+    }
+
     fn entry(&self) -> Entry {
+        let users = self.members_by_entry().0.iter().map(|m| m.user.0);
+        let about = [self.event.room.0, self.event.number.0];
         Entry {
             kind: journal::ROOM_EVENT,
             version: journal::VERSION,
-            numbers: SmallVec::from_slice(&[
-                self.event.room.0,
-                self.event.number.0,
-                self.members.first().map_or(0, |member| member.user.0),
-            ]),
+            numbers: about.into_iter().chain(users).collect(),
         }
     }
 
     fn topics(&self) -> SmallVec<[Topic; 2]> {
-        let mut topics = SmallVec::new();
-        topics.push(journal::room_topic(self.event.room));
-        // A resolution that changes more users at once than an entry has topics is told to the
-        // room alone; its members read their history rows.
-        let users = self
-            .members
-            .iter()
-            .map(|member| journal::user_topic(member.user));
-        topics.extend(users.take(MAX_TOPICS - 1));
-        topics
+        let users = self.members_by_entry().0.iter();
+        let users = users.map(|member| journal::user_topic(member.user));
+        [journal::room_topic(self.event.room)]
+            .into_iter()
+            .chain(users)
+            .collect()
     }
 
     fn write_member(&self, batch: &mut Batch, member: &MemberChange, append: AppendRef) {
@@ -375,6 +391,25 @@ impl Appended {
             batch.put(&tables::THREAD_LOG, &key, &relation.target.0);
         }
     }
+}
+
+/// Appends the entry that tells these users, at most [`MAX_TOPICS`], of their memberships.
+pub(crate) fn append_members_changed(
+    batch: &mut Batch,
+    room: RoomNumber,
+    users: &[UserNumber],
+) -> AppendRef {
+    let numbers = users.iter().map(|user| user.0);
+    let entry = Entry {
+        kind: journal::MEMBERS_CHANGED,
+        version: journal::VERSION,
+        numbers: [room.0].into_iter().chain(numbers).collect(),
+    };
+    let topics: SmallVec<[Topic; MAX_TOPICS]> = users
+        .iter()
+        .map(|user| journal::user_topic(*user))
+        .collect();
+    batch.append(&entry, &topics)
 }
 
 /// Writes the history row of a membership and both current rows.

@@ -7,7 +7,7 @@ use crate::{
     states::PendingNodes, tree::StateRoot, visible::membership_of,
 };
 
-const MEMBER: &str = "m.room.member";
+pub(crate) const MEMBER: &str = "m.room.member";
 
 impl Rooms {
     /// Whether the user belongs to this server.

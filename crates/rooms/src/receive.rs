@@ -13,6 +13,7 @@ use homeserver_events::{
 };
 use homeserver_storage::{Batch, Durability, Position};
 use ruma::OwnedEventId;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -32,6 +33,10 @@ use crate::{
 
 /// Times an event is judged before its room counts as contended.
 const MAX_JUDGEMENTS: usize = 16;
+
+/// Forward extremities of a room at most: each costs room in the head, and its state a part of
+/// every resolution.
+pub(crate) const MAX_EXTREMITIES: usize = 20;
 
 /// What became of a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +138,22 @@ impl Rooms {
             Err(homeserver_storage::CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(not_stored(error)),
         }
+    }
+}
+
+/// Forgets the oldest extremities where there are too many. What they brought into the state stays:
+/// the others stand for the resolved state from then on.
+///
+/// Their events stay in the room; only, events of this server no longer name them as previous ones.
+/// Peers do so, and what they send then joins the branches.
+fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>, resolved: StateRoot) {
+    if extremities.len() <= MAX_EXTREMITIES {
+        return;
+    }
+    extremities.sort_by_key(|extremity| (extremity.height, extremity.number));
+    extremities.drain(..extremities.len() - MAX_EXTREMITIES);
+    for extremity in extremities {
+        extremity.after = resolved;
     }
 }
 
@@ -328,6 +349,7 @@ impl RoomEdit<'_> {
             .map(|extremity| extremity.after)
             .collect();
         let new = self.resolve(&roots).await?;
+        bound_extremities(&mut self.delta.head.extremities, new);
         if new != old {
             self.note_members_between(appended, old, new).await?;
             self.delta.head.root = new;

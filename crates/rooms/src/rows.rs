@@ -51,6 +51,8 @@ pub(crate) struct Head {
     pub(crate) invited: u64,
     /// What was counted up to here.
     pub(crate) tally: Tally,
+    /// What the tree nodes of this room are marked with that are written now. See `sweep::nodes`.
+    pub(crate) generation: u64,
 }
 row!(Head, 1);
 
@@ -128,6 +130,8 @@ row!(StateLogRow, 1);
 /// A node of a state tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NodeRow {
+    /// That of the room when the node was last written.
+    pub(crate) generation: u64,
     #[serde(with = "bytes_as_slice")]
     pub(crate) encoded: Bytes,
 }
@@ -252,16 +256,18 @@ pub(crate) struct ImportRow {
     pub(crate) base: StateRoot,
     /// The state prepared so far.
     pub(crate) root: StateRoot,
+    /// What the nodes of its parts are marked with.
+    pub(crate) generation: u64,
+    /// Nothing is added any more and it cannot be switched in: what it prepared is being removed.
+    pub(crate) abandoned: bool,
 }
 row!(ImportRow, 1);
 
-/// Rows that an import wrote and that nothing refers to before its switch.
+/// Events that an import wrote and that nothing refers to before its switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImportPartRow {
     /// Events (number and id) written in this part.
     pub(crate) events: Vec<(EventNumber, OwnedEventId)>,
-    /// Tree nodes written in this part.
-    pub(crate) nodes: Vec<[u8; 16]>,
 }
 row!(ImportPartRow, 1);
 
@@ -272,10 +278,42 @@ pub(crate) struct IndexDebtRow {
     pub(crate) import: u64,
     pub(crate) from: StateRoot,
     pub(crate) to: StateRoot,
-    /// Changed members indexed so far.
+    /// Changed keys whose members are indexed so far.
     pub(crate) done: u64,
 }
 row!(IndexDebtRow, 1);
+
+/// How far the search for unreachable nodes in the state trees of a room has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TreeSweepRow {
+    /// Nodes written before this generation go, unless some state reaches them.
+    pub(crate) generation: u64,
+    pub(crate) step: TreeSweepStep,
+}
+row!(TreeSweepRow, 1);
+
+impl TreeSweepRow {
+    /// Asks for a sweep; one that is under way begins anew.
+    pub(crate) const ASKED: Self = Self {
+        generation: 0,
+        step: TreeSweepStep::Asked,
+    };
+}
+
+/// What a sweep of nodes does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TreeSweepStep {
+    /// Begin a generation.
+    Asked,
+    /// Mark the states of the tip and of open imports.
+    Open,
+    /// Mark the states in the state log after this position.
+    Log(Position),
+    /// Mark the states around the events after this number.
+    Events(u64),
+    /// Remove nodes that are old and not marked, after this one.
+    Remove([u8; 16]),
+}
 
 /// Bytes as one slice: serde would write a sequence of numbers.
 mod bytes_as_slice {

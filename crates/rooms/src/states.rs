@@ -196,10 +196,16 @@ impl States {
     }
 }
 
-/// Adds the nodes of an edit to a batch.
-pub(crate) fn write_nodes(batch: &mut Batch, room: RoomNumber, nodes: &[crate::tree::SealedNode]) {
+/// Adds the nodes of an edit to a batch, as written in this generation of the room. The batch must
+/// assert the row that the generation was read from, so that no sweep begins in between.
+pub(crate) fn write_nodes(
+    batch: &mut Batch,
+    (room, generation): (RoomNumber, u64),
+    nodes: &[crate::tree::SealedNode],
+) {
     for sealed in nodes {
         let row = NodeRow {
+            generation,
             encoded: sealed.encoded.clone().into(),
         };
         batch.put(&STATE_NODES, &(room.0, sealed.id.0), &row);

@@ -1,5 +1,8 @@
 //! Housekeeping: what outlived its time goes, hourly, in small steps.
 
+mod imports;
+mod nodes;
+
 use std::{
     sync::{Arc, Weak},
     time::Duration,
@@ -7,17 +10,22 @@ use std::{
 
 use homeserver_runtime::Tasks;
 
+#[cfg(test)]
+pub(crate) use nodes::Swept;
+
 use crate::{RoomError, Rooms};
 
 /// Time between two sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 impl Rooms {
-    /// Removes answers to transactions past their lifetime and imports that were abandoned. Runs
-    /// hourly by itself; what an interrupted sweep leaves, the next one takes.
+    /// Removes answers to transactions past their lifetime, imports that were abandoned, and nodes
+    /// of state trees that nothing reaches. Runs hourly by itself; what an interrupted sweep leaves,
+    /// the next one takes.
     pub async fn sweep(&self) -> Result<(), RoomError> {
         self.sweep_transactions().await?;
         self.sweep_imports().await?;
+        self.sweep_nodes().await?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use homeserver_storage::{At, Bytes, Position, Positioned, Table, TableSpec};
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
     MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow, StrippedRow,
-    TransactionRow,
+    TransactionRow, TreeSweepRow,
 };
 use crate::tally::ClassCounts;
 
@@ -90,6 +90,11 @@ pub(crate) const MENTIONS: Table<(u64, u64, Position), ArrivalRow> = Table::new(
 pub(crate) const UNCOUNTED: Table<(u64, Position), ArrivalRow> = Table::new(0x2e, "uncounted");
 /// (local user number, room number, thread root's event number or zero) → where the user last wrote.
 pub(crate) const OWN_READS: Table<(u64, u64, u64), At> = Table::new(0x2f, "own_reads");
+/// (room number) → how far a sweep of the room's tree nodes has come; absent when none is due.
+pub(crate) const TREE_SWEEPS: Table<u64, TreeSweepRow> = Table::new(0x30, "tree_sweeps");
+/// (room number, generation, node) → nothing. The sweep of that generation found that the node and
+/// all below it are reachable.
+pub(crate) const TREE_MARKS: Table<(u64, u64, [u8; 16]), ()> = Table::new(0x31, "tree_marks");
 
 /// All tables of this crate.
 pub const TABLES: &[TableSpec] = &[
@@ -125,4 +130,6 @@ pub const TABLES: &[TableSpec] = &[
     MENTIONS.spec(),
     UNCOUNTED.spec(),
     OWN_READS.spec(),
+    TREE_SWEEPS.spec(),
+    TREE_MARKS.spec(),
 ];

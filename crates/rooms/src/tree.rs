@@ -40,7 +40,7 @@ impl StateRoot {
     pub const EMPTY: Self = Self(NodeId::NONE);
 
     /// The node that the root names; `None` for the empty state.
-    fn node(self) -> Option<NodeId> {
+    pub(crate) fn node(self) -> Option<NodeId> {
         (self != Self::EMPTY).then_some(self.0)
     }
 }

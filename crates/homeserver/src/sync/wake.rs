@@ -170,7 +170,14 @@ impl Wakeups {
             rooms_journal::ROOM_EVENT => {
                 self.tell(Bell::Room(number(0)));
                 // Whose membership changes: an invited user is not in the room.
-                self.tell(Bell::User(number(2)));
+                for user in entry.numbers.iter().skip(2) {
+                    self.tell(Bell::User(*user));
+                }
+            }
+            rooms_journal::MEMBERS_CHANGED => {
+                for user in entry.numbers.iter().skip(1) {
+                    self.tell(Bell::User(*user));
+                }
             }
             rooms_journal::STATE_CHANGED | users_journal::RECEIPT_CHANGED => {
                 self.tell(Bell::Room(number(0)));
@@ -287,7 +294,17 @@ mod tests {
     fn entries_ring_the_bells_of_those_they_concern() {
         let wakeups = Wakeups::default();
         // (kind, numbers, bell)
-        let cases: [(EntryKind, &[u64], Bell); 7] = [
+        let cases: [(EntryKind, &[u64], Bell); 9] = [
+            (
+                homeserver_rooms::journal::ROOM_EVENT,
+                &[7, 9, 6, 5],
+                Bell::User(5),
+            ),
+            (
+                homeserver_rooms::journal::MEMBERS_CHANGED,
+                &[7, 6, 5],
+                Bell::User(5),
+            ),
             (
                 homeserver_rooms::journal::ROOM_EVENT,
                 &[7, 9, 5],

@@ -29,6 +29,12 @@ impl Rooms {
         alias: &RoomAliasId,
     ) -> Result<Decision, RoomError> {
         self.check_own_alias(alias)?;
+        // Knowing a room's id is not enough: an alias is how others find it.
+        if edit.membership(sender).await? != Some(Membership::Join) {
+            return Err(RoomError::forbidden(
+                "you must be in the room to give it an alias",
+            ));
+        }
         if self.store.get(&ALIASES, &alias.as_str()).await?.is_some() {
             return Err(RoomError::AliasInUse(alias.to_string()));
         }

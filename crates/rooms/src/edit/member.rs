@@ -1,7 +1,5 @@
 //! What a membership event changes beside the state: counts, indexes, stripped state.
 
-use std::collections::BTreeMap;
-
 use ruma::{OwnedServerName, UserId};
 use serde_json::{json, value::RawValue};
 
@@ -25,6 +23,9 @@ const STRIPPED: [&str; 7] = [
     "m.room.canonical_alias",
     "m.room.encryption",
 ];
+
+/// Bytes of stripped state at most: it is one row, and the row of an event that large fits.
+const MAX_STRIPPED: usize = 100_000;
 
 /// A state event as stripped state shows it.
 pub(crate) fn strip(event: &StoredEvent) -> String {
@@ -132,19 +133,58 @@ impl RoomEdit<'_> {
     /// What somebody who is invited or knocks is told of the room. The membership event itself is
     /// part of it for an invite, so that a client sees who invites.
     async fn stripped_state(&self, event: &StoredEvent) -> Result<Vec<String>, RoomError> {
-        let mut stripped = BTreeMap::new();
-        for (order, event_type) in STRIPPED.into_iter().enumerate() {
-            if let Some(state) = self.state(event_type, "").await? {
-                stripped.insert(order, strip(&state));
-            }
+        let mut stripped = Vec::with_capacity(STRIPPED.len() + 2);
+        for event_type in STRIPPED {
+            stripped.extend(self.state(event_type, "").await?.map(|state| strip(&state)));
         }
         let sender = event.pdu.sender().as_str();
-        if event.pdu.state_key() != Some(sender)
-            && let Some(member) = self.state("m.room.member", sender).await?
-        {
-            stripped.insert(STRIPPED.len(), strip(&member));
+        if event.pdu.state_key() != Some(sender) {
+            let member = self.state("m.room.member", sender).await?;
+            stripped.extend(member.map(|member| strip(&member)));
         }
-        stripped.insert(STRIPPED.len() + 1, strip(event));
-        Ok(stripped.into_values().collect())
+        Ok(bounded(stripped, strip(event)))
+    }
+}
+
+/// What fits of the state of a room, and the membership event, which always does. The largest parts
+/// are left out first: a room must not become one that nobody can be invited to by what it is
+/// called.
+fn bounded(mut room: Vec<String>, member: String) -> Vec<String> {
+    let mut size = member.len() + room.iter().map(String::len).sum::<usize>();
+    while size > MAX_STRIPPED {
+        let largest = (0..room.len()).max_by_key(|at| room[*at].len());
+        let Some(largest) = largest else { break };
+        size -= room.remove(largest).len();
+    }
+    room.push(member);
+    room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_parts_of_stripped_state_are_left_out() {
+        let part = |size: usize, name: &str| name.repeat(size);
+        let room = vec![
+            part(10, "c"),
+            part(60_000, "n"),
+            part(59_000, "t"),
+            part(900, "j"),
+        ];
+        let told = bounded(room.clone(), part(50, "m"));
+        assert_eq!(
+            told,
+            [
+                part(10, "c"),
+                part(59_000, "t"),
+                part(900, "j"),
+                part(50, "m")
+            ]
+        );
+        let told = bounded(room, part(65_000, "m"));
+        assert_eq!(told, [part(10, "c"), part(900, "j"), part(65_000, "m")]);
+        assert_eq!(bounded(Vec::new(), part(3, "m")), ["mmm"]);
     }
 }

@@ -9,19 +9,19 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::support::{Server, event, user};
 use crate::{
     CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction,
-    edit::RoomEdit, live::Wants,
+    edit::RoomEdit, live::Wants, receive::MAX_EXTREMITIES,
 };
 
-struct Elsewhere<'a> {
-    server: &'a Server,
-    room: OwnedRoomId,
-    user: OwnedUserId,
+pub(super) struct Elsewhere<'a> {
+    pub(super) server: &'a Server,
+    pub(super) room: OwnedRoomId,
+    pub(super) user: OwnedUserId,
     time: u64,
 }
 
 impl Elsewhere<'_> {
     /// An event of another server that follows `prev`, allowed by the state after `prev`.
-    async fn make(
+    pub(super) async fn make(
         &mut self,
         prev: &[OwnedEventId],
         event_type: &str,
@@ -67,7 +67,7 @@ impl Elsewhere<'_> {
             .unwrap()
     }
 
-    async fn receive(&self, pdu: &Pdu) -> StatusKind {
+    pub(super) async fn receive(&self, pdu: &Pdu) -> StatusKind {
         let room = self.server.room(&self.room).await;
         match self.server.rooms.receive(&room, pdu.clone()).await.unwrap() {
             Received::Judged { status, .. } => status,
@@ -85,7 +85,10 @@ impl Elsewhere<'_> {
     }
 }
 
-async fn shared_room<'a>(server: &'a Server, version: &str) -> (Elsewhere<'a>, OwnedEventId) {
+pub(super) async fn shared_room<'a>(
+    server: &'a Server,
+    version: &str,
+) -> (Elsewhere<'a>, OwnedEventId) {
     let levels = json!({ "users": { "@zed:there.example": 50 } });
     let create = CreateRoom {
         preset: Some(Preset::PublicChat),
@@ -405,4 +408,89 @@ async fn a_room_has_one_create_event() {
     let said = server.say(&user("alice"), &zed.room, "still here").await;
     let timeline = server.timeline(&user("alice"), &zed.room).await;
     assert_eq!(timeline.last().unwrap().pdu().event_id(), said);
+}
+
+#[tokio::test]
+async fn a_flood_of_forks_leaves_the_room_writable() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let prev = std::slice::from_ref(&join);
+    for fork in 0..60 {
+        let (key, content) = (fork.to_string(), json!({ "fork": fork }));
+        let pdu = zed
+            .make(prev, "org.example.fork", Some(&key), content)
+            .await;
+        assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted);
+    }
+    let room = server.room(&zed.room).await;
+    let head = async || {
+        let found = server
+            .rooms
+            .store
+            .get(&crate::tables::HEADS, &room.number.0);
+        found.await.unwrap().unwrap()
+    };
+    assert_eq!(head().await.extremities.len(), MAX_EXTREMITIES);
+    // What the forgotten ones brought into the state is there.
+    for fork in 0..60 {
+        let key = fork.to_string();
+        let found = server.state(&zed.room, "org.example.fork", &key);
+        assert_eq!(found.await.unwrap()["fork"], fork);
+    }
+    // Events of this server join the branches, a few at a time.
+    let alice = user("alice");
+    for left in [11, 2, 1, 1] {
+        server.say(&alice, &zed.room, "on").await;
+        assert_eq!(head().await.extremities.len(), left);
+    }
+    let name = event("m.room.name", Some(""), &json!({ "name": "after" }));
+    server.try_send(&alice, &zed.room, name).await.unwrap();
+    let late = zed
+        .make(prev, "org.example.late", Some(""), json!({}))
+        .await;
+    assert_eq!(zed.receive(&late).await, StatusKind::Accepted);
+    for fork in 0..60 {
+        let key = fork.to_string();
+        let found = server.state(&zed.room, "org.example.fork", &key);
+        assert_eq!(found.await.unwrap()["fork"], fork);
+    }
+}
+
+#[tokio::test]
+async fn everybody_whose_membership_a_resolution_changes_is_told() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let names: Vec<String> = (0..20).map(|number| format!("guest{number}")).collect();
+    for name in &names {
+        server.join(&user(name), &zed.room).await.unwrap();
+    }
+    let room = server.room(&zed.room).await;
+    let before = server.rooms.durable();
+    // On another branch, and before all those joins, the room was closed.
+    zed.time = 1_600_000_000_000;
+    let rule = json!({ "join_rule": "invite" });
+    let prev = std::slice::from_ref(&join);
+    let closed = zed.make(prev, "m.room.join_rules", Some(""), rule).await;
+    assert_eq!(zed.receive(&closed).await, StatusKind::Accepted);
+    let now = server.rooms.durable();
+    let log = server.rooms.state_at(room.number, now).await.unwrap();
+    assert_eq!(log.joined, 2, "alice and zed");
+    for name in &names {
+        let number = server.rooms.user_number(&user(name)).await.unwrap();
+        let mine = server.rooms.membership(number, room.number, now);
+        let mine = mine.await.unwrap().unwrap();
+        assert_eq!(mine.membership, Membership::Leave, "{name}");
+        assert!(mine.since > before, "{name}");
+        let topic = crate::journal::user_topic(number);
+        let told = server.rooms.store.journal().last(&[topic]).await.unwrap();
+        assert_eq!(told, [Some(mine.since)], "{name}");
+    }
+    // The event itself is where it arrived, however many entries follow it.
+    let shown = server.timeline(&user("alice"), &zed.room).await;
+    let shown = shown.last().unwrap();
+    assert_eq!(shown.pdu().event_id(), closed.event_id());
+    assert_eq!(shown.position(), Some(before + 1));
+    let again = server.restart().await;
+    let shown = again.timeline(&user("alice"), &zed.room).await;
+    assert_eq!(shown.last().unwrap().position(), Some(before + 1));
 }

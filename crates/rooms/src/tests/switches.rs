@@ -1,23 +1,31 @@
 //! Changes of state larger than a batch: in one switch, killed at every step.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use homeserver_events::{Draft, Pdu, SigningKey};
-use homeserver_storage::engines::{
-    faulty::{Fault, FaultPlan, FaultyEngine},
-    memory::MemoryEngine,
+use homeserver_runtime::{ManualClock, Runtime};
+use homeserver_storage::{
+    Direction, Engine, ScanRange, Store,
+    engines::{
+        faulty::{Fault, FaultPlan, FaultyEngine},
+        memory::MemoryEngine,
+    },
 };
 use ruma::{OwnedRoomId, UserId, server_name};
 use serde_json::value::to_raw_value;
 
-use super::support::{Server, message, user};
+use super::{
+    forks::shared_room,
+    mortal::{MortalEngine, copy},
+    support::{Server, message, user},
+};
 use crate::{
     CreateRoom, EventNumber, IMPORT_LIFETIME, IMPORT_PART, ImportId, Preset, Room, RoomError,
-    StateRoot,
+    StateRoot, tables,
 };
 
 /// Joins of other users, as another server would hand them over.
-fn joins(room: &Room, create: &Pdu, count: usize) -> Vec<Pdu> {
+pub(super) fn joins(room: &Room, create: &Pdu, count: usize) -> Vec<Pdu> {
     let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
     let join = |number: usize| {
         // Every hundredth is a user of this server, who is indexed.
@@ -45,7 +53,7 @@ fn joins(room: &Room, create: &Pdu, count: usize) -> Vec<Pdu> {
     (0..count).map(join).collect()
 }
 
-async fn public_room(server: &Server) -> Result<OwnedRoomId, RoomError> {
+pub(super) async fn public_room(server: &Server) -> Result<OwnedRoomId, RoomError> {
     let create = CreateRoom {
         preset: Some(Preset::PublicChat),
         version: Some(ruma::RoomVersionId::V11),
@@ -58,7 +66,7 @@ async fn public_room(server: &Server) -> Result<OwnedRoomId, RoomError> {
     }
 }
 
-async fn create_event(server: &Server, room: &Room) -> Pdu {
+pub(super) async fn create_event(server: &Server, room: &Room) -> Pdu {
     server
         .rooms
         .events
@@ -79,7 +87,11 @@ async fn root(server: &Server, room: &Room) -> StateRoot {
 }
 
 /// Prepares what is not prepared yet, then switches.
-async fn import(server: &Server, import: ImportId, pdus: &[Pdu]) -> Result<(), RoomError> {
+pub(super) async fn import(
+    server: &Server,
+    import: ImportId,
+    pdus: &[Pdu],
+) -> Result<(), RoomError> {
     for (ordinal, part) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
         server.rooms.import_part(import, ordinal, part).await?;
     }
@@ -118,41 +130,288 @@ async fn check_whole(server: &Server, room: &Arc<Room>, pdus: &[Pdu], context: &
     );
 }
 
+/// How far an import and what follows it have come, as the rows say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Progress {
+    begun: bool,
+    parts: u64,
+    switched: bool,
+    parts_with_ids: u64,
+    keys_indexed: u64,
+    done: bool,
+}
+
+/// Reads it without a process that would go on with the work.
+async fn progress(engine: &Arc<MemoryEngine>, room: &Room, begun: Option<ImportId>) -> Progress {
+    let clock = Arc::new(ManualClock::new(1));
+    let runtime = Runtime::simulated(clock, 1);
+    let engine: Arc<dyn Engine> = engine.clone();
+    let store = Store::open(engine, &[crate::TABLES], &runtime)
+        .await
+        .unwrap();
+    let Some(begun) = begun else {
+        return Progress::default();
+    };
+    let import = store.get(&tables::IMPORTS, &begun.0).await.unwrap();
+    let forward = Direction::Forward;
+    let debts = store.scan(&tables::INDEX_DEBTS, ScanRange::all(), forward, 9);
+    let debts = debts.await.unwrap();
+    let of_import = ScanRange::prefix(&begun.0);
+    let parts = store.scan(&tables::IMPORT_PARTS, of_import, forward, 1);
+    let first = parts
+        .await
+        .unwrap()
+        .first()
+        .map_or(PARTS, |((_, part), _)| *part);
+    let log = store.scan(
+        &tables::STATE_LOG,
+        ScanRange::prefix(&room.number.0),
+        Direction::Backward,
+        1,
+    );
+    let joined = log.await.unwrap()[0].1.joined;
+    let switched = joined > 1;
+    // Wholly the old state or wholly the new one.
+    assert!(joined == 1 || joined == KEYS as u64 + 1, "{joined} members");
+    assert_eq!(
+        switched,
+        import.is_none(),
+        "the import ends with the switch"
+    );
+    assert!(debts.len() <= 1 && (switched || debts.is_empty()));
+    Progress {
+        begun: true,
+        parts: import.map_or(PARTS, |import| import.parts),
+        switched,
+        parts_with_ids: if switched { first } else { 0 },
+        keys_indexed: debts.first().map_or(0, |(_, debt)| debt.done),
+        done: switched && debts.is_empty(),
+    }
+}
+
+/// What a process does: it begins an import or goes on with the one that was begun.
+async fn go_on(
+    server: &Server,
+    id: &OwnedRoomId,
+    begun: &mut Option<ImportId>,
+    pdus: &[Pdu],
+) -> Result<(), RoomError> {
+    let room = server.room(id).await;
+    let open = match *begun {
+        Some(open) => open,
+        None => server.rooms.begin_import(&room).await?,
+    };
+    *begun = Some(open);
+    let Some(from) = server.rooms.import_progress(open).await? else {
+        return Ok(());
+    };
+    let rest = pdus.chunks(IMPORT_PART).skip(from as usize);
+    for (ordinal, part) in (from..).zip(rest) {
+        server.rooms.import_part(open, ordinal, part).await?;
+    }
+    server.rooms.switch(open).await?;
+    Ok(())
+}
+
+/// Rows of the tables that an import writes.
+async fn rows_of_imports(server: &Server) -> [usize; 6] {
+    let store = &server.rooms.store;
+    macro_rules! count {
+        ($($table:ident),*) => {
+            [$({
+                let scan = store.scan(&tables::$table, ScanRange::all(), Direction::Forward, usize::MAX);
+                scan.await.unwrap().len()
+            }),*]
+        };
+    }
+    count!(
+        EVENTS,
+        STATE_NODES,
+        IMPORTS,
+        IMPORT_PARTS,
+        TREE_SWEEPS,
+        TREE_MARKS
+    )
+}
+
+/// Abandons the import in a copy of the database: nothing of it is left.
+async fn check_abandoned(engine: &Arc<MemoryEngine>, id: &OwnedRoomId, before: [usize; 6]) {
+    let server = Server::on(copy(engine).await).await;
+    let later = Duration::from_millis(IMPORT_LIFETIME + 1);
+    server.clock.advance(later);
+    server.rooms.sweep().await.unwrap();
+    assert_eq!(rows_of_imports(&server).await, before);
+    let room = server.room(id).await;
+    let all = server
+        .rooms
+        .state_all(&room, root(&server, &room).await)
+        .await
+        .unwrap();
+    assert_eq!(all.len(), 6);
+    server.say(&user("alice"), id, "still here").await;
+}
+
+/// Keys that one switch changes, and the parts that prepare them.
+const KEYS: usize = 20_000;
+const PARTS: u64 = (KEYS / IMPORT_PART) as u64;
+
 #[tokio::test]
-async fn twenty_thousand_keys_change_in_one_switch() {
+async fn twenty_thousand_keys_change_in_one_switch_killed_after_every_batch() {
+    let engine = Arc::new(MemoryEngine::new());
+    let server = Server::on(engine.clone()).await;
+    let id = public_room(&server).await.unwrap();
+    let room = server.room(&id).await;
+    let pdus = joins(&room, &create_event(&server, &room).await, KEYS);
+    let empty = rows_of_imports(&server).await;
+    let (mut begun, mut at, mut commits) = (None, Progress::default(), 1);
+    let mut kills = 0;
+    while !at.done {
+        // A process that gets so many durable commits, and no more. The first one of some reserves
+        // numbers, which is no progress: the next process gets one more.
+        let process = Server::try_on(MortalEngine::new(engine.clone(), commits)).await;
+        let ended = match process {
+            Ok(process) => go_on(&process, &id, &mut begun, &pdus).await,
+            Err(error) => Err(error),
+        };
+        let now = progress(&engine, &room, begun).await;
+        assert!(now >= at, "{now:?} after {at:?}");
+        assert!(now.done || ended.is_err(), "{now:?}: told and forgotten");
+        kills += usize::from(ended.is_err());
+        commits = if now == at { commits + 1 } else { 1 };
+        assert!(commits < 5, "no progress after {at:?}");
+        let (before, after) = (at, now);
+        at = now;
+        let passed = |parts| before.parts < parts && after.parts >= parts;
+        if passed(1) || passed(PARTS) {
+            check_abandoned(&engine, &id, empty).await;
+        }
+        let just_switched = after.switched && !before.switched;
+        let half_indexed = after.keys_indexed > 9000 && before.keys_indexed <= 9000;
+        if just_switched || half_indexed {
+            // Opened by a process that lives, it is whole.
+            let survivor = Server::on(copy(&engine).await).await;
+            check_whole(&survivor, &room, &pdus, &format!("{after:?}")).await;
+        }
+    }
+    assert!(kills > PARTS as usize + 30, "only {kills} kills");
+    let survivor = Server::on(engine).await;
+    check_whole(&survivor, &room, &pdus, "whole").await;
+    let reader = survivor.reader(&user("alice")).await;
+    let summary = survivor.rooms.summary(&reader, &room).await.unwrap();
+    assert_eq!(summary.joined, KEYS as u64 + 1);
+    assert_eq!(summary.heroes.len(), 5);
+}
+
+#[tokio::test]
+async fn a_room_goes_on_while_a_change_is_prepared() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 20_000);
+    let pdus = joins(&room, &create_event(&server, &room).await, 300);
     let begun = server.rooms.begin_import(&room).await.unwrap();
     let before = root(&server, &room).await;
     for (ordinal, part) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
-        server
-            .rooms
-            .import_part(begun, ordinal, part)
-            .await
-            .unwrap();
+        let part = server.rooms.import_part(begun, ordinal, part);
+        part.await.unwrap();
     }
-    assert_eq!(
-        root(&server, &room).await,
-        before,
-        "nothing is seen before the switch"
-    );
-    // The room goes on meanwhile, and keeps what happened.
+    let seen = root(&server, &room).await;
+    assert_eq!(seen, before, "nothing is seen before the switch");
+    // What happens meanwhile is kept.
     let name = super::support::event("m.room.name", Some(""), &serde_json::json!({ "name": "n" }));
     server.try_send(&user("alice"), &id, name).await.unwrap();
-    server.rooms.switch(begun).await.unwrap();
-    assert_eq!(
-        server.state(&id, "m.room.name", "").await.unwrap()["name"],
-        "n"
-    );
+    let switched = server.rooms.switch(begun).await.unwrap();
+    let name = server.state(&id, "m.room.name", "").await.unwrap();
+    assert_eq!(name["name"], "n");
     check_whole(&server, &room, &pdus, "whole").await;
-    let summary = server
+    // Everybody whom it concerns is told, after the switch and under their own topic.
+    for joined in [0, 100, 200] {
+        let number = server
+            .rooms
+            .user_number(&user(&format!("u{joined}")))
+            .await
+            .unwrap();
+        let mine = server
+            .rooms
+            .membership(number, room.number, server.rooms.durable());
+        let mine = mine.await.unwrap().unwrap();
+        assert!(mine.since > switched);
+        let topic = crate::journal::user_topic(number);
+        let told = server.rooms.store.journal().last(&[topic]).await.unwrap();
+        assert_eq!(told, [Some(mine.since)]);
+        let earlier = server.rooms.membership(number, room.number, switched);
+        assert_eq!(
+            earlier.await.unwrap(),
+            None,
+            "nothing is written where readers have been"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_before_the_switch_keeps_its_number() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let room = server.room(&zed.room).await;
+    let prev = std::slice::from_ref(&join);
+    let content = serde_json::json!({ "topic": "theirs" });
+    let topic = zed.make(prev, "m.room.topic", Some(""), content).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let part = server
         .rooms
-        .summary(&server.reader(&user("alice")).await, &room)
+        .import_part(begun, 0, std::slice::from_ref(&topic));
+    part.await.unwrap();
+    zed.receive(&topic).await;
+    let number = async || {
+        let found = server.rooms.events.number(room.number, topic.event_id());
+        found.await.unwrap().unwrap()
+    };
+    let received = number().await;
+    server.rooms.switch(begun).await.unwrap();
+    assert_eq!(number().await, received);
+    let alice = server.reader(&user("alice")).await;
+    let shown = server.rooms.visible_by_id(&alice, &room, topic.event_id());
+    assert!(shown.await.unwrap().unwrap().position().is_some());
+    let now = server.state(&zed.room, "m.room.topic", "").await.unwrap();
+    assert_eq!(now["topic"], "theirs");
+}
+
+#[tokio::test]
+async fn an_abandoned_import_takes_nothing_more() {
+    let server = Server::start().await;
+    let id = public_room(&server).await.unwrap();
+    let room = server.room(&id).await;
+    let pdus = joins(&room, &create_event(&server, &room).await, 20);
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    server
+        .rooms
+        .import_part(begun, 0, &pdus[..10])
         .await
         .unwrap();
-    assert_eq!((summary.joined, summary.heroes.len()), (20_001, 5));
+    // Killed in the middle of its sweep: it is abandoned, and its rows are still there.
+    let store = &server.rooms.store;
+    let row = store
+        .get(&tables::IMPORTS, &begun.0)
+        .await
+        .unwrap()
+        .unwrap();
+    let abandoned = crate::rows::ImportRow {
+        abandoned: true,
+        ..row
+    };
+    let mut batch = homeserver_storage::Batch::new();
+    batch.put(&tables::IMPORTS, &begun.0, &abandoned);
+    store.commit(batch).await.unwrap();
+    assert!(
+        server
+            .rooms
+            .import_part(begun, 1, &pdus[10..])
+            .await
+            .is_err()
+    );
+    assert!(server.rooms.switch(begun).await.is_err());
+    assert_eq!(server.rooms.import_progress(begun).await.unwrap(), None);
+    assert_eq!(server.rooms.sweep_imports().await.unwrap(), 1);
+    assert_eq!(store.get(&tables::IMPORTS, &begun.0).await.unwrap(), None);
 }
 
 /// A fault at one call, a power loss, and then the work is gone on with.
@@ -174,7 +433,7 @@ async fn round(call: u64, fault: Fault, pdus: &mut Option<Vec<Pdu>>) -> bool {
     let Ok(create) = server.rooms.events.load(&room, room.create).await else {
         return false;
     };
-    let pdus = &*pdus.get_or_insert_with(|| joins(&room, &create.pdu, 450));
+    let pdus = &*pdus.get_or_insert_with(|| joins(&room, &create.pdu, 250));
     let Ok(begun) = server.rooms.begin_import(&room).await else {
         return false;
     };
@@ -220,7 +479,7 @@ async fn a_switch_is_whole_or_not_there_wherever_it_is_killed() {
     // The room is the same each time (entropy is seeded), so its events are made once.
     let mut pdus = None;
     let mut hit = 0;
-    for call in (30..700).step_by(7) {
+    for call in (30..400).step_by(7) {
         let fault = [
             Fault::Error,
             Fault::Full,

@@ -89,15 +89,6 @@ impl Node {
         postcard::from_bytes(bytes).ok()
     }
 
-    /// The events in leaves of this node.
-    pub(crate) fn events(&self) -> impl Iterator<Item = EventNumber> + '_ {
-        let items = self.slots.iter().flat_map(|(_, child)| match child {
-            Child::Leaf { items, .. } => items.as_slice(),
-            Child::Branch { .. } => &[],
-        });
-        items.map(|item| item.event)
-    }
-
     /// The nodes directly below.
     pub(crate) fn below(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.slots.iter().filter_map(|(_, child)| match child {

@@ -1,0 +1,288 @@
+//! What a switch leaves to do: ids of the new events, indexes of their members.
+//!
+//! Paid in batches that each count how far they came, so a process that is killed in between pays
+//! the rest when the rooms are opened again. The tip of the room is held for each batch, and the
+//! batch asserts the head: nobody else names events or changes members of the room meanwhile.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use homeserver_storage::{
+    At, Batch, CommitError, Direction, Position, ScanRange, batch::MAX_TOPICS,
+};
+
+use ruma::OwnedUserId;
+
+use crate::{
+    Rooms, UserMembership,
+    delta::{append_members_changed, put_member},
+    error::RoomError,
+    execute::not_stored,
+    import::ATTEMPTS,
+    live::Wants,
+    members::MEMBER,
+    numbers::{EventNumber, RoomNumber, UserNumber},
+    room::Room,
+    rows::{Head, IndexDebtRow, Membership, MembershipRow},
+    switch::ChangedMember,
+    tables,
+    tree::Difference,
+};
+
+/// Parts of an import whose ids are written by one batch.
+const PARTS_AT_ONCE: usize = 8;
+
+/// Changed keys that are looked at in one go.
+const KEYS_AT_ONCE: usize = 100;
+
+/// Changed keys that are indexed by one batch at most: the room waits for it.
+const KEYS_A_BATCH: usize = 1000;
+
+/// Operations of a batch at which it takes no more members. A local member takes five at most, a
+/// server two.
+const FULL: usize = 450;
+
+/// The members of one batch.
+#[derive(Default)]
+struct Indexing {
+    /// By how many the joined users of each server change.
+    servers: BTreeMap<String, i64>,
+    /// Local users with their new membership.
+    local: Vec<(OwnedUserId, UserNumber, MembershipRow)>,
+}
+
+impl Indexing {
+    fn operations(&self) -> usize {
+        self.servers.len() * 2 + self.local.len() * 5
+    }
+}
+
+impl Rooms {
+    /// Goes on with what a killed process left: debts of switches, abandoned imports.
+    pub(crate) async fn resume(&self) -> Result<(), RoomError> {
+        let all = ScanRange::all();
+        let debts = self
+            .store
+            .scan(&tables::INDEX_DEBTS, all, Direction::Forward, usize::MAX)
+            .await?;
+        let rooms: HashSet<_> = debts.iter().map(|((room, _), _)| *room).collect();
+        for room in rooms {
+            let room = self.room_by_number(RoomNumber(room)).await?;
+            self.pay_debts_of(&room).await?;
+        }
+        self.sweep_imports().await?;
+        Ok(())
+    }
+
+    /// Does what switches of this room left to do.
+    pub(crate) async fn pay_debts_of(&self, room: &Arc<Room>) -> Result<(), RoomError> {
+        let range = ScanRange::prefix(&room.number.0);
+        let debts = self
+            .store
+            .scan(&tables::INDEX_DEBTS, range, Direction::Forward, ATTEMPTS)
+            .await?;
+        for ((_, position), debt) in debts {
+            while self.pay_some_ids(room, debt.import).await? {}
+            self.pay_members(room, position, debt).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes some events of a switched import findable by id. Gives whether there were any.
+    async fn pay_some_ids(&self, room: &Room, import: u64) -> Result<bool, RoomError> {
+        let live = self.live.room(room.number);
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        let (head, _) = tip.parts();
+        let range = ScanRange::prefix(&import);
+        let table = &tables::IMPORT_PARTS;
+        let scan = self
+            .store
+            .scan(table, range, Direction::Forward, PARTS_AT_ONCE);
+        let parts = scan.await?;
+        if parts.is_empty() {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        batch.assert_value(&tables::HEADS, &room.number.0, &head);
+        for (key, part) in parts {
+            let ids: Vec<_> = part.events.iter().map(|(_, id)| id.as_str()).collect();
+            let keys: Vec<_> = ids.iter().map(|id| (room.number.0, *id)).collect();
+            let known = self.store.multi_get(&tables::EVENT_IDS, &keys).await?;
+            for ((number, _), (key, known)) in part.events.iter().zip(keys.iter().zip(known)) {
+                // An event that was received in the meantime has another number, under which it
+                // was judged and has arrived. One that was only mentioned has none to keep.
+                let kept = match known {
+                    Some(known) => self.events.find(room, EventNumber(known)).await?.is_some(),
+                    None => false,
+                };
+                if !kept {
+                    batch.put(&tables::EVENT_IDS, key, &number.0);
+                }
+            }
+            batch.delete(&tables::IMPORT_PARTS, &key);
+        }
+        stored(self.store.commit(batch).await)?;
+        Ok(true)
+    }
+
+    /// Writes the member indexes of a switch.
+    async fn pay_members(
+        &self,
+        room: &Arc<Room>,
+        position: Position,
+        debt: IndexDebtRow,
+    ) -> Result<(), RoomError> {
+        let changes = self.changed_keys(room, (debt.from, debt.to)).await?;
+        let live = self.live.room(room.number);
+        let key = (room.number.0, position);
+        let mut debt = debt;
+        loop {
+            let mut tip = live.tip(&self.store, Wants::Settled).await?;
+            let (head, _) = tip.parts();
+            let from = usize::try_from(debt.done).unwrap_or(usize::MAX);
+            let rest = changes.get(from..).unwrap_or_default();
+            let mut batch = Batch::new();
+            batch.assert_value(&tables::INDEX_DEBTS, &key, &debt);
+            let taken = self
+                .index_members(room, (position, &head), rest, &mut batch)
+                .await?;
+            let further = IndexDebtRow {
+                done: debt.done + taken as u64,
+                ..debt.clone()
+            };
+            let is_last = taken == rest.len();
+            if is_last {
+                batch.delete(&tables::INDEX_DEBTS, &key);
+            } else {
+                batch.put(&tables::INDEX_DEBTS, &key, &further);
+            }
+            if stored(self.store.commit(batch).await)? {
+                if is_last {
+                    return Ok(());
+                }
+                debt = further;
+            }
+        }
+    }
+
+    /// Indexes as many changed members as fit into one batch. Gives how many keys those are of.
+    async fn index_members(
+        &self,
+        room: &Room,
+        (position, head): (Position, &Head),
+        changes: &[Difference],
+        batch: &mut Batch,
+    ) -> Result<usize, RoomError> {
+        batch.assert_value(&tables::HEADS, &room.number.0, head);
+        let mut indexing = Indexing::default();
+        let mut taken = 0;
+        for some in changes.chunks(KEYS_AT_ONCE) {
+            if indexing.operations() > FULL || taken >= KEYS_A_BATCH {
+                break;
+            }
+            for change in self.members_among(room, some).await? {
+                self.index_member(change, &mut indexing).await?;
+            }
+            taken += some.len();
+        }
+        self.write_servers(room, position, &indexing.servers, batch)
+            .await?;
+        self.write_local(room, (position, head), &indexing.local, batch)
+            .await?;
+        Ok(taken)
+    }
+
+    async fn index_member(
+        &self,
+        change: ChangedMember,
+        indexing: &mut Indexing,
+    ) -> Result<(), RoomError> {
+        let joined = |m: Option<Membership>| i64::from(m == Some(Membership::Join));
+        let server = change.user.server_name();
+        let by = joined(change.after) - joined(change.before);
+        *indexing.servers.entry(server.to_string()).or_default() += by;
+        if let Some(event) = change.event
+            && server == self.options.server_name
+        {
+            let row = MembershipRow {
+                membership: change.after.unwrap_or(Membership::Leave),
+                event,
+                forgotten: false,
+            };
+            let user = self.numbering.user(&change.user).await?;
+            indexing.local.push((change.user, user, row));
+        }
+        Ok(())
+    }
+
+    async fn write_servers(
+        &self,
+        room: &Room,
+        position: Position,
+        servers: &BTreeMap<String, i64>,
+        batch: &mut Batch,
+    ) -> Result<(), RoomError> {
+        for (server, by) in servers.iter().filter(|(_, by)| **by != 0) {
+            let key = (room.number.0, server.as_str());
+            let counted = self.store.get(&tables::SERVER_COUNTS, &key).await?;
+            let counted = counted.unwrap_or(0);
+            let count = counted.saturating_add_signed(*by);
+            if count == 0 {
+                batch.delete(&tables::SERVER_COUNTS, &key);
+            } else {
+                batch.put(&tables::SERVER_COUNTS, &key, &count);
+            }
+            if (counted == 0) != (count == 0) {
+                let key = (room.number.0, server.as_str(), At::Known(position));
+                batch.put(&tables::SERVER_LOG, &key, &u64::from(count > 0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes memberships where they are told: not at the position of the switch, which readers
+    /// may have passed, but at that of an entry under the users' topics.
+    async fn write_local(
+        &self,
+        room: &Room,
+        (position, head): (Position, &Head),
+        local: &[(OwnedUserId, UserNumber, MembershipRow)],
+        batch: &mut Batch,
+    ) -> Result<(), RoomError> {
+        let mut told = Vec::with_capacity(local.len());
+        for (name, user, row) in local {
+            let indexed = self.membership(*user, room.number, Position::MAX).await?;
+            let in_state = self.state_value(room, head.root, MEMBER, name.as_str());
+            let in_state = in_state.await?;
+            let is_newer =
+                |now: UserMembership| now.since > position && Some(now.event) == in_state;
+            if indexed.is_some_and(is_newer) {
+                // It has changed since, and the user was told so: this is history already.
+                let key = (user.0, room.number.0, At::Known(position));
+                batch.put(&tables::MEMBERSHIPS, &key, row);
+            } else {
+                told.push((*user, row));
+            }
+        }
+        for some in told.chunks(MAX_TOPICS) {
+            let users: Vec<_> = some.iter().map(|(user, _)| *user).collect();
+            let append = append_members_changed(batch, room.number, &users);
+            for (user, row) in some {
+                let key = (user.0, room.number.0);
+                put_member(batch, key, row, At::Append(append));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a batch is on disk; not if another process changed the room.
+fn stored<T>(outcome: Result<T, CommitError>) -> Result<bool, RoomError> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(CommitError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(not_stored(error)),
+    }
+}
