@@ -12,6 +12,7 @@ use ruma::{OwnedEventId, OwnedServerName};
 use smallvec::SmallVec;
 
 use crate::{
+    directory::write_listed,
     edit::count::Count,
     event::StoredEvent,
     numbers::{EventNumber, RoomNumber, UserNumber},
@@ -75,6 +76,8 @@ pub(crate) struct Appended {
     pub(crate) relation: Option<Relation>,
     /// How it counts for those who have not read it.
     pub(crate) count: Count,
+    /// The greatest height in the room, this event included.
+    pub(crate) highest: u64,
     /// Previous events that are not here.
     pub(crate) gap: Vec<OwnedEventId>,
     /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
@@ -143,7 +146,9 @@ impl RoomDelta {
 
     /// Whether it changes nothing.
     pub(crate) fn is_empty(&self) -> bool {
-        self.appended.is_empty() && self.rewritten.is_empty()
+        let seen = self.seen.as_ref();
+        let same_listing = seen.is_none_or(|seen| seen.listed == self.head.listed);
+        self.appended.is_empty() && self.rewritten.is_empty() && same_listing
     }
 
     /// Operations and bytes that it takes in a batch, at least and about.
@@ -177,6 +182,7 @@ impl RoomDelta {
             batch.put(&tables::ROOMS, &room, &self.room.row());
         }
         batch.put(&tables::HEADS, &room, &self.head);
+        write_listed(batch, self.room.number, self.seen.as_ref(), &self.head);
         write_nodes(batch, (self.room.number, self.head.generation), &self.nodes);
         for (id, number) in &self.mentioned {
             batch.put(&tables::EVENT_IDS, &(room, id.as_str()), &number.0);
@@ -260,6 +266,7 @@ impl Appended {
             servers: Vec::new(),
             relation: None,
             count: Count::none(),
+            highest: 0,
             gap: Vec::new(),
             shown: true,
         }
@@ -280,7 +287,7 @@ impl Appended {
         batch.put(
             &tables::ARRIVALS,
             &(room, at()),
-            &self.count.row(self.event.number),
+            &self.count.row(self.event.number, self.highest),
         );
         self.write_count(batch, append);
         batch.put(
@@ -323,7 +330,7 @@ impl Appended {
             batch.put(&tables::THREAD_TALLIES, &(room, root.0, at()), counts);
         }
         for user in &self.count.mentions {
-            let row = self.count.row(self.event.number);
+            let row = self.count.row(self.event.number, self.highest);
             batch.put(&tables::MENTIONS, &(user.0, room, at()), &row);
         }
     }

@@ -292,7 +292,12 @@ impl<'a> RoomEdit<'a> {
     }
 
     /// Adds an event to the delta.
-    pub(crate) fn push(&mut self, appended: Appended) -> Arc<StoredEvent> {
+    pub(crate) fn push(&mut self, mut appended: Appended) -> Arc<StoredEvent> {
+        if appended.shown {
+            let highest = &mut self.delta.head.highest;
+            *highest = (*highest).max(appended.event.height);
+            appended.highest = *highest;
+        }
         let event = Arc::new(appended.event.clone());
         if event.pdu.state_key().is_some() {
             self.pending.events.insert(event.number, Arc::clone(&event));

@@ -152,7 +152,10 @@ impl Rooms {
         towards: Towards,
         page: &mut Page<'_>,
     ) -> Result<(), RoomError> {
-        let mut place = from.place;
+        let mut place = match (towards, from.place) {
+            (Towards::Older, Place::Bound) => self.below_bound(room, from.bound).await?,
+            (_, place) => place,
+        };
         let mut passed = 0;
         let mut wanted = page.rows_to_read();
         // Backwards, what arrived after the bound was told by a timeline; its key says so.
@@ -194,6 +197,27 @@ impl Rooms {
                 return Ok(());
             }
         }
+    }
+
+    /// The place above everything that had arrived at a bound, and below most of what came later:
+    /// only what was added to older branches since has to be passed over.
+    pub(crate) async fn below_bound(
+        &self,
+        room: &Room,
+        bound: Position,
+    ) -> Result<Place, RoomError> {
+        let range = ScanRange::prefix(&room.number.0).upto(&(room.number.0, bound));
+        let backward = Direction::Backward;
+        let scan = self.store.scan(&tables::ARRIVALS, range, backward, 1);
+        // Without any arrival there is only what was fetched as history.
+        let last = scan.await?.into_iter().next();
+        Ok(last.map_or(Place::Bound, |(_, arrival)| {
+            Place::Before(HistoryKey {
+                height: arrival.highest + 1,
+                live: false,
+                tie: 0,
+            })
+        }))
     }
 
     /// Rows of the history index beyond a place.

@@ -1,4 +1,4 @@
-//! Reading rooms: states, memberships, summaries, stripped state, aliases.
+//! Reading rooms: states, memberships, summaries, stripped state.
 //!
 //! Every read is bounded by a position the caller chose, at most the durable one: history rows say
 //! what was so there, current rows are used where they are old enough.
@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use homeserver_storage::{Direction, Position, ScanRange};
-use ruma::{
-    OwnedRoomAliasId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId,
-};
+use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 
 use crate::{
     Rooms,
@@ -89,17 +87,6 @@ pub struct Summary {
     pub invited: u64,
     /// Up to [`HEROES`] users other than the reader, from whom a name can be made.
     pub heroes: Vec<OwnedUserId>,
-}
-
-/// Where an alias points.
-#[derive(Clone, Debug)]
-pub struct AliasTarget {
-    /// The room.
-    pub room: Arc<Room>,
-    /// Who made the alias.
-    pub creator: OwnedUserId,
-    /// Servers in the room, this one first.
-    pub servers: Vec<OwnedServerName>,
 }
 
 impl Rooms {
@@ -531,39 +518,6 @@ impl Rooms {
             .unwrap_or_default())
     }
 
-    /// Where a local alias points.
-    pub async fn alias(&self, alias: &RoomAliasId) -> Result<Option<AliasTarget>, RoomError> {
-        let Some(row) = self.store.get(&tables::ALIASES, &alias.as_str()).await? else {
-            return Ok(None);
-        };
-        let room = self.room_by_number(RoomNumber(row.room)).await?;
-        let servers = self.servers(room.number, ROWS_AT_ONCE).await?;
-        Ok(Some(AliasTarget {
-            room,
-            creator: row.creator,
-            servers,
-        }))
-    }
-
-    /// The local aliases of a room.
-    pub async fn aliases(&self, room: RoomNumber) -> Result<Vec<OwnedRoomAliasId>, RoomError> {
-        let range = ScanRange::prefix(&room.0);
-        let rows = self
-            .store
-            .scan(
-                &tables::ROOM_ALIASES,
-                range,
-                Direction::Forward,
-                ROWS_AT_ONCE,
-            )
-            .await?;
-        let parse = |name: String| RoomAliasId::parse(name).ok();
-        Ok(rows
-            .into_iter()
-            .filter_map(|((_, name), ())| parse(name))
-            .collect())
-    }
-
     /// Servers with joined users, this one first if it has any, at most `limit`.
     pub async fn servers(
         &self,
@@ -583,31 +537,5 @@ impl Rooms {
         let own = self.options.server_name.as_str();
         servers.sort_by_key(|server| server.as_str() != own);
         Ok(servers)
-    }
-
-    /// Whether a room is listed in this server's directory.
-    pub async fn is_published(&self, room: RoomNumber) -> Result<bool, RoomError> {
-        Ok(self.store.get(&tables::DIRECTORY, &room.0).await?.is_some())
-    }
-
-    /// The rooms listed in this server's directory after `after`, at most `limit`, by number.
-    pub async fn published(
-        &self,
-        after: Option<RoomNumber>,
-        limit: usize,
-    ) -> Result<Vec<Arc<Room>>, RoomError> {
-        let range = match after {
-            Some(after) => ScanRange::all().after(&after.0),
-            None => ScanRange::all(),
-        };
-        let rows = self
-            .store
-            .scan(&tables::DIRECTORY, range, Direction::Forward, limit)
-            .await?;
-        let mut rooms = Vec::with_capacity(rows.len());
-        for (number, ()) in rows {
-            rooms.push(self.room_by_number(RoomNumber(number)).await?);
-        }
-        Ok(rooms)
     }
 }

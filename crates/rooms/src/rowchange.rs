@@ -1,4 +1,4 @@
-//! Changes of rows that are no events: aliases, the directory, forgotten rooms, restored indexes.
+//! Changes of rows that are no events: aliases, forgotten rooms.
 
 use homeserver_storage::{At, Batch, Entry};
 use ruma::OwnedRoomAliasId;
@@ -8,7 +8,7 @@ use crate::{
     delta::{journal, put_member},
     numbers::{RoomNumber, UserNumber},
     rows::{AliasRow, MembershipRow},
-    tables::{ALIASES, DIRECTORY, ROOM_ALIASES},
+    tables::{ALIASES, ROOM_ALIASES},
 };
 
 /// A change of rows that are no events.
@@ -20,8 +20,6 @@ pub(crate) enum RowChange {
     RemoveAlias(OwnedRoomAliasId, AliasRow),
     /// An alias that points at another room from now on; asserts what it was.
     MoveAlias(OwnedRoomAliasId, AliasRow, RoomNumber),
-    /// Listed in the directory or not.
-    Publish(RoomNumber, bool),
     /// A room that a user does not want to see.
     Forget(RoomNumber, UserNumber, MembershipRow),
 }
@@ -49,8 +47,6 @@ impl RowChange {
                 batch.delete(&ROOM_ALIASES, &(row.room, alias.as_str()));
                 batch.put(&ROOM_ALIASES, &(to.0, alias.as_str()), &());
             }
-            Self::Publish(room, true) => batch.put(&DIRECTORY, &room.0, &()),
-            Self::Publish(room, false) => batch.delete(&DIRECTORY, &room.0),
             Self::Forget(room, user, row) => {
                 let entry = Entry {
                     kind: journal::FORGOTTEN,

@@ -53,6 +53,10 @@ pub(crate) struct Head {
     pub(crate) tally: Tally,
     /// What the tree nodes of this room are marked with that are written now. See `sweep::nodes`.
     pub(crate) generation: u64,
+    /// Everybody may find the room in this server's directory.
+    pub(crate) listed: bool,
+    /// The greatest height of what has arrived.
+    pub(crate) highest: u64,
 }
 row!(Head, 1);
 
@@ -73,6 +77,8 @@ pub(crate) struct ArrivalRow {
     pub(crate) thread: u64,
     /// What the room has counted, this event included.
     pub(crate) tally: Tally,
+    /// The greatest height of what has arrived in the room, this event included.
+    pub(crate) highest: u64,
 }
 row!(ArrivalRow, 1);
 row!(ClassCounts, 1);

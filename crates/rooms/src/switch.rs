@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::{
     Rooms,
     delta::journal,
+    directory::write_listed,
     edit::member::count,
     error::RoomError,
     execute::not_stored,
@@ -195,6 +196,7 @@ fn write_switch(batch: &mut Batch, room: &Room, import: ImportId, (seen, head): 
         invited: head.invited,
     };
     batch.put(&tables::STATE_LOG, &(room.number.0, at), &log);
+    write_listed(batch, room.number, Some(seen), head);
     let debt = IndexDebtRow {
         import: import.0,
         from: seen.root,

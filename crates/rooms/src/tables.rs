@@ -5,7 +5,7 @@
 //! history row, kept for writers, and carries its position, so that a reader at an earlier position
 //! knows to look at the history instead.
 
-use homeserver_storage::{At, Bytes, Position, Positioned, Table, TableSpec};
+use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, TableSpec};
 
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
@@ -53,8 +53,8 @@ pub(crate) const SERVER_LOG: Table<(u64, String, Position), u64> = Table::new(0x
 pub(crate) const ALIASES: Table<String, AliasRow> = Table::new(0x1f, "aliases");
 /// (room number, alias) → nothing.
 pub(crate) const ROOM_ALIASES: Table<(u64, String), ()> = Table::new(0x20, "room_aliases");
-/// (room number) → nothing. The rooms listed in this server's directory.
-pub(crate) const DIRECTORY: Table<u64, ()> = Table::new(0x21, "directory");
+/// (joined users, most first; room number) → nothing. The rooms listed in this server's directory.
+pub(crate) const DIRECTORY: Table<(Reverse64, u64), ()> = Table::new(0x21, "directory");
 /// (user, device and transaction digests) → what the transaction did.
 pub(crate) const TRANSACTIONS: Table<([u8; 16], [u8; 16]), Positioned<TransactionRow>> =
     Table::new(0x22, "transactions");

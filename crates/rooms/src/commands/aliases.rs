@@ -78,7 +78,7 @@ impl Rooms {
     /// Listing a room takes the power to change its canonical alias.
     pub(super) async fn decide_publish(
         &self,
-        edit: &RoomEdit<'_>,
+        edit: &mut RoomEdit<'_>,
         sender: &UserId,
         visible: bool,
         as_admin: bool,
@@ -88,11 +88,11 @@ impl Rooms {
                 "you may not change where this room is listed",
             ));
         }
-        let mut decision = Decision::from(Effect::Done);
-        decision
-            .rows
-            .push(RowChange::Publish(edit.room().number, visible));
-        Ok(decision)
+        if edit.delta.head.listed != visible {
+            edit.delta.head.listed = visible;
+            edit.delta.head.sequence += 1;
+        }
+        Ok(Effect::Done.into())
     }
 
     /// Whether a user may send this kind of state event.

@@ -98,7 +98,7 @@ impl Rooms {
             append(&mut edit, sender, &member_event(user, member)).await?;
         }
         if create.published {
-            decision.rows.push(RowChange::Publish(room.number, true));
+            edit.delta.head.listed = true;
         }
         decision.beside.push(edit.delta);
         Ok(decision)

@@ -20,7 +20,7 @@ use crate::{
     room::Room,
     rowchange::RowChange,
     rows::{Effect, Membership},
-    tables::{ALIASES, DIRECTORY},
+    tables::ALIASES,
 };
 
 /// State that the new room takes over, in this order (the specification's recommendation, and the
@@ -87,7 +87,9 @@ impl Rooms {
         self.transfer(edit, &mut new, sender).await?;
         freeze(edit, sender).await?;
         let mut decision = Decision::from(Effect::Upgraded(new.room().id.clone()));
-        decision.rows = self.moved_rows(edit.room(), new.room()).await?;
+        decision.rows = self.moved_aliases(edit.room(), new.room()).await?;
+        let listed = std::mem::take(&mut edit.delta.head.listed);
+        new.delta.head.listed = listed;
         decision.beside.push(new.delta);
         Ok(decision)
     }
@@ -192,8 +194,8 @@ impl Rooms {
         Ok(Value::Object(levels))
     }
 
-    /// Aliases and the place in the directory move to the new room.
-    async fn moved_rows(
+    /// Aliases move to the new room.
+    async fn moved_aliases(
         &self,
         old: &Arc<Room>,
         new: &Arc<Room>,
@@ -203,10 +205,6 @@ impl Rooms {
             if let Some(row) = self.store.get(&ALIASES, &alias.as_str()).await? {
                 rows.push(RowChange::MoveAlias(alias, row, new.number));
             }
-        }
-        if self.store.get(&DIRECTORY, &old.number.0).await?.is_some() {
-            rows.push(RowChange::Publish(old.number, false));
-            rows.push(RowChange::Publish(new.number, true));
         }
         Ok(rows)
     }

@@ -46,12 +46,13 @@ impl Count {
     }
 
     /// The row of the arrival.
-    pub(crate) fn row(&self, event: EventNumber) -> ArrivalRow {
+    pub(crate) fn row(&self, event: EventNumber, highest: u64) -> ArrivalRow {
         ArrivalRow {
             event,
             class: self.class.number(),
             thread: self.thread.map_or(0, |root| root.0),
             tally: self.tally,
+            highest,
         }
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::support::{Server, event, invite, user};
-use crate::{CreateRoom, MembershipChange, Towards};
+use crate::{CreateRoom, HistoryKey, MembershipChange, Place, Towards};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -197,6 +197,19 @@ async fn an_old_token_passes_over_what_came_after_it() {
         server.say(&alice, &room_id, &number.to_string()).await;
     }
     let (reader, room) = (server.reader(&alice).await, server.room(&room_id).await);
+    // It begins right above what had arrived, however much came later.
+    let begin = server.rooms.below_bound(&room, token.bound).await.unwrap();
+    let shown = server
+        .rooms
+        .visible_by_id(&reader, &room, &old)
+        .await
+        .unwrap();
+    let above = HistoryKey {
+        height: shown.unwrap().history_key().height + 1,
+        live: false,
+        tie: 0,
+    };
+    assert_eq!(begin, Place::Before(above));
     // Fewer than are passed over, and fewer than are read at once.
     for limit in [1, 15] {
         let span = (Towards::Older, limit);

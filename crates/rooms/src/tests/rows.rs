@@ -1,19 +1,20 @@
 //! What is on disk, byte for byte. A change here is a change of the format: it needs a new row
 //! version and a migration.
 
-use homeserver_events::{EventStatus, RejectReason, SoftFailReason};
-use homeserver_storage::{Bytes, Key, Positioned, Row, Table, ToKey};
+use homeserver_events::{EventStatus, RejectReason, SoftFailReason, push::Class};
+use homeserver_storage::{At, Bytes, Key, Positioned, Reverse64, Row, Table, ToKey};
 use ruma::{RoomVersionId, owned_event_id, owned_room_id, owned_user_id};
 use smallvec::smallvec;
 
 use crate::{
     EventNumber, Membership, Origin, StateLogRow, StateRoot,
     rows::{
-        AliasRow, Effect, EventRow, Extremity, GapRow, Head, ImportPartRow, ImportRow,
+        AliasRow, ArrivalRow, Effect, EventRow, Extremity, GapRow, Head, ImportPartRow, ImportRow,
         IndexDebtRow, MembershipRow, NodeRow, RelationRow, RoomRow, StrippedRow, TransactionRow,
         TreeSweepRow, TreeSweepStep,
     },
     tables,
+    tally::Tally,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -36,6 +37,14 @@ fn line<K: Key, V: Row>(table: &Table<K, V>, key: &impl ToKey<Key = K>, row: &V)
 fn root(fill: u8) -> StateRoot {
     // A root is written as its node's name: sixteen bytes.
     postcard::from_bytes(&[fill; 16]).unwrap()
+}
+
+fn tally() -> Tally {
+    let mut tally = Tally::default();
+    tally.all.add(Class::Message);
+    tally.all.add(Class::Call);
+    tally.threaded.add(Class::Encrypted);
+    tally
 }
 
 fn event_row(status: EventStatus<StateRoot>) -> EventRow {
@@ -89,9 +98,24 @@ fn rows_of_events() {
         let row = Positioned::new(12, row);
         line(&tables::EVENTS, &(3_u64, 5_u64), &row)
     });
+    let arrival = ArrivalRow {
+        event: EventNumber(5),
+        class: 2,
+        thread: 4,
+        tally: tally(),
+        highest: 300,
+    };
     let others = [
         line(&tables::EVENT_IDS, &(3_u64, "$e"), &5),
-        line(&tables::ARRIVALS, &(3_u64, 12_u64), &5),
+        line(&tables::ARRIVALS, &(3_u64, 12_u64), &arrival),
+        line(&tables::MENTIONS, &(7_u64, 3_u64, 12_u64), &arrival),
+        line(&tables::UNCOUNTED, &(3_u64, 12_u64), &arrival),
+        line(&tables::OWN_READS, &(7_u64, 3_u64, 5_u64), &At::Known(12)),
+        line(
+            &tables::THREAD_TALLIES,
+            &(3_u64, 5_u64, 12_u64),
+            &arrival.tally.threaded,
+        ),
         line(&tables::HISTORY, &(3_u64, 300_u64, 1_u8, 12_u64), &5),
         line(&tables::THREAD_LOG, &(3_u64, 12_u64), &5),
         line(&tables::WAITING_REDACTIONS, &(3_u64, 5_u64, 6_u64), &()),
@@ -133,7 +157,10 @@ fn rows_of_rooms_and_their_states() {
         root: root(b'r'),
         joined: 2,
         invited: 1,
+        tally: tally(),
         generation: 4,
+        listed: true,
+        highest: 300,
     };
     let room = RoomRow {
         room_id: owned_room_id!("!r:b"),
@@ -234,7 +261,7 @@ fn rows_of_members_and_the_directory() {
         line(&tables::SERVER_LOG, &(3_u64, "b", 12_u64), &1),
         line(&tables::ALIASES, &"#a:b", &alias),
         line(&tables::ROOM_ALIASES, &(3_u64, "#a:b"), &()),
-        line(&tables::DIRECTORY, &3_u64, &()),
+        line(&tables::DIRECTORY, &(Reverse64(2), 3_u64), &()),
     ];
     let lines: Vec<_> = history.into_iter().chain(others).collect();
     insta::assert_snapshot!(lines.join("\n"));

@@ -2,9 +2,9 @@
 //!
 //! Specification: client-server API, "Getting events for a room", "Lazy-loading room members".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use homeserver_rooms::{HistoryToken, Place, StateKey, Towards, VisibleEvent};
+use homeserver_rooms::{HistoryToken, Place, Towards, VisibleEvent};
 use homeserver_storage::Position;
 use ruma::{EventId, OwnedUserId, RoomId};
 use serde::Deserialize;
@@ -21,6 +21,8 @@ use crate::{
 
 /// Events in one page at most, whatever the client asks for.
 pub(crate) const MAX_PAGE: usize = 250;
+
+const MEMBER: &str = "m.room.member";
 
 /// Which events of a page the client wants.
 #[derive(Clone, Debug, Default)]
@@ -273,19 +275,20 @@ impl RoomReads {
         event: &VisibleEvent,
         shown: Option<&[&VisibleEvent]>,
     ) -> Result<Vec<VisibleEvent>, ReadError> {
-        let all = self
-            .rooms
-            .state_all(&visit.room, event.state_after())
-            .await?;
-        let needed = |key: &StateKey| {
-            key.event_type() != "m.room.member"
-                || shown.is_none_or(|shown| {
-                    let mut senders = shown.iter().map(|event| event.pdu().sender());
-                    senders.any(|sender| sender == key.state_key())
-                })
+        let (room, root) = (&visit.room, event.state_after());
+        let Some(shown) = shown else {
+            let all = self.rooms.state_all(room, root).await?;
+            let numbers: Vec<_> = all.into_iter().map(|(_, event)| event).collect();
+            return Ok(self.rooms.state_events(&visit.state, &numbers).await?);
         };
-        let needed = all.into_iter().filter(|(key, _)| needed(key));
-        let numbers: Vec<_> = needed.map(|(_, event)| event).collect();
+        // As much is read as is told: a room may have very many members.
+        let others = self.rooms.state_except(room, root, MEMBER).await?;
+        let mut numbers: Vec<_> = others.into_iter().map(|(_, event)| event).collect();
+        let senders: BTreeSet<_> = shown.iter().map(|event| event.pdu().sender()).collect();
+        for sender in senders {
+            let member = self.rooms.state_value(room, root, MEMBER, sender.as_str());
+            numbers.extend(member.await?);
+        }
         Ok(self.rooms.state_events(&visit.state, &numbers).await?)
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Specification: client-server API, "Published room directory".
 
-use std::{cmp::Reverse, sync::Arc};
+use std::sync::Arc;
 
-use homeserver_rooms::{Description, Room, RoomError, RoomNumber, Rooms};
+use homeserver_rooms::{Description, DirectoryPlace, RoomError, RoomNumber, Rooms};
+use homeserver_storage::Direction;
 use ruma::{OwnedServerName, ServerName};
 
 use super::{read::ReadError, summary::RoomSummary};
@@ -15,11 +16,15 @@ const DEFAULT_PAGE: usize = 50;
 /// Rooms of a page at most.
 const MAX_PAGE: usize = 500;
 
-/// Rooms that are listed at most; those published first come first.
-const MAX_LISTED: usize = 10_000;
+/// Rooms up to which they are counted. Of more there is no estimate.
+const MAX_COUNTED: usize = 1_000;
 
-/// Numbers of published rooms read in one go.
-const ROOMS_AT_ONCE: usize = 500;
+/// Rooms looked at for one page. A page that finds too little among so many ends early, with a
+/// token to go on.
+const LOOKED_AT_PER_PAGE: usize = 1_000;
+
+/// Places of the directory read in one go.
+const ROOMS_AT_ONCE: usize = 100;
 
 /// What a client asks of the directory.
 #[derive(Clone, Debug, Default)]
@@ -43,39 +48,38 @@ pub(crate) struct Listed {
     pub(crate) next: Option<String>,
     /// The token of the preceding page.
     pub(crate) previous: Option<String>,
-    /// How many rooms are listed, whatever was searched for.
-    pub(crate) total: usize,
+    /// How many rooms are listed, whatever was searched for; `None` if there are very many.
+    pub(crate) total: Option<usize>,
 }
-
-/// Where a room stands in the directory: the largest first, among equals the older.
-type Rank = (Reverse<u64>, u64);
 
 /// A place between two rooms of the directory. A room that grows or shrinks between two pages may
 /// be shown twice or not at all; no other room is touched by that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Since {
-    After(Rank),
-    Before(Rank),
+    After(DirectoryPlace),
+    Before(DirectoryPlace),
 }
 
 impl Since {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('_');
         let kind = parts.next()?;
-        let joined = Reverse(parts.next()?.parse().ok()?);
-        let rank = (joined, parts.next()?.parse().ok()?);
+        let joined = parts.next()?.parse().ok()?;
+        let room = RoomNumber(parts.next()?.parse().ok()?);
+        let place = DirectoryPlace { joined, room };
         match (kind, parts.next()) {
-            ("a", None) => Some(Self::After(rank)),
-            ("b", None) => Some(Self::Before(rank)),
+            ("a", None) => Some(Self::After(place)),
+            ("b", None) => Some(Self::Before(place)),
             _ => None,
         }
     }
 
     fn to_token(self) -> String {
-        match self {
-            Self::After((Reverse(joined), room)) => format!("a_{joined}_{room}"),
-            Self::Before((Reverse(joined), room)) => format!("b_{joined}_{room}"),
-        }
+        let (kind, DirectoryPlace { joined, room }) = match self {
+            Self::After(place) => ("a", place),
+            Self::Before(place) => ("b", place),
+        };
+        format!("{kind}_{joined}_{}", room.0)
     }
 }
 
@@ -104,76 +108,62 @@ impl PublicRooms {
             Some(since) => Some(Since::parse(since).ok_or(ReadError::BadToken)?),
             None => None,
         };
-        let all = self.ranked().await?;
-        let total = all.len();
-        let (mut page, more) = self.matching(&all, since, limit, wanted).await?;
+        let counted = self.rooms.count_published(MAX_COUNTED).await?;
+        let (mut page, stopped) = self.matching(since, limit, wanted).await?;
         let is_backward = matches!(since, Some(Since::Before(_)));
         if is_backward {
             page.reverse();
         }
-        let before = page.first().map(|(rank, _)| Since::Before(*rank));
-        let after = page.last().map(|(rank, _)| Since::After(*rank));
-        let has_before = if is_backward { more } else { since.is_some() };
-        let has_after = is_backward || more;
+        let first = page.first().map(|(place, _)| *place);
+        let last = page.last().map(|(place, _)| *place);
+        let (before, after) = if is_backward {
+            (stopped, last)
+        } else {
+            (first.filter(|_| since.is_some()), stopped)
+        };
         Ok(Listed {
-            next: after.filter(|_| has_after).map(Since::to_token),
-            previous: before.filter(|_| has_before).map(Since::to_token),
+            next: after.map(|place| Since::After(place).to_token()),
+            previous: before.map(|place| Since::Before(place).to_token()),
             rooms: page.into_iter().map(|(_, summary)| summary).collect(),
-            total,
+            total: (counted < MAX_COUNTED).then_some(counted),
         })
     }
 
-    /// All listed rooms in the order of the directory.
-    async fn ranked(&self) -> Result<Vec<(Rank, Arc<Room>)>, RoomError> {
-        let position = self.rooms.store().durable();
-        let mut ranked: Vec<(Rank, Arc<Room>)> = Vec::new();
-        let mut after: Option<RoomNumber> = None;
-        while ranked.len() < MAX_LISTED {
-            let rooms = self.rooms.published(after, ROOMS_AT_ONCE).await?;
-            after = rooms.last().map(|room| room.number);
-            let is_last = rooms.len() < ROOMS_AT_ONCE;
-            for room in rooms {
-                let joined = self.rooms.state_at(room.number, position).await?.joined;
-                ranked.push(((Reverse(joined), room.number.0), room));
-            }
-            if is_last {
-                break;
-            }
-        }
-        ranked.sort_unstable_by_key(|(rank, _)| *rank);
-        Ok(ranked)
-    }
-
-    /// Up to `limit` matching rooms from a place on, in the direction of `since`, and whether there
-    /// are more.
+    /// Up to `limit` matching rooms from a place on, in the direction of `since`, and the place to
+    /// go on from if there may be more.
     async fn matching(
         &self,
-        all: &[(Rank, Arc<Room>)],
         since: Option<Since>,
         limit: usize,
         wanted: &PublicRoomsRequest,
-    ) -> Result<(Vec<(Rank, RoomSummary)>, bool), RoomError> {
-        let candidates: Vec<&(Rank, Arc<Room>)> = match since {
-            None => all.iter().collect(),
-            Some(Since::After(place)) => all.iter().filter(|(rank, _)| *rank > place).collect(),
-            Some(Since::Before(place)) => {
-                let before = all.iter().filter(|(rank, _)| *rank < place);
-                before.rev().collect()
-            }
+    ) -> Result<(Vec<(DirectoryPlace, RoomSummary)>, Option<DirectoryPlace>), RoomError> {
+        let (mut at, direction) = match since {
+            None => (None, Direction::Forward),
+            Some(Since::After(place)) => (Some(place), Direction::Forward),
+            Some(Since::Before(place)) => (Some(place), Direction::Backward),
         };
         let position = self.rooms.store().durable();
-        let mut page = Vec::new();
-        for (rank, room) in candidates {
-            let described = self.rooms.description(room, position).await?;
-            if !matches(&described, wanted) {
-                continue;
+        let mut page: Vec<(DirectoryPlace, RoomSummary)> = Vec::new();
+        for _ in 0..LOOKED_AT_PER_PAGE / ROOMS_AT_ONCE {
+            let listed = self.rooms.published(at, direction, ROOMS_AT_ONCE).await?;
+            let is_last = listed.len() < ROOMS_AT_ONCE;
+            for (place, room) in listed {
+                at = Some(place);
+                let described = self.rooms.description(&room, position).await?;
+                if !matches(&described, wanted) {
+                    continue;
+                }
+                if page.len() == limit {
+                    let stopped = page.last().map(|(place, _)| *place);
+                    return Ok((page, stopped));
+                }
+                page.push((place, RoomSummary::listed(described)));
             }
-            if page.len() == limit {
-                return Ok((page, true));
+            if is_last {
+                return Ok((page, None));
             }
-            page.push((*rank, RoomSummary::listed(described)));
         }
-        Ok((page, false))
+        Ok((page, at))
     }
 }
 
@@ -201,8 +191,8 @@ mod tests {
     proptest! {
         #[test]
         fn tokens_read_back(joined: u64, room: u64, is_before: bool) {
-            let rank = (Reverse(joined), room);
-            let since = if is_before { Since::Before(rank) } else { Since::After(rank) };
+            let place = DirectoryPlace { joined, room: RoomNumber(room) };
+            let since = if is_before { Since::Before(place) } else { Since::After(place) };
             prop_assert_eq!(Since::parse(&since.to_token()), Some(since));
         }
 

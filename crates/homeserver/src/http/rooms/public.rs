@@ -45,7 +45,8 @@ struct PublicRoomsAnswer {
     next_batch: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_batch: Option<String>,
-    total_room_count_estimate: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_room_count_estimate: Option<usize>,
 }
 
 impl From<Listed> for PublicRoomsAnswer {

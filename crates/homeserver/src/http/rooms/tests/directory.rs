@@ -44,6 +44,10 @@ async fn aliases() {
     alice.get(&elsewhere).await.refused(404, "M_NOT_FOUND");
     let nowhere = json!({ "room_id": "!nowhere:example.org" });
     alice.put(&path, nowhere).await.refused(404, "M_NOT_FOUND");
+    // Who knows the id of a room is not in it.
+    bob.put(&path, here.clone())
+        .await
+        .refused(403, "M_FORBIDDEN");
     alice.put(&path, here.clone()).await.ok();
     alice
         .put(&path, here.clone())
