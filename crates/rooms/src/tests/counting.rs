@@ -166,6 +166,7 @@ fn counting_costs_few_bytes() {
         class: Class::Message.number(),
         thread: 0,
         tally,
+        highest: 0,
     };
     // Without counts, the row is an event number of eight bytes.
     assert!(row.encode().len() - 8 <= 12, "{}", row.encode().len());
