@@ -56,8 +56,8 @@ pub(crate) async fn compare(
 }
 
 fn print_row(what: &str, figures: &[String]) {
-    let figures: String = figures.iter().map(|it| format!("{it:>24}")).collect();
-    println!("  {what:<36}{figures}");
+    let figures: Vec<String> = figures.iter().map(|it| format!("{it:>24}")).collect();
+    println!("  {what:<36}{}", figures.concat());
 }
 
 /// Seeds one room and asks everything. The answers are in the order of [`QUESTIONS`].

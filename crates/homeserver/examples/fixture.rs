@@ -42,8 +42,10 @@ pub(crate) fn kind(engine: &str) -> Result<EngineKind, Failure> {
 
 /// The fixture's homeserver on the data in `folder`.
 pub(crate) async fn open(engine: EngineKind, folder: &Path) -> Result<Homeserver, Failure> {
-    let mut config = Config::default();
-    config.server_name = "fixture.example".try_into()?;
+    let mut config = Config {
+        server_name: "fixture.example".try_into()?,
+        ..Config::default()
+    };
     config.storage.engine = engine;
     config.storage.path = folder.to_owned();
     config.rate_limits.enabled = false;
