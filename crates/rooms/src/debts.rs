@@ -84,14 +84,18 @@ impl Rooms {
             .scan(&tables::INDEX_DEBTS, range, Direction::Forward, ATTEMPTS)
             .await?;
         for ((_, position), debt) in debts {
-            while self.pay_some_ids(room, debt.import).await? {}
+            let mut conflicts = 0;
+            while let Some(paid) = self.pay_some_ids(room, debt.import).await? {
+                count_conflict(paid, &mut conflicts)?;
+            }
             self.pay_members(room, position, debt).await?;
         }
         Ok(())
     }
 
-    /// Makes some events of a switched import findable by id. Gives whether there were any.
-    async fn pay_some_ids(&self, room: &Room, import: u64) -> Result<bool, RoomError> {
+    /// Makes some events of a switched import findable by id. Gives whether that was stored; `None`
+    /// when there are none.
+    async fn pay_some_ids(&self, room: &Room, import: u64) -> Result<Option<bool>, RoomError> {
         let live = self.live.room(room.number);
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (head, _) = tip.parts();
@@ -102,7 +106,7 @@ impl Rooms {
             .scan(table, range, Direction::Forward, PARTS_AT_ONCE);
         let parts = scan.await?;
         if parts.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
         let mut batch = Batch::new();
         batch.assert_value(&tables::HEADS, &room.number.0, &head);
@@ -123,8 +127,7 @@ impl Rooms {
             }
             batch.delete(&tables::IMPORT_PARTS, &key);
         }
-        stored(self.store.commit(batch).await)?;
-        Ok(true)
+        stored(self.store.commit(batch).await).map(Some)
     }
 
     /// Writes the member indexes of a switch.
@@ -138,6 +141,7 @@ impl Rooms {
         let live = self.live.room(room.number);
         let key = (room.number.0, position);
         let mut debt = debt;
+        let mut conflicts = 0;
         loop {
             let mut tip = live.tip(&self.store, Wants::Settled).await?;
             let (head, _) = tip.parts();
@@ -158,11 +162,16 @@ impl Rooms {
             } else {
                 batch.put(&tables::INDEX_DEBTS, &key, &further);
             }
-            if stored(self.store.commit(batch).await)? {
-                if is_last {
-                    return Ok(());
-                }
-                debt = further;
+            let paid = stored(self.store.commit(batch).await)?;
+            if paid && is_last {
+                return Ok(());
+            }
+            count_conflict(paid, &mut conflicts)?;
+            drop(tip);
+            // Somebody else may be paying the same debt.
+            match self.store.get(&tables::INDEX_DEBTS, &key).await? {
+                Some(left) => debt = left,
+                None => return Ok(()),
             }
         }
     }
@@ -279,6 +288,16 @@ impl Rooms {
 }
 
 /// Whether a batch is on disk; not if another process changed the room.
+/// Counts commits in a row that met another writer, and ends with the last that is tried.
+fn count_conflict(paid: bool, conflicts: &mut usize) -> Result<(), RoomError> {
+    *conflicts = if paid { 0 } else { *conflicts + 1 };
+    if *conflicts < ATTEMPTS {
+        Ok(())
+    } else {
+        Err(RoomError::Contended)
+    }
+}
+
 fn stored<T>(outcome: Result<T, CommitError>) -> Result<bool, RoomError> {
     match outcome {
         Ok(_) => Ok(true),

@@ -279,6 +279,8 @@ impl<'a> RoomEdit<'a> {
         let reference = event.pdu.reference();
         let reference = reference.map_err(|e| RoomError::damaged(e.to_string()))?;
         head.extremities.drain(..follows);
+        // The event's own state is the room's, which that is part of.
+        head.apart = None;
         head.extremities.push(Extremity {
             number: event.number,
             id: event.pdu.event_id().to_owned(),

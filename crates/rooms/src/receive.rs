@@ -141,20 +141,17 @@ impl Rooms {
     }
 }
 
-/// Forgets the oldest extremities where there are too many. What they brought into the state stays:
-/// the others stand for the resolved state from then on.
+/// Forgets the oldest extremities where there are too many. Gives whether there were.
 ///
 /// Their events stay in the room; only, events of this server no longer name them as previous ones.
 /// Peers do so, and what they send then joins the branches.
-fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>, resolved: StateRoot) {
+fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
     if extremities.len() <= MAX_EXTREMITIES {
-        return;
+        return false;
     }
     extremities.sort_by_key(|extremity| (extremity.height, extremity.number));
     extremities.drain(..extremities.len() - MAX_EXTREMITIES);
-    for extremity in extremities {
-        extremity.after = resolved;
-    }
+    true
 }
 
 fn judged(event: &StoredEvent, position: Option<Position>) -> Received {
@@ -333,7 +330,7 @@ impl RoomEdit<'_> {
         let event = &appended.event;
         let reference = event.pdu.reference();
         let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
-        let old = self.delta.head.root;
+        let (old, apart) = (self.delta.head.root, self.delta.head.apart);
         let extremities = &mut self.delta.head.extremities;
         extremities.retain(|extremity| !event.prev.contains(&extremity.number));
         extremities.push(Extremity {
@@ -347,9 +344,14 @@ impl RoomEdit<'_> {
         let roots: Vec<_> = extremities
             .iter()
             .map(|extremity| extremity.after)
+            .chain(apart)
             .collect();
         let new = self.resolve(&roots).await?;
-        bound_extremities(&mut self.delta.head.extremities, new);
+        // A peer may follow all that are left, with a state of its own: what was forgotten is not
+        // undone by that.
+        if bound_extremities(&mut self.delta.head.extremities) || apart.is_some() {
+            self.delta.head.apart = Some(new);
+        }
         if new != old {
             self.note_members_between(appended, old, new).await?;
             self.delta.head.root = new;

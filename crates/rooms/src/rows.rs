@@ -57,6 +57,10 @@ pub(crate) struct Head {
     pub(crate) listed: bool,
     /// The greatest height of what has arrived.
     pub(crate) highest: u64,
+    /// A state that the extremities alone do not carry: what forgotten extremities or an import
+    /// brought. It is resolved together with theirs until an event of this server, whose state is
+    /// the room's, follows them.
+    pub(crate) apart: Option<StateRoot>,
 }
 row!(Head, 1);
 
@@ -319,6 +323,8 @@ pub(crate) enum TreeSweepStep {
     Events(u64),
     /// Remove nodes that are old and not marked, after this one.
     Remove([u8; 16]),
+    /// Nothing is left to remove; drop the marks. Never before: without marks nothing is spared.
+    Unmark,
 }
 
 /// Bytes as one slice: serde would write a sequence of numbers.

@@ -20,11 +20,11 @@ const SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 impl Rooms {
     /// Removes answers to transactions past their lifetime, imports that were abandoned, and nodes
-    /// of state trees that nothing reaches. Runs hourly by itself; what an interrupted sweep leaves,
-    /// the next one takes.
+    /// of state trees that nothing reaches, and does what a failed switch left to do. Runs hourly
+    /// by itself; what an interrupted sweep leaves, the next one takes.
     pub async fn sweep(&self) -> Result<(), RoomError> {
         self.sweep_transactions().await?;
-        self.sweep_imports().await?;
+        self.resume().await?;
         self.sweep_nodes().await?;
         Ok(())
     }

@@ -69,10 +69,12 @@ impl Rooms {
         head.sequence += 1;
         head.root = root;
         self.recount(&room, &seen, &mut head).await?;
-        // The next event follows the present extremities, and its state is the resolved one.
+        // The next event follows the present extremities, and its state is the resolved one. The
+        // states of their own rows are still those of before.
         for extremity in &mut head.extremities {
             extremity.after = root;
         }
+        head.apart = Some(root);
         batch.assert_value(&tables::IMPORTS, &import.0, &row);
         batch.delete(&tables::IMPORTS, &import.0);
         batch.assert_value(&tables::HEADS, &room.number.0, &seen);

@@ -341,13 +341,17 @@ async fn engines_on_files_are_opened_again_in_place() {
     ];
     for open in engines {
         let mut reopened = 0;
-        for call in [9, 12, 15] {
+        // Which calls are commits depends on how the batches happen to be merged.
+        for call in 8..40 {
+            if reopened == 3 {
+                break;
+            }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("database");
             let plan = FaultPlan::once(call, call, Fault::FailedSync);
             let disk = FaultyDisk::folder(plan.clone(), move || Ok(open(&path)));
             reopened += round_in_place(plan, disk).await.1;
         }
-        assert!(reopened > 0, "the faults hit no commit");
+        assert_eq!(reopened, 3, "the faults hit too few commits");
     }
 }

@@ -67,12 +67,19 @@ impl Rooms {
             .scan(&TREE_SWEEPS, all, Direction::Forward, ROOMS_A_RUN);
         let mut rows = ROWS_A_RUN;
         for (room, _) in scan.await? {
-            while self.sweep_nodes_step(RoomNumber(room), &mut rows).await? == Swept::More {
-                if rows == 0 {
-                    return Ok(());
-                }
+            if let Err(error) = self.sweep_nodes_of(RoomNumber(room), &mut rows).await {
+                // One room costs only itself.
+                tracing::warn!(room, %error, "the sweep of a room's state was interrupted");
+            }
+            if rows == 0 {
+                return Ok(());
             }
         }
+        Ok(())
+    }
+
+    async fn sweep_nodes_of(&self, room: RoomNumber, rows: &mut usize) -> Result<(), RoomError> {
+        while *rows > 0 && self.sweep_nodes_step(room, rows).await? == Swept::More {}
         Ok(())
     }
 
@@ -88,11 +95,15 @@ impl Rooms {
         let outcome = match sweep.step {
             TreeSweepStep::Asked => self.begin_generation(room, &sweep, rows).await,
             TreeSweepStep::Remove(after) => self.remove_unmarked(room, &sweep, after, rows).await,
+            TreeSweepStep::Unmark => self.end_sweep(room, &sweep).await,
             _ => self.mark_some(room, &sweep, rows).await,
         };
         match outcome {
             // A sweep was asked for anew, the room moved, or a node was written again.
-            Err(RoomError::NotStored(CommitError::Conflict { .. })) => Ok(Swept::More),
+            Err(RoomError::NotStored(CommitError::Conflict { .. })) => {
+                *rows = rows.saturating_sub(1);
+                Ok(Swept::More)
+            }
             outcome => outcome,
         }
     }
@@ -114,11 +125,10 @@ impl Rooms {
         let imports = self.imports_of(room).await?;
         *rows = rows.saturating_sub(imports.len() + 1);
         if imports.len() > OPEN_IMPORTS {
-            *rows = 0;
-            return Ok(Swept::More);
+            // The next run asks again.
+            return Ok(Swept::Done);
         }
         let old_marks = ScanRange::prefix(&room.0).before(&(room.0, head.generation));
-        self.store.drop_range(&TREE_MARKS, old_marks).await?;
         let mut batch = Batch::new();
         batch.assert_value(&HEADS, &room.0, &seen);
         batch.put(&HEADS, &room.0, &head);
@@ -143,6 +153,8 @@ impl Rooms {
         let outcome = ticket.await;
         commit.settle(outcome.is_ok());
         outcome.map_err(not_stored)?;
+        // Only now are they nobody's: another sweep may have been at work with them until then.
+        self.store.drop_range(&TREE_MARKS, old_marks).await?;
         Ok(Swept::More)
     }
 
@@ -230,6 +242,7 @@ impl Rooms {
                 if let Some(head) = self.store.get(&HEADS, &room.0).await? {
                     roots.push(head.root);
                     roots.extend(head.extremities.iter().map(|extremity| extremity.after));
+                    roots.extend(head.apart);
                 }
                 TreeSweepStep::Log(0)
             }
@@ -237,8 +250,7 @@ impl Rooms {
         Ok((roots, next))
     }
 
-    /// Removes those of some nodes that are old and not marked. After the last one nothing is left
-    /// to do.
+    /// Removes those of some nodes that are old and not marked.
     async fn remove_unmarked(
         &self,
         room: RoomNumber,
@@ -264,15 +276,11 @@ impl Rooms {
             }
         }
         let last = nodes.last().filter(|_| nodes.len() == ROWS_AT_ONCE);
-        let Some(((_, last), _)) = last else {
-            // Nothing but the assert: a sweep that was interrupted after this is not held up again.
-            if batch.len() > 1 {
-                self.store.commit(batch).await.map_err(not_stored)?;
-            }
-            return self.end_sweep(room, sweep).await;
-        };
+        let step = last.map_or(TreeSweepStep::Unmark, |((_, last), _)| {
+            TreeSweepStep::Remove(*last)
+        });
         let next = TreeSweepRow {
-            step: TreeSweepStep::Remove(*last),
+            step,
             ..sweep.clone()
         };
         batch.put(&TREE_SWEEPS, &room.0, &next);

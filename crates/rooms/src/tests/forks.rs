@@ -456,6 +456,48 @@ async fn a_flood_of_forks_leaves_the_room_writable() {
     }
 }
 
+/// What forgotten extremities brought is not undone by a peer that joins all that are left.
+#[tokio::test]
+async fn a_flood_of_forks_undoes_no_ban() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let mut sock = Elsewhere {
+        server: &server,
+        room: zed.room.clone(),
+        user: user_id!("@sock:there.example").to_owned(),
+        time: zed.time + 1_000,
+    };
+    let fork = sock.join(&join).await;
+    let ban = MembershipChange::Ban {
+        user: zed.user.clone(),
+    };
+    server.member(&user("alice"), &zed.room, ban).await.unwrap();
+    let mut branches = Vec::new();
+    for _ in 0..MAX_EXTREMITIES {
+        let prev = std::slice::from_ref(&fork);
+        let branch = sock
+            .make(prev, "m.room.message", None, json!({ "body": "!" }))
+            .await;
+        assert_eq!(sock.receive(&branch).await, StatusKind::Accepted);
+        branches.push(branch.event_id().to_owned());
+    }
+    let joined = sock
+        .make(&branches, "m.room.message", None, json!({ "body": "?" }))
+        .await;
+    assert_eq!(sock.receive(&joined).await, StatusKind::Accepted);
+    let zed_is = async || {
+        let found = server.state(&zed.room, "m.room.member", zed.user.as_str());
+        found.await.unwrap()["membership"].clone()
+    };
+    assert_eq!(zed_is().await, "ban");
+    server.say(&user("alice"), &zed.room, "still").await;
+    assert_eq!(zed_is().await, "ban");
+    let late = zed
+        .make(&[join], "m.room.message", None, json!({ "body": "me" }))
+        .await;
+    assert_eq!(zed.receive(&late).await, StatusKind::SoftFailed);
+}
+
 #[tokio::test]
 async fn everybody_whose_membership_a_resolution_changes_is_told() {
     let server = Server::start().await;

@@ -161,6 +161,7 @@ fn rows_of_rooms_and_their_states() {
         generation: 4,
         listed: true,
         highest: 300,
+        apart: Some(root(b'p')),
     };
     let room = RoomRow {
         room_id: owned_room_id!("!r:b"),
@@ -192,6 +193,7 @@ fn rows_of_rooms_and_their_states() {
         TreeSweepStep::Log(12),
         TreeSweepStep::Events(5),
         TreeSweepStep::Remove([b'i'; 16]),
+        TreeSweepStep::Unmark,
     ];
     let sweeps = steps.map(|step| {
         let generation = 4;

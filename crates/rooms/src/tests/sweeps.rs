@@ -57,6 +57,7 @@ async fn roots(server: &Server, room: &Room) -> BTreeSet<StateRoot> {
         .unwrap();
     roots.insert(head.root);
     roots.extend(head.extremities.iter().map(|extremity| extremity.after));
+    roots.extend(head.apart);
     roots
 }
 
@@ -316,4 +317,28 @@ async fn a_node_that_is_written_again_while_it_is_swept_stays() {
     abandon_all(&server).await;
     server.rooms.sweep_nodes().await.unwrap();
     assert!(stored(&server, &room).await.len() <= whole);
+}
+
+/// The marks go before the sweep's row does. A sweep that ends between the two spares what they
+/// marked.
+#[tokio::test]
+async fn a_sweep_that_ends_without_its_marks_removes_nothing_more() {
+    let server = Server::start().await;
+    let id = public_room(&server).await.unwrap();
+    let room = server.room(&id).await;
+    let pdus = joins(&room, &create_event(&server, &room).await, 100);
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    import(&server, begun, &pdus).await.unwrap();
+    let mut rows = 100_000;
+    while step_of(&server, &room).await != Some(TreeSweepStep::Unmark) {
+        let step = server.rooms.sweep_nodes_step(room.number, &mut rows);
+        assert_eq!(step.await.unwrap(), Swept::More);
+    }
+    let needed = reachable(&server, &room, "swept").await;
+    let store = &server.rooms.store;
+    let dropped = store.drop_range(&tables::TREE_MARKS, ScanRange::all());
+    dropped.await.unwrap();
+    server.rooms.sweep_nodes().await.unwrap();
+    assert_eq!(step_of(&server, &room).await, None);
+    assert_eq!(stored(&server, &room).await, needed);
 }
