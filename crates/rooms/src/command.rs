@@ -38,16 +38,18 @@ impl RoomCommand {
         }
     }
 
-    /// The same command, done at most once for this transaction.
+    /// The same command, done at most once for this transaction of a device, which is named by its
+    /// id and its number.
     #[must_use]
     pub fn with_transaction(
         mut self,
-        device: OwnedDeviceId,
+        (device, number): (OwnedDeviceId, u64),
         endpoint: impl Into<String>,
         id: impl Into<String>,
     ) -> Self {
         self.device = Some(device);
         self.transaction = Some(TransactionKey {
+            device: number,
             endpoint: endpoint.into(),
             id: id.into(),
         });
@@ -59,6 +61,9 @@ impl RoomCommand {
 /// (client-server API, "Transaction identifiers"); the device is the command's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TransactionKey {
+    /// The number of the device. One that was deleted and is made again under the same id has
+    /// another number, and may use its transaction ids again.
+    pub device: u64,
     /// Method and path without the transaction id, such as `PUT send/!room/m.room.message`. The
     /// same text for all versions of the path.
     pub endpoint: String,

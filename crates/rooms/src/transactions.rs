@@ -8,7 +8,6 @@ use std::{collections::HashMap, sync::Arc};
 
 use homeserver_storage::{Batch, Direction, ScanRange};
 use parking_lot::Mutex;
-use ruma::UserId;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
@@ -40,12 +39,11 @@ fn digest(parts: [&str; 2]) -> [u8; 16] {
     short
 }
 
-/// The key of a command's transaction. Without a device the scope is the user.
+/// The key of a command's transaction.
 pub(crate) fn transaction_digest(command: &RoomCommand) -> Option<TransactionDigest> {
     let transaction = command.transaction.as_ref()?;
-    let device = command.device.as_ref().map_or("", |device| device.as_str());
     Some((
-        digest([command.sender.as_str(), device]),
+        digest([command.sender.as_str(), &transaction.device.to_string()]),
         digest([&transaction.endpoint, &transaction.id]),
     ))
 }
@@ -110,31 +108,12 @@ impl Rooms {
     pub async fn sweep_transactions(&self) -> Result<usize, RoomError> {
         let now = self.clock.unix_millis();
         let outdated = |row: &TransactionRow| row.time + TRANSACTION_LIFETIME < now;
-        self.delete_transactions(ScanRange::all, outdated).await
-    }
-
-    /// Removes the answers to a device that is gone.
-    pub async fn forget_device_transactions(
-        &self,
-        user: &UserId,
-        device: &str,
-    ) -> Result<usize, RoomError> {
-        let scope = digest([user.as_str(), device]);
-        self.delete_transactions(|| ScanRange::prefix(&scope), |_| true)
-            .await
-    }
-
-    async fn delete_transactions(
-        &self,
-        range: impl Fn() -> ScanRange<TransactionDigest>,
-        goes: impl Fn(&TransactionRow) -> bool,
-    ) -> Result<usize, RoomError> {
         let mut after = None;
         let mut deleted = 0;
         loop {
             let range = match &after {
-                Some(after) => range().after(after),
-                None => range(),
+                Some(after) => ScanRange::all().after(after),
+                None => ScanRange::all(),
             };
             let rows = self
                 .store
@@ -145,7 +124,7 @@ impl Rooms {
             };
             after = Some(*last);
             let mut batch = Batch::new();
-            for (key, _) in rows.iter().filter(|(_, row)| goes(&row.value)) {
+            for (key, _) in rows.iter().filter(|(_, row)| outdated(&row.value)) {
                 batch.delete(&TRANSACTIONS, key);
                 deleted += 1;
             }

@@ -28,7 +28,7 @@ fn command(room: &OwnedRoomId, number: usize) -> RoomCommand {
         event,
     };
     let command = RoomCommand::new(user("alice"), action);
-    command.with_transaction("D".into(), "send", number.to_string())
+    command.with_transaction(("D".into(), 1), "send", number.to_string())
 }
 
 async fn burst(server: &Server, room: &OwnedRoomId) -> Vec<Result<RoomAnswer, RoomError>> {

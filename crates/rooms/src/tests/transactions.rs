@@ -8,12 +8,21 @@ use super::support::{Server, message, user};
 use crate::{CreateRoom, RoomAction, RoomCommand, TRANSACTION_LIFETIME};
 
 fn send(room: &ruma::OwnedRoomId, body: &str, device: &str, id: &str) -> RoomCommand {
+    send_from(room, body, (device, u64::from(device.as_bytes()[0])), id)
+}
+
+fn send_from(
+    room: &ruma::OwnedRoomId,
+    body: &str,
+    (device, number): (&str, u64),
+    id: &str,
+) -> RoomCommand {
     let action = RoomAction::Send {
         room: room.clone(),
         event: message(body),
     };
     let command = RoomCommand::new(user("alice"), action);
-    command.with_transaction(device.into(), "send", id)
+    command.with_transaction((device.into(), number), "send", id)
 }
 
 #[tokio::test]
@@ -69,12 +78,19 @@ async fn a_transaction_happens_once() {
         .await
         .unwrap();
     assert_eq!(restarted.rooms.sweep_transactions().await.unwrap(), 3);
-    let gone = restarted
-        .rooms
-        .forget_device_transactions(&alice, "A")
-        .await
-        .unwrap();
-    assert_eq!(gone, 1);
+}
+
+/// A client that logs in again under its old device id may count from the start.
+#[tokio::test]
+async fn a_device_that_is_made_again_begins_anew() {
+    let server = Server::start().await;
+    let room = server.create(&user("alice"), CreateRoom::default()).await;
+    let mut answers = Vec::new();
+    for number in [1, 2, 2] {
+        let command = send_from(&room, "one", ("A", number), "1");
+        answers.push(server.rooms.execute(command).await.unwrap());
+    }
+    assert!(answers[0] != answers[1] && answers[1] == answers[2]);
 }
 
 #[tokio::test]

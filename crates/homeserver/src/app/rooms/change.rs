@@ -158,7 +158,7 @@ impl RoomChanges {
     ) -> Result<RoomAnswer, ChangeError> {
         self.check(&action).await?;
         let command = RoomCommand::new(session.user.clone(), action).with_transaction(
-            session.device.clone(),
+            (session.device.clone(), session.device_number.0),
             transaction.endpoint,
             transaction.id,
         );
