@@ -165,6 +165,11 @@ pub enum MembershipChange {
         /// `third_party_signed` of the request, to be matched with a third-party invite.
         third_party_signed: Option<Box<RawValue>>,
     },
+    /// The sender, who is joined, shows another profile; whoever is not joined is refused.
+    Show {
+        /// The sender's profile.
+        profile: MemberProfile,
+    },
     /// The sender leaves, refuses an invite or takes a knock back.
     Leave,
     /// The sender asks to be let in.

@@ -79,6 +79,16 @@ pub enum RoomError {
 }
 
 impl RoomError {
+    /// Whether the same request may succeed when it is made again.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Busy | Self::Contended | Self::Stopping => true,
+            Self::NotStored(error) => error.is_passing(),
+            Self::Storage(error) => error.is_passing(),
+            _ => false,
+        }
+    }
+
     /// A refusal by the rules, with the reason for people.
     pub(crate) fn forbidden(why: impl Into<String>) -> Self {
         Self::Forbidden(why.into())

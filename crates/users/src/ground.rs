@@ -34,6 +34,18 @@ pub enum Failure {
     Damaged(&'static str),
 }
 
+impl Failure {
+    /// Whether the same request may succeed when it is made again.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_passing(),
+            Self::Commit(error) => error.is_passing(),
+            Self::Busy => true,
+            Self::Refused | Self::Damaged(_) => false,
+        }
+    }
+}
+
 /// How an attempt to commit ended.
 #[derive(Debug)]
 pub(crate) enum Attempt {

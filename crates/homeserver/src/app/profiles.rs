@@ -7,16 +7,17 @@
 //!
 //! Specification: client-server API, "Profiles", "Events on Change of Profile Information".
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use homeserver_rooms::{
-    Membership, NewEvent, RoomAction, RoomCommand, RoomError, Rooms, UserNumber as RoomUserNumber,
+    MemberProfile, Membership, MembershipChange, RoomAction, RoomCommand, RoomError, RoomNumber,
+    Rooms, UserNumber as RoomUserNumber,
 };
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Position, StorageError, Store};
 use homeserver_users::{Failure, Profile, ProfileError, UserNumber, Users, journal};
 use ruma::{OwnedUserId, UserId};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use super::session::Session;
@@ -59,6 +60,21 @@ enum TellError {
     Users(#[from] Failure),
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+impl TellError {
+    /// Whether it may go well later. An engine that does not answer is nobody's profile's fault.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Room(RoomError::Storage(error))
+            | Self::Users(Failure::Read(error))
+            | Self::Storage(error) => {
+                error.is_passing() || matches!(error, StorageError::Engine(_))
+            }
+            Self::Room(error) => error.is_passing(),
+            Self::Users(error) => error.is_passing(),
+        }
+    }
 }
 
 impl ProfileChanges {
@@ -119,6 +135,15 @@ impl ProfileChanges {
         let _ = tokio::time::timeout(PATIENCE, told.wait_for(|told| *told >= position)).await;
     }
 
+    /// Resolves when the rooms were told of all that is in the journal now.
+    #[cfg(test)]
+    pub(crate) async fn told_now(&self) {
+        let now = self.store.durable();
+        let mut told = self.told.subscribe();
+        // The sender lives as long as `self`.
+        let _ = told.wait_for(|told| *told >= now).await;
+    }
+
     /// Follows the journal until shutdown.
     async fn tell_rooms(self) {
         let mut grown = self.store.subscribe();
@@ -160,7 +185,12 @@ impl ProfileChanges {
                 if entry.kind == journal::PROFILE_CHANGED
                     && let Some(user) = entry.numbers.first()
                 {
-                    self.tell_rooms_of(UserNumber(*user)).await?;
+                    match self.tell_rooms_of(UserNumber(*user)).await {
+                        Err(error) if error.is_passing() => return Err(error),
+                        // Tried again for ever, it would keep everybody's rooms from being told.
+                        Err(error) => tracing::warn!(%error, user, "a profile cannot be shown"),
+                        Ok(()) => {}
+                    }
                     changed = true;
                 }
             }
@@ -183,104 +213,55 @@ impl ProfileChanges {
         let Some(id) = self.users.user_id(user).await? else {
             return Ok(());
         };
-        let shown = self.shown(user).await?;
-        let at = self.rooms.durable();
-        for membership in self.rooms.memberships(RoomUserNumber(user.0), at).await? {
+        let profile = self.shown(user).await?;
+        let user = RoomUserNumber(user.0);
+        let memberships = self.rooms.memberships(user, self.rooms.durable()).await?;
+        for membership in memberships {
             if membership.membership != Membership::Join {
                 continue;
             }
-            let room = self.rooms.room_by_number(membership.room).await?;
-            let reader = self.rooms.reader(id.clone(), at).await?;
-            let events = self
-                .rooms
-                .visible(&reader, &room, &[membership.event])
-                .await?;
-            let before = events.first().map(|event| event.pdu().content());
-            let Some(content) = before.and_then(|before| with_profile(before, &shown)) else {
-                continue;
-            };
-            match self.send_member(&id, &room.id, content).await {
+            match self.tell_room(&id, membership.room, &profile).await {
                 // The room does not want it: banned from changing, left in the meantime.
-                Ok(_) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
-                Err(error) => return Err(error.into()),
+                Ok(()) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
+                Err(error) => {
+                    let error = TellError::from(error);
+                    if error.is_passing() {
+                        return Err(error);
+                    }
+                    // A room that will never take it does not keep the others from being told.
+                    let room = membership.room.0;
+                    tracing::warn!(%error, user = %id, room, "a room cannot show a profile");
+                }
             }
         }
         Ok(())
     }
 
-    async fn shown(&self, user: UserNumber) -> Result<BTreeMap<&'static str, Value>, Failure> {
-        let mut shown = BTreeMap::new();
-        for name in SHOWN_IN_ROOMS {
-            if let Some(text) = self.users.profiles.text(user, name).await? {
-                shown.insert(name, Value::String(text));
-            }
-        }
-        Ok(shown)
-    }
-
-    async fn send_member(
+    /// Whether the user is still in the room is decided there, at its tip.
+    async fn tell_room(
         &self,
         user: &OwnedUserId,
-        room: &ruma::OwnedRoomId,
-        content: Box<RawValue>,
-    ) -> Result<homeserver_rooms::RoomAnswer, RoomError> {
-        let event = NewEvent {
-            event_type: "m.room.member".to_owned(),
-            state_key: Some(user.to_string()),
-            content,
-            timestamp: None,
+        room: RoomNumber,
+        profile: &MemberProfile,
+    ) -> Result<(), RoomError> {
+        let room = self.rooms.room_by_number(room).await?;
+        let action = RoomAction::Membership {
+            room: room.id.clone(),
+            change: MembershipChange::Show {
+                profile: profile.clone(),
+            },
+            reason: None,
         };
-        let action = RoomAction::Send {
-            room: room.clone(),
-            event,
-        };
-        self.rooms
-            .execute(RoomCommand::new(user.clone(), action))
-            .await
+        let command = RoomCommand::new(user.clone(), action);
+        self.rooms.execute(command).await?;
+        Ok(())
     }
-}
 
-/// The content of a member event with another profile; `None` if it shows that one already.
-fn with_profile(before: &RawValue, shown: &BTreeMap<&str, Value>) -> Option<Box<RawValue>> {
-    let mut content: Map<String, Value> = serde_json::from_str(before.get()).ok()?;
-    let old = content.clone();
-    for name in SHOWN_IN_ROOMS {
-        match shown.get(name) {
-            Some(value) => content.insert(name.to_owned(), value.clone()),
-            None => content.remove(name),
-        };
-    }
-    // Why somebody joined is not why they are called so.
-    content.remove("reason");
-    let changed = SHOWN_IN_ROOMS
-        .iter()
-        .any(|name| content.get(*name) != old.get(*name));
-    changed
-        .then(|| serde_json::value::to_raw_value(&content).ok())
-        .flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_member_event_is_sent_only_if_it_shows_something_new() {
-        let raw = |value: Value| serde_json::value::to_raw_value(&value).unwrap();
-        let name = |name: &str| BTreeMap::from([("displayname", Value::String(name.to_owned()))]);
-        let before = raw(
-            json!({"membership": "join", "displayname": "A", "reason": "x", "is_direct": true}),
-        );
-        assert!(with_profile(&before, &name("A")).is_none());
-        let after = with_profile(&before, &name("B")).unwrap();
-        let after: Value = serde_json::from_str(after.get()).unwrap();
-        assert_eq!(
-            after,
-            json!({"membership": "join", "displayname": "B", "is_direct": true})
-        );
-        let after = with_profile(&before, &BTreeMap::new()).unwrap();
-        let after: Value = serde_json::from_str(after.get()).unwrap();
-        assert_eq!(after, json!({"membership": "join", "is_direct": true}));
+    async fn shown(&self, user: UserNumber) -> Result<MemberProfile, Failure> {
+        let [displayname, avatar_url] = SHOWN_IN_ROOMS;
+        Ok(MemberProfile {
+            displayname: self.users.profiles.text(user, displayname).await?,
+            avatar_url: self.users.profiles.text(user, avatar_url).await?,
+        })
     }
 }

@@ -35,6 +35,31 @@ pub(super) fn content(
     content
 }
 
+/// The content of a member event with another profile; `None` if it shows that one already.
+fn with_profile(
+    before: &str,
+    profile: &MemberProfile,
+) -> Result<Option<Map<String, Value>>, RoomError> {
+    let before: Map<String, Value> =
+        serde_json::from_str(before).map_err(|error| RoomError::damaged(error.to_string()))?;
+    let mut content = before.clone();
+    for (name, value) in [
+        ("displayname", &profile.displayname),
+        ("avatar_url", &profile.avatar_url),
+    ] {
+        match value {
+            Some(value) => content.insert(name.to_owned(), value.as_str().into()),
+            None => content.remove(name),
+        };
+    }
+    if content == before {
+        return Ok(None);
+    }
+    // Why somebody joined is not why they are called so.
+    content.remove("reason");
+    Ok(Some(content))
+}
+
 /// A membership event.
 pub(super) fn member_event(user: &UserId, content: Map<String, Value>) -> NewEvent {
     NewEvent::of(
@@ -65,6 +90,7 @@ impl Rooms {
                 self.decide_join(edit, sender, content(Membership::Join, profile, reason))
                     .await
             }
+            Change::Show { profile } => self.decide_show(edit, sender, profile).await,
             Change::Leave => self.decide_leave(edit, sender, reason).await,
             Change::Knock { profile } => {
                 let content = content(Membership::Knock, profile, reason);
@@ -152,6 +178,25 @@ impl Rooms {
             content.insert(key, voucher.as_str().into());
         }
         self.set_member(edit, sender, sender, content).await
+    }
+
+    /// Another profile never makes a member of somebody: a member event that says `join` would,
+    /// where anybody may join.
+    async fn decide_show(
+        &self,
+        edit: &mut RoomEdit<'_>,
+        sender: &UserId,
+        profile: &MemberProfile,
+    ) -> Result<Decision, RoomError> {
+        let now = edit.state("m.room.member", sender.as_str()).await?;
+        let membership = now.as_deref().and_then(crate::visible::membership_of);
+        let (Some(now), Some(Membership::Join)) = (now, membership) else {
+            return Err(RoomError::forbidden("you are not in this room"));
+        };
+        match with_profile(now.pdu.content_str(), profile)? {
+            Some(content) => self.set_member(edit, sender, sender, content).await,
+            None => Ok(stood(&now)),
+        }
     }
 
     /// Leaving a room one has left changes nothing.

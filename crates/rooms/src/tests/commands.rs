@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::support::{Server, event, invite, join, kinds, message, user};
 use crate::{
-    CreateRoom, InitialState, Membership, MembershipChange, Preset, RoomAction, RoomAnswer,
-    RoomError, UpgradeRoom,
+    CreateRoom, InitialState, MemberProfile, Membership, MembershipChange, Preset, RoomAction,
+    RoomAnswer, RoomError, UpgradeRoom,
 };
 
 fn public() -> CreateRoom {
@@ -113,6 +113,46 @@ async fn an_impossible_room_leaves_nothing_behind() {
         .act(&user("alice"), RoomAction::Create(Box::new(unknown)))
         .await;
     assert!(matches!(answer, Err(RoomError::UnsupportedRoomVersion(_))));
+}
+
+#[tokio::test]
+async fn another_profile_makes_a_member_of_nobody() {
+    let server = Server::start().await;
+    let (alice, bob) = (user("alice"), user("bob"));
+    let room = server.create(&alice, public()).await;
+    let show = |name: &str| MembershipChange::Show {
+        profile: MemberProfile {
+            displayname: Some(name.to_owned()),
+            avatar_url: None,
+        },
+    };
+    let refused = |answer: Result<_, RoomError>| {
+        assert!(matches!(answer, Err(RoomError::Forbidden(_))), "{answer:?}");
+    };
+    refused(server.member(&bob, &room, show("B")).await);
+    let content = json!({ "membership": "join", "displayname": "A", "reason": "x", "org.x": 1 });
+    let join = event("m.room.member", Some(bob.as_str()), &content);
+    let joined = server.try_send(&bob, &room, join).await.unwrap();
+    assert_eq!(
+        server.member(&bob, &room, show("A")).await.unwrap(),
+        joined,
+        "the same profile changes nothing"
+    );
+    server.member(&bob, &room, show("B")).await.unwrap();
+    let shown = server.state(&room, "m.room.member", bob.as_str()).await;
+    let expected = json!({ "membership": "join", "displayname": "B", "org.x": 1 });
+    assert_eq!(shown.unwrap(), expected);
+    let nothing = MembershipChange::Show {
+        profile: MemberProfile::default(),
+    };
+    server.member(&bob, &room, nothing).await.unwrap();
+    let shown = server.state(&room, "m.room.member", bob.as_str()).await;
+    assert_eq!(shown.unwrap(), json!({ "membership": "join", "org.x": 1 }));
+    let leave = MembershipChange::Leave;
+    server.member(&bob, &room, leave).await.unwrap();
+    refused(server.member(&bob, &room, show("C")).await);
+    let shown = server.state(&room, "m.room.member", bob.as_str()).await;
+    assert_eq!(shown.unwrap(), json!({ "membership": "leave" }));
 }
 
 #[tokio::test]

@@ -94,3 +94,45 @@ async fn a_closed_account_is_out_of_its_rooms_and_nobody_gets_in() {
         .await;
     login.refused(403, "M_USER_DEACTIVATED");
 }
+
+/// The profile goes with the account, and rooms are told of that while they are being left.
+#[tokio::test]
+async fn a_closed_account_with_a_name_leaves_all_its_public_rooms() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    fresh.register("bob").await;
+    let bob = fresh.homeserver.user("@bob:localhost").await.unwrap();
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", alice.user);
+    let body = json!({ "displayname": "Alice" });
+    fresh.put(&name, Some(&alice.token), body).await.ok();
+    let local = fresh.homeserver.user(&alice.user).await.unwrap();
+    for _ in 0..20 {
+        fresh.clock.advance(std::time::Duration::from_millis(1));
+        let room = CreateRoom {
+            preset: Some(Preset::PublicChat),
+            ..CreateRoom::default()
+        };
+        let room = bob.create_room(room).await.unwrap();
+        local.join(room).await.unwrap();
+    }
+    let body = json!({ "auth": own_password("alice") });
+    fresh.post(DEACTIVATE, Some(&alice.token), body).await.ok();
+    let components = fresh.homeserver.components();
+    let told = components.profile_changes.told_now();
+    tokio::time::timeout(std::time::Duration::from_secs(60), told)
+        .await
+        .unwrap();
+    let rooms = &components.rooms;
+    let number = rooms
+        .user_number(&ruma::UserId::parse(&alice.user).unwrap())
+        .await
+        .unwrap();
+    let memberships = rooms
+        .memberships(number, components.store.durable())
+        .await
+        .unwrap();
+    let left = memberships
+        .iter()
+        .filter(|membership| membership.membership == Membership::Leave);
+    assert_eq!((memberships.len(), left.count()), (20, 20));
+}

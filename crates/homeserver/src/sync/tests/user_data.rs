@@ -202,6 +202,48 @@ async fn a_new_display_name_reaches_the_rooms() {
     assert!(later.get("rooms").is_none());
 }
 
+/// The names that rooms show of a user.
+async fn names_in(rooms: &[String], user: &User) -> Vec<Value> {
+    let mut names = Vec::new();
+    for room in rooms {
+        let path = format!(
+            "rooms/{}/state/m.room.member/{}",
+            encoded(room),
+            encoded(user.id())
+        );
+        let member = user.get(&path).await.ok();
+        names.push(member["displayname"].clone());
+    }
+    names
+}
+
+#[tokio::test]
+async fn a_member_event_without_place_for_a_name_holds_nobody_up() {
+    let world = World::new().await;
+    let [alice, bob] = [world.user("alice").await, world.user("bob").await];
+    let rooms = [
+        alice.create_room(json!({})).await,
+        alice.create_room(json!({})).await,
+    ];
+    let member = format!(
+        "rooms/{}/state/m.room.member/{}",
+        encoded(&rooms[0]),
+        encoded(alice.id())
+    );
+    let large = json!({ "membership": "join", "org.example.large": "x".repeat(64_700) });
+    alice.put(&member, large).await.ok();
+    let of_bob = [bob.create_room(json!({})).await];
+    // It may be a name, but does not fit into that event.
+    let name = Value::from("n".repeat(255));
+    for user in [&alice, &bob] {
+        let path = format!("profile/{}/displayname", encoded(user.id()));
+        user.put(&path, json!({ "displayname": name })).await.ok();
+    }
+    let shown = names_in(&rooms, &alice).await;
+    assert_eq!(shown, [Value::Null, name.clone()]);
+    assert_eq!(names_in(&of_bob, &bob).await, [name]);
+}
+
 #[tokio::test]
 async fn profiles_have_any_fields_within_limits() {
     let world = World::new().await;
