@@ -153,14 +153,28 @@ struct Checked {
     object: Map<String, Value>,
 }
 
+impl Checked {
+    /// Whether `stored` is the same key, signatures aside.
+    fn is_same(&self, stored: &CrossSigningKeyRow) -> bool {
+        let Ok(mut stored) = serde_json::from_str::<Map<String, Value>>(&stored.json) else {
+            return false;
+        };
+        let mut object = self.object.clone();
+        object.remove("signatures");
+        stored.remove("signatures");
+        object == stored
+    }
+}
+
 impl CrossSigning {
     pub(crate) fn new(ground: Ground) -> Self {
         Self { ground }
     }
 
-    /// Stores cross-signing keys. The same keys again change nothing. Keys other than the stored
-    /// ones need proof once there is a master key; that is decided on the very rows that the commit
-    /// finds, so that of two first uploads at once only one passes without.
+    /// Stores cross-signing keys. The same keys again change nothing, whatever signatures they come
+    /// with: others are uploaded as signatures. Keys other than the stored ones need proof once
+    /// there is a master key; that is decided on the very rows that the commit finds, so that of two
+    /// first uploads at once only one passes without.
     pub async fn upload(
         &self,
         user: (UserNumber, &UserId),
@@ -196,7 +210,7 @@ impl CrossSigning {
                 if device.map_err(Failure::from)?.is_some() {
                     return Err(CrossSigningError::IsDeviceId(*usage));
                 }
-                if old != Some(&checked.row) {
+                if !old.is_some_and(|old| checked.is_same(old)) {
                     batch.put(&CROSS_SIGNING_KEYS, &key, &checked.row);
                     changed = true;
                 }
@@ -284,7 +298,7 @@ fn needs_proof(
 ) -> bool {
     let is_stored = |(usage, checked): (&KeyUsage, &Checked)| {
         let row = stored.get(usage);
-        row.is_some_and(|row| row.public_key == checked.row.public_key)
+        row.is_some_and(|row| checked.is_same(row))
     };
     stored.contains_key(&KeyUsage::Master) && !new.iter().all(is_stored)
 }

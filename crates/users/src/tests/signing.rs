@@ -215,6 +215,46 @@ async fn only_new_keys_need_authentication_and_the_same_again_change_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_stored_key_holds_is_not_rewritten_without_proof() {
+    let world = World::new().await;
+    let alice = Person::new(&world, "alice", 10).await;
+    let cross_signing = &world.users.cross_signing;
+    let owner = (alice.number, &*alice.id);
+    let master = |key: &Value| CrossSigningUpload {
+        master: Some(raw(key)),
+        ..CrossSigningUpload::default()
+    };
+    let before = world.store.durable();
+    let mut rewritten = alice.master_key.clone();
+    rewritten["usage"] = json!(["master", "self_signing"]);
+    let mut added = alice.master_key.clone();
+    added["org.example.note"] = "trust me".into();
+    for other in [&rewritten, &added] {
+        let other = master(other);
+        let refused = cross_signing.upload(owner, &other, Proved::No).await;
+        assert!(matches!(
+            refused,
+            Err(CrossSigningError::NeedsAuthentication)
+        ));
+    }
+    // With other signatures it is the same key, and the stored ones stay.
+    let mut signed = alice.master_key.clone();
+    alice.device.sign(&mut signed, "alice", "DEVICE");
+    let signed = master(&signed);
+    let again = cross_signing.upload(owner, &signed, Proved::No);
+    again.await.unwrap();
+    assert_eq!(world.store.durable(), before);
+    let shown = cross_signing.keys(owner, owner).await.unwrap();
+    assert_eq!(value(&shown.master.unwrap()), alice.master_key);
+
+    let changed = master(&added);
+    let proved = cross_signing.upload(owner, &changed, Proved::Yes);
+    proved.await.unwrap();
+    let shown = cross_signing.keys(owner, owner).await.unwrap();
+    assert_eq!(value(&shown.master.unwrap()), added);
+}
+
+#[tokio::test]
 async fn of_first_uploads_at_once_only_one_passes_without_proof() {
     let world = World::new().await;
     let cross_signing = &world.users.cross_signing;
