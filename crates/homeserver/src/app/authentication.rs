@@ -100,11 +100,21 @@ impl Authenticator {
             Some(user_id) => self.account(&user_id).await?,
             None => None,
         };
+        self.matching(account, password, target).await
+    }
+
+    /// The account, if `password` is its password: what was taken from `bucket` is given back then.
+    async fn matching(
+        &self,
+        account: Option<Account>,
+        password: &str,
+        bucket: LimitKey,
+    ) -> Result<Account, AuthenticationError> {
         let hash = stored_hash(account.as_ref());
         let matches = self.passwords.verify(password, hash).await?;
         match account {
             Some(account) if matches && account.is_active() => {
-                self.limits.give_back(LimitClass::Login, target);
+                self.limits.give_back(LimitClass::Login, bucket);
                 Ok(account)
             }
             Some(account) if !account.is_active() => Err(AuthenticationError::Deactivated),
@@ -193,19 +203,35 @@ impl Authenticator {
                 let valid = self.invitations.is_valid(token).await?;
                 Ok((!valid).then_some(Failure::WrongToken))
             }
-            Stage::Password => {
-                let wrong = Ok(Some(Failure::WrongPassword));
-                let Some(asking) = operation.user.as_ref() else {
-                    return wrong;
-                };
-                let user = proof.user.as_deref().unwrap_or(asking.as_str());
-                let password = proof.password.as_deref().unwrap_or_default();
-                match self.by_password(user, password).await {
-                    Ok(account) if account.user_id == *asking => Ok(None),
-                    Ok(_) | Err(AuthenticationError::WrongPassword) => wrong,
-                    Err(error) => Err(error),
-                }
-            }
+            Stage::Password => match operation.user.as_ref() {
+                Some(asking) => self.own_password(asking, proof).await,
+                None => Ok(Some(Failure::WrongPassword)),
+            },
+        }
+    }
+
+    /// Checks that somebody who is logged in knows their own password.
+    async fn own_password(
+        &self,
+        asking: &OwnedUserId,
+        proof: &Proof,
+    ) -> Result<Option<Failure>, AuthenticationError> {
+        let user = proof.user.as_deref().unwrap_or(asking.as_str());
+        let account = match local_user(&self.server_name, user) {
+            Some(user_id) => self.account(&user_id).await?,
+            None => None,
+        };
+        // Nobody else's password is tried here.
+        let Some(account) = account.filter(|account| account.user_id == *asking) else {
+            return Ok(Some(Failure::WrongPassword));
+        };
+        let bucket = LimitKey::OwnPassword(asking.clone());
+        self.limits.take(LimitClass::Login, bucket.clone())?;
+        let password = proof.password.as_deref().unwrap_or_default();
+        match self.matching(Some(account), password, bucket).await {
+            Ok(_) => Ok(None),
+            Err(AuthenticationError::WrongPassword) => Ok(Some(Failure::WrongPassword)),
+            Err(error) => Err(error),
         }
     }
 }

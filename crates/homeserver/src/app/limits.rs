@@ -49,6 +49,9 @@ pub(crate) enum LimitKey {
     User(OwnedUserId),
     /// An account that somebody tries to log in to, existing or not, by its localpart.
     Target(String),
+    /// An account whose own login proves its password once more. Apart from the attempts to log
+    /// in to it, so that strangers keep nobody from what needs the password.
+    OwnPassword(OwnedUserId),
     /// A [`host`].
     Address(IpAddr),
     /// Requests whose address is not known, as those within the process.

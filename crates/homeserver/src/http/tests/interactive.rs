@@ -2,7 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{fresh, own_password};
+use super::{fresh, fresh_with, own_password};
+use crate::{
+    app::{
+        authentication::{AuthenticationError, Proof},
+        interactive::Operation,
+    },
+    http::login::OWN_PASSWORD,
+};
 
 const GET_TOKEN: &str = "/_matrix/client/v1/login/get_token";
 const PASSWORD: &str = "/_matrix/client/v3/account/password";
@@ -75,4 +82,53 @@ async fn wrong_proofs_may_be_tried_again() {
             .await
             .refused(400, code);
     }
+}
+
+#[tokio::test]
+async fn strangers_keep_nobody_from_proving_their_own_password() {
+    let fresh = fresh_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.login.burst = 3;
+        config.rate_limits.login.per_second = 0.001;
+    })
+    .await;
+    let alice = fresh.register("alice").await;
+    fresh.register("bob").await;
+    let authenticator = &fresh.homeserver.components().authenticator;
+    for _ in 0..4 {
+        let guess = authenticator.by_password("alice", "wrong").await;
+        guess.unwrap_err();
+    }
+    let locked = authenticator.by_password("alice", "password of alice");
+    assert!(matches!(locked.await, Err(AuthenticationError::Limit(_))));
+    let proof = |user: &str, password: &str| Proof {
+        stage: Some("m.login.password".to_owned()),
+        user: Some(user.to_owned()),
+        password: Some(password.to_owned()),
+        ..Proof::default()
+    };
+    let operation = Operation {
+        endpoint: "test",
+        user: Some(alice.user.parse().unwrap()),
+        body: [0; 32],
+    };
+    let prove = async |user: &str, password: &str| {
+        let proof = proof(user, password);
+        let proven = authenticator.require(&operation, OWN_PASSWORD, Some(&proof));
+        proven.await
+    };
+    for _ in 0..5 {
+        prove("alice", "password of alice").await.unwrap();
+    }
+    // Nobody else's password is proof, nor can it be guessed here.
+    for _ in 0..5 {
+        let of_bob = prove("bob", "password of bob").await;
+        assert!(matches!(of_bob, Err(AuthenticationError::Challenge(_))));
+    }
+    for _ in 0..3 {
+        let wrong = prove("alice", "wrong").await;
+        assert!(matches!(wrong, Err(AuthenticationError::Challenge(_))));
+    }
+    let limited = prove("alice", "password of alice").await;
+    assert!(matches!(limited, Err(AuthenticationError::Limit(_))));
 }
