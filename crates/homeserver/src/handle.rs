@@ -106,13 +106,16 @@ impl Homeserver {
 
     /// Reads the certificates of all TLS listeners again, as after their renewal; connections made
     /// from now on are shown the new ones. A certificate that cannot be used leaves the old one in
-    /// place. Gives how many were read.
+    /// place and keeps no other from being read. Gives how many were read, or the first error.
     pub fn reload_certificates(&self) -> Result<usize, ListenError> {
         let certificates = self.certificates.lock().clone();
+        let mut outcome = Ok(certificates.len());
         for certificate in &certificates {
-            certificate.reload()?;
+            if let Err(error) = certificate.reload() {
+                outcome = outcome.and(Err(error));
+            }
         }
-        Ok(certificates.len())
+        outcome
     }
 
     /// Serves the configured listeners until [`Homeserver::shutdown`] is called on a clone.

@@ -175,6 +175,31 @@ async fn tls_speaks_what_the_client_can_and_shows_a_renewed_certificate() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_no_use_keeps_no_other_from_being_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [broken, good] = ["broken", "good"].map(|name| certificate(folder.path(), name));
+    let homeserver = open(|config| {
+        let mut second = config.listeners[0].clone();
+        second.tls = Some(good.files.clone());
+        config.listeners[0].tls = Some(broken.files.clone());
+        config.listeners.push(second);
+    })
+    .await;
+    let port = homeserver.listen().await.unwrap()[1].address.port();
+    let renewed = certificate(folder.path(), "renewed");
+    std::fs::write(&broken.files.certificate, "nothing").unwrap();
+    std::fs::copy(&renewed.files.certificate, &good.files.certificate).unwrap();
+    std::fs::copy(&renewed.files.key, &good.files.key).unwrap();
+    let error = homeserver.reload_certificates().unwrap_err().to_string();
+    assert!(
+        error.starts_with("listeners[0].tls.certificate: "),
+        "{error}"
+    );
+    version(&client(&renewed, &[b"h2"]), port).await.unwrap();
+    assert!(homeserver.shutdown().await);
+}
+
+#[tokio::test]
 async fn files_that_are_of_no_use_for_tls_are_named_with_their_key() {
     let folder = tempfile::tempdir().unwrap();
     let [one, other] = ["one", "other"].map(|name| certificate(folder.path(), name));
