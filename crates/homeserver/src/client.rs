@@ -320,11 +320,12 @@ impl UserEvents {
         let upto = last.filter(|_| full).unwrap_or(durable);
         let rooms = Arc::clone(&self.user.rooms);
         let reader = rooms.reader(self.user.user.clone(), upto).await?;
+        let mut read = Vec::new();
         for (position, entry) in entries {
-            if let Some(event) = self.user.read_one(&reader, position, &entry).await? {
-                self.ready.push_back(event);
-            }
+            read.extend(self.user.read_one(&reader, position, &entry).await?);
         }
+        // Together and after the last error: what is read again was not told yet.
+        self.ready.extend(read);
         self.after = upto;
         Ok(())
     }
@@ -366,10 +367,16 @@ impl LocalUser {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, ops::Range};
+
+    use homeserver_storage::engines::{
+        faulty::{Fault, FaultPlan, FaultyEngine},
+        memory::MemoryEngine,
+    };
     use serde_json::json;
 
     use super::*;
-    use crate::http::tests::fresh;
+    use crate::http::tests::{fresh, fresh_on};
 
     #[tokio::test]
     async fn events_are_told_to_those_in_the_room_in_order() {
@@ -413,6 +420,47 @@ mod tests {
         assert_eq!(received, sent);
         assert_eq!(memberships, ["@bob:localhost", "@bob:localhost"]);
         assert!(eve.join(room).await.is_err());
+    }
+
+    /// What a user is told of a room of their own, asked again after each error, on a disk with
+    /// these faults; the calls of the disk that reading takes, and the errors.
+    async fn told_with(faults: Vec<(u64, Fault)>) -> (Range<u64>, usize) {
+        let plan = FaultPlan {
+            at: faults,
+            ..FaultPlan::none(1)
+        };
+        let disk = Arc::new(FaultyEngine::new(Arc::new(MemoryEngine::new()), plan));
+        let fresh = fresh_on(Arc::clone(&disk) as _).await;
+        let administration = fresh.homeserver.administration();
+        let made = administration.create_user("alice", None, false);
+        made.await.unwrap();
+        let alice = fresh.homeserver.user("@alice:localhost").await.unwrap();
+        let mut events = alice.events();
+        let room = alice.create_room(CreateRoom::default()).await.unwrap();
+        let content = json!({ "msgtype": "m.text", "body": "last" });
+        let last = alice.send(&room, "m.room.message", &content).await.unwrap();
+        let start = disk.calls();
+        let (mut told, mut errors) = (Vec::new(), 0);
+        while told.last() != Some(&last) {
+            match events.next().await.unwrap() {
+                Ok(event) => told.push(event.event_id().to_owned()),
+                Err(_) => errors += 1,
+            }
+        }
+        let end = disk.calls();
+        let once: BTreeSet<_> = told.iter().collect();
+        assert_eq!(once.len(), told.len(), "told twice");
+        (start..end, errors)
+    }
+
+    #[tokio::test]
+    async fn an_event_is_told_once_whatever_read_fails() {
+        let (calls, _) = told_with(Vec::new()).await;
+        let mut errors = 0;
+        for call in calls {
+            errors += told_with(vec![(call, Fault::Error)]).await.1;
+        }
+        assert!(errors > 1, "{errors}");
     }
 
     /// What a request of the user's would be refused is refused here too.
