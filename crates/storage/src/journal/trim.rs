@@ -21,6 +21,9 @@ const ENTRIES_AT_ONCE: usize = 100;
 /// Consumers, and old times removed by one move of the trim point.
 const ROWS_AT_ONCE: usize = 900;
 
+/// Milliseconds without a row of [`TIMES`] beyond which what was before is not trusted: 60 days.
+const LONGEST_GAP: u64 = 60 * 24 * 60 * 60 * 1_000;
+
 /// Entries to be removed by [`Journal::remove_expired`].
 #[derive(Debug)]
 pub struct Expired {
@@ -53,11 +56,16 @@ impl Journal {
             .store
             .scan(&TIMES, times, Direction::Backward, ROWS_AT_ONCE)
             .await?;
-        let Some((_, position)) = newest.first() else {
+        let times = ScanRange::all().after(&before);
+        let later = self
+            .store
+            .scan(&TIMES, times, Direction::Forward, ROWS_AT_ONCE)
+            .await?;
+        let Some(old) = last_old(&newest, &later, before) else {
             return Ok(now_at);
         };
         let slowest = self.slowest_cursor().await?;
-        let point = slowest.map_or(*position, |slowest| slowest.min(*position));
+        let point = slowest.map_or(old, |slowest| slowest.min(old));
         let mut batch = Batch::new();
         for (time, _) in &newest[1..] {
             batch.delete(&TIMES, time);
@@ -125,6 +133,33 @@ impl Journal {
         let ticket = self.store.submit(batch, Durability::Lazy).await?;
         ticket.await.map(drop)
     }
+}
+
+/// The last position that was there at `before`, by the rows up to then and those `later`; none
+/// if none can be trusted.
+///
+/// A computer may start with a clock that is decades behind. What was written then was there no
+/// later than what came after it; where the clock jumps forward, what is before the jump tells
+/// nothing.
+fn last_old(
+    newest: &[(u64, Position)],
+    later: &[(u64, Position)],
+    before: u64,
+) -> Option<Position> {
+    let bound = later.iter().map(|(_, position)| *position).min();
+    let mut rows: Vec<_> = newest.iter().chain(later).collect();
+    rows.sort_unstable_by_key(|(time, position)| (*position, *time));
+    let mut next = before;
+    for (time, position) in rows.into_iter().rev() {
+        if time.saturating_add(LONGEST_GAP) < next {
+            return None;
+        }
+        if *time <= before {
+            return Some(bound.map_or(*position, |bound| bound.min(*position)));
+        }
+        next = *time;
+    }
+    None
 }
 
 #[cfg(test)]

@@ -121,6 +121,41 @@ async fn the_times_of_what_is_trimmed_go_too() {
     assert_eq!(times.len(), 11);
 }
 
+const DAY: u64 = 24 * 60 * 60 * 1_000;
+const TODAY: u64 = 20_000 * DAY;
+
+#[tokio::test]
+async fn a_clock_that_was_decades_behind_makes_nothing_old() {
+    let store = store().await;
+    let journal = store.journal();
+    for wrong in [0, 1_000] {
+        append(&store, 5).await;
+        journal.note_time(wrong).await.unwrap();
+        // Nothing was noted since, or only with the right clock.
+        assert_eq!(journal.move_trim_point(TODAY - 30 * DAY).await.unwrap(), 0);
+    }
+    append(&store, 5).await;
+    journal.note_time(TODAY).await.unwrap();
+    assert_eq!(journal.move_trim_point(TODAY - 30 * DAY).await.unwrap(), 0);
+    append(&store, 5).await;
+    journal.note_time(TODAY + 31 * DAY).await.unwrap();
+    let before = TODAY + DAY;
+    assert_eq!(journal.move_trim_point(before).await.unwrap(), 30);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_a_little_behind_makes_nothing_old() {
+    let store = store().await;
+    let journal = store.journal();
+    for day in 0..30 {
+        append(&store, 1).await;
+        journal.note_time(TODAY + day * DAY).await.unwrap();
+    }
+    append(&store, 1).await;
+    journal.note_time(TODAY - 10 * DAY).await.unwrap();
+    assert_eq!(journal.move_trim_point(TODAY - DAY).await.unwrap(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trimmed_database_is_sound() {
     let folder = tempfile::tempdir().unwrap();
