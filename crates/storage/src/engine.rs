@@ -79,7 +79,8 @@ pub trait OpenEngine: Debug + Send + Sync + 'static {
     /// there and read from; it is given up for a promising attempt only.
     async fn probe(&self) -> Result<(), EngineError>;
 
-    /// Opens it, with everything that recovery after a crash does. The one before is dropped.
+    /// Opens it, with everything that recovery after a crash does. The one before is dropped. What
+    /// is read from it is on disk, even where the failure left it in the system's cache only.
     async fn open(&self) -> Result<Arc<dyn Engine>, EngineError>;
 }
 

@@ -4,7 +4,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,6 +23,8 @@ const READERS_PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Handle {
     current: watch::Sender<Option<Arc<InUse>>>,
+    /// No engine will be given any more.
+    gone: AtomicBool,
     /// How often the engine was replaced.
     generation: AtomicU64,
     pub(crate) name: &'static str,
@@ -60,6 +62,7 @@ impl Handle {
             name: engine.name(),
             blocks: engine.blocks(),
             current: watch::Sender::new(Some(InUse::new(engine))),
+            gone: AtomicBool::new(false),
             generation: AtomicU64::new(0),
         }
     }
@@ -75,7 +78,9 @@ impl Handle {
             return Ok(engine);
         }
         let mut current = self.current.subscribe();
-        let given = tokio::time::timeout(READ_PATIENCE, current.wait_for(Option::is_some)).await;
+        let over =
+            |engine: &Option<Arc<InUse>>| engine.is_some() || self.gone.load(Ordering::SeqCst);
+        let given = tokio::time::timeout(READ_PATIENCE, current.wait_for(over)).await;
         match given {
             Ok(Ok(engine)) => engine.clone().ok_or(EngineError::Closed),
             _ => Err(EngineError::Closed),
@@ -107,6 +112,13 @@ impl Handle {
             engine: self.name,
             message: "somebody reads from the failed engine for too long".to_owned(),
         })
+    }
+
+    /// If there is no engine now, there will be none: nobody waits for it any more.
+    pub(crate) fn give_up(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        // Wakes those who wait.
+        self.current.send_modify(|_| {});
     }
 
     /// Puts an engine that was opened anew into use.

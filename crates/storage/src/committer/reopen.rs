@@ -112,16 +112,17 @@ impl Recovery {
     /// Notes a group that is in the store.
     pub(super) fn committed(&self, group: Group, results: &[BatchResult]) {
         let mut lazy = self.lazy.lock();
-        if group.durability == Durability::Durable {
-            lazy.batches.clear();
-            lazy.bytes = 0;
-        } else {
-            for (batch, result) in group.batches.into_iter().zip(results) {
-                if result.is_ok() {
-                    lazy.bytes += batch.bytes();
-                    lazy.batches.push(batch.without_asserts());
-                }
+        let batches = group.batches.into_iter().zip(results);
+        let mut written =
+            batches.filter(|(batch, result)| result.is_ok() && !batch.ops().is_empty());
+        if group.durability == Durability::Lazy {
+            for (batch, _) in written {
+                lazy.bytes += batch.bytes();
+                lazy.batches.push(batch.without_asserts());
             }
+        } else if written.next().is_some() {
+            // A group that writes nothing is no reason for an engine to wait for its disk.
+            *lazy = Lazy::default();
         }
         drop(lazy);
         let held = results.iter().rev().flatten();
@@ -182,8 +183,6 @@ impl Trial {
         if self.epoch != 0 && stored != Some(self.epoch) {
             return Err(ReopenError::OtherEpoch);
         }
-        // What recovery read may lie in the system's cache only, where a failed fsync left it.
-        engine.idle().await?;
         let committed = engine.commit(&mut self.group).await;
         committed.map(drop).map_err(ReopenError::Commit)
     }
@@ -203,6 +202,8 @@ impl Shared {
         if opened {
             shared.queue.lock().refusing = false;
             Self::run(working);
+        } else {
+            shared.handle.give_up();
         }
     }
 
@@ -235,7 +236,9 @@ impl Shared {
 
     async fn attempt(&self, recovery: &Recovery) -> Result<(), ReopenError> {
         recovery.opener.probe().await?;
+        self.unless_stopping()?;
         self.handle.take_away(&self.runtime).await?;
+        self.unless_stopping()?;
         let engine = recovery.opener.open().await?;
         let trial = recovery.trial(self.handle.generation() + 1);
         if engine.blocks() {
@@ -250,6 +253,13 @@ impl Shared {
         let durable = *engine.watch().borrow();
         self.handle.give(engine);
         recovery.publish(durable);
+        Ok(())
+    }
+
+    fn unless_stopping(&self) -> Result<(), ReopenError> {
+        if self.runtime.tasks.is_stopping() {
+            return Err(ReopenError::ShuttingDown);
+        }
         Ok(())
     }
 
@@ -276,3 +286,6 @@ impl Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

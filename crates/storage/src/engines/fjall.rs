@@ -300,11 +300,14 @@ impl Engine for FjallEngine {
         }
         let synced = self.database.persist(PersistMode::SyncAll);
         synced.map_err(|error| self.read_error(error))?;
-        if self.rotate()? {
-            // Everything is in tables, and nothing is written any more: the next start needs no
-            // journal. fjall drops journals that it has sealed on the same condition.
-            journal_check::empty_newest(&self.path)?;
+        if !self.rotate()? {
+            return Err(EngineError::Backend {
+                engine: NAME,
+                message: "cannot write its memory out as tables".to_owned(),
+            });
         }
-        Ok(())
+        // Everything is in tables, and nothing is written any more: the next start needs no
+        // journal. fjall drops journals that it has sealed on the same condition.
+        journal_check::empty_newest(&self.path)
     }
 }

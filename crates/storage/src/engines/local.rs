@@ -3,6 +3,7 @@
 use std::{
     fs::{File, TryLockError},
     future::Future,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -172,6 +173,44 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), EngineError> {
         })
 }
 
+/// Bytes written at once by [`write_again`].
+const REWRITE_STEP: usize = 256 * 1024;
+
+/// Writes the first `length` bytes of a file again, in their place, and waits for the disk.
+///
+/// After a failed fsync the system shows what was written, takes it for clean and never writes it:
+/// a file that is read whole may have a hole on disk, for other processes too, until its pages are
+/// dropped. Written again it is on disk as it was read. A power loss meanwhile leaves a mixture of
+/// what was on disk and the same bytes: nothing worse than before.
+pub(crate) fn write_again(path: &Path, length: u64) -> Result<(), EngineError> {
+    let opened = File::options().read(true).write(true).open(path);
+    opened
+        .and_then(|file| rewrite(&file, length))
+        .map_err(|source| EngineError::Io {
+            what: "cannot write again",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn rewrite(mut file: &File, length: u64) -> std::io::Result<()> {
+    let mut bytes = Vec::with_capacity(REWRITE_STEP);
+    let mut at = 0;
+    while at < length {
+        let step = (length - at).min(REWRITE_STEP as u64);
+        bytes.clear();
+        file.seek(SeekFrom::Start(at))?;
+        file.take(step).read_to_end(&mut bytes)?;
+        if bytes.is_empty() {
+            break;
+        }
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&bytes)?;
+        at += bytes.len() as u64;
+    }
+    file.sync_all()
+}
+
 /// The journal must not go beyond the last position given: rows are missing otherwise.
 pub(crate) fn check_last_position(
     engine: &dyn Engine,
@@ -222,5 +261,28 @@ pub(crate) async fn copy_rows(
             .iter()
             .map(|(key, value)| (key.as_ref(), Some(value.as_ref())));
         write(puts.collect())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_again_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for length in [0, 1, REWRITE_STEP, 2 * REWRITE_STEP + 77] {
+            let bytes: Vec<u8> = (0..length + 9).map(|at| (at % 251) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            write_again(&path, length as u64).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            let written = file.metadata().unwrap().modified().unwrap();
+            assert_eq!(written > SystemTime::UNIX_EPOCH, length > 0);
+        }
     }
 }

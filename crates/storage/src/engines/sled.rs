@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use self::marker::Markers;
 use super::{
-    local::{LOCK_WAIT, Local, lock_folder},
+    local::{LOCK_WAIT, Local, lock_folder, write_again},
     replaced::{Before, Replaced},
 };
 use crate::{
@@ -52,8 +52,8 @@ pub struct SledEngine {
     local: Local,
     replaced: Replaced,
     markers: Mutex<Markers>,
-    /// Given back last.
-    _lock: File,
+    /// Given back last. Not empty unless the database was closed well.
+    lock: File,
 }
 
 impl std::fmt::Debug for SledEngine {
@@ -100,6 +100,7 @@ impl SledEngine {
     pub(crate) fn open_unchecked(path: &Path) -> Result<Self, EngineError> {
         let path = path.to_owned();
         let lock = lock_folder(&path)?;
+        write_unclean_again(&lock, &path)?;
         let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES);
         let mut tries = 0;
         let database = loop {
@@ -138,7 +139,7 @@ impl SledEngine {
             local: Local::new(last),
             replaced: Replaced::default(),
             markers: Mutex::default(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -219,6 +220,46 @@ impl SledEngine {
             source,
         })
     }
+}
+
+/// Length of the lock file while the database is in use, and after an unclean end.
+const UNCLEAN: u64 = 1;
+/// Its length after a clean close.
+const CLEAN: u64 = 0;
+
+/// Writes the file of a database that was not closed well again: a failed fsync may have left it
+/// in the system's cache only. The mark need not be durable, since a power loss takes that cache.
+fn write_unclean_again(lock: &File, path: &Path) -> Result<(), EngineError> {
+    let file = path.join("db");
+    let failed = |source| EngineError::Io {
+        what: "cannot read",
+        path: file.clone(),
+        source,
+    };
+    let unclean = lock.metadata().map_err(failed)?.len() != CLEAN;
+    if unclean && file.exists() {
+        // Against threads of a database that this process closed a moment ago, which may write.
+        let held = File::open(&file).map_err(failed)?;
+        let mut tries = 0;
+        while let Err(error) = held.try_lock() {
+            if tries == SLED_LOCK_TRIES {
+                return Err(failed(error.into()));
+            }
+            tries += 1;
+            std::thread::park_timeout(LOCK_WAIT);
+        }
+        let length = held.metadata().map_err(failed)?.len();
+        write_again(&file, length)?;
+    }
+    mark(lock, path, UNCLEAN)
+}
+
+fn mark(lock: &File, path: &Path, length: u64) -> Result<(), EngineError> {
+    lock.set_len(length).map_err(|source| EngineError::Io {
+        what: "cannot mark the lock of",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Runs a call of sled, which asserts what a damaged file can break; a panic is an error here.
@@ -328,6 +369,10 @@ impl Engine for SledEngine {
         }
         let flushed = quietly(|| self.database.flush());
         flushed.map_err(|error| translate(&self.path, error))?;
-        self.sync()
+        self.sync()?;
+        mark(&self.lock, &self.path, CLEAN)
     }
 }
+
+#[cfg(test)]
+mod tests;

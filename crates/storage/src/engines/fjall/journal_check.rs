@@ -17,7 +17,7 @@ use std::{
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::engine::EngineError;
+use crate::{engine::EngineError, engines::local::write_again};
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -44,15 +44,22 @@ struct Damage {
 }
 
 /// Fails if a journal in the (locked) database folder is damaged in its middle; cuts a torn end.
+/// What is whole is on disk afterwards, not in the system's cache only: fjall goes on behind it.
 pub(super) fn check(folder: &Path) -> Result<(), EngineError> {
-    match first_damage(folder)? {
-        None => Ok(()),
-        Some(damage) if damage.torn_end => cut(&damage.journal, damage.at),
-        Some(damage) => Err(EngineError::Damaged {
-            file: damage.journal,
-            why: format!("at byte {}: {}", damage.at, damage.why),
-        }),
+    let (whole, damage) = read_journals(folder)?;
+    match damage {
+        None => {}
+        Some(damage) if damage.torn_end => cut(&damage.journal, damage.at)?,
+        Some(damage) => {
+            return Err(EngineError::Damaged {
+                file: damage.journal,
+                why: format!("at byte {}: {}", damage.at, damage.why),
+            });
+        }
     }
+    // None after a clean stop, which empties the journal.
+    let mut written = whole.iter().filter(|(_, end)| *end > 0);
+    written.try_for_each(|(journal, end)| write_again(journal, *end))
 }
 
 /// Empties the newest journal, when all that it holds is in tables.
@@ -72,7 +79,7 @@ fn cut(journal: &Path, at: u64) -> Result<(), EngineError> {
 /// Cuts the first damaged journal before its damage and sets all later ones aside, so that what
 /// remains is whole. A copy of each is kept beside it. Gives what was done, in words.
 pub(super) fn cut_damage(folder: &Path) -> Result<Vec<String>, EngineError> {
-    let Some(damage) = first_damage(folder)? else {
+    let Some(damage) = read_journals(folder)?.1 else {
         return Ok(Vec::new());
     };
     let mut done = Vec::new();
@@ -98,13 +105,18 @@ pub(super) fn cut_damage(folder: &Path) -> Result<Vec<String>, EngineError> {
     Ok(done)
 }
 
-fn first_damage(folder: &Path) -> Result<Option<Damage>, EngineError> {
+/// The journals up to the first damage, and where the whole batches of each end.
+type JournalsRead = (Vec<(PathBuf, u64)>, Option<Damage>);
+
+fn read_journals(folder: &Path) -> Result<JournalsRead, EngineError> {
+    let mut whole = Vec::new();
     let mut seqno = None;
     let journals = journals(folder)?;
     for (index, journal) in journals.iter().enumerate() {
         let file = File::open(journal).map_err(failed(journal))?;
         let mut reader = BufReader::new(file);
         let (at, in_order) = whole_batches(&mut reader, &mut seqno).map_err(failed(journal))?;
+        whole.push((journal.clone(), at));
         reader.seek(SeekFrom::Start(at)).map_err(failed(journal))?;
         let rest = rest(&mut reader).map_err(failed(journal))?;
         let newest = index + 1 == journals.len();
@@ -115,14 +127,15 @@ fn first_damage(folder: &Path) -> Result<Option<Damage>, EngineError> {
             (true, Rest::Batches) => ("whole batches follow what cannot be read", false),
             (false, _) => ("batches are out of order", false),
         };
-        return Ok(Some(Damage {
+        let damage = Damage {
             journal: journal.clone(),
             at,
             why,
             torn_end,
-        }));
+        };
+        return Ok((whole, Some(damage)));
     }
-    Ok(None)
+    Ok((whole, None))
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> EngineError {
@@ -339,6 +352,21 @@ mod tests {
         let mut seqno = None;
         let read = whole_batches(&mut bytes.as_slice(), &mut seqno).unwrap();
         assert_eq!(read, (bytes.len() as u64, true), "in {}", path.display());
+    }
+
+    #[test]
+    fn what_is_read_is_written_again() {
+        let (folder, path, bytes) = written();
+        for cut in [0, 5] {
+            std::fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            let long_ago = std::time::SystemTime::UNIX_EPOCH;
+            file.set_modified(long_ago).unwrap();
+            check(folder.path()).unwrap();
+            let whole = std::fs::read(&path).unwrap();
+            assert!(bytes.starts_with(&whole) && !whole.is_empty());
+            assert!(file.metadata().unwrap().modified().unwrap() > long_ago);
+        }
     }
 
     #[test]
