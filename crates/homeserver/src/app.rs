@@ -6,6 +6,7 @@ pub(crate) mod closing;
 pub(crate) mod ignored;
 pub(crate) mod interactive;
 pub(crate) mod invitation;
+pub(crate) mod leftovers;
 pub(crate) mod limits;
 pub(crate) mod login;
 pub(crate) mod operator;

@@ -16,6 +16,7 @@ use crate::{
     Homeserver,
     app::{
         closing, invitation,
+        leftovers::Leftovers,
         passwords::{PasswordError, Passwords},
         pushers, reports,
         settings::{self, SERVER_NAME},
@@ -237,8 +238,12 @@ impl HomeserverBuilder {
             users,
         };
         let components = Components::assemble(&config, foundation);
-        components.sessions.resume().await?;
-        components.closing.resume().await?;
+        let leftovers = Leftovers {
+            sessions: components.sessions.clone(),
+            closing: components.closing.clone(),
+            runtime: components.runtime.clone(),
+        };
+        components.runtime.tasks.spawn(leftovers.hourly());
         let trimming = Trimming {
             store: components.store.clone(),
             device_lists: components.device_lists.clone(),

@@ -1,35 +1,40 @@
 //! Closing an account for good: no way in any more, out of all rooms, profile gone.
 //!
 //! What is to be done is written down with the closing and struck off last, so that what a crash
-//! interrupts is finished by the next start. Every step may be repeated.
+//! interrupts is finished by the next start, and what fails by the next hourly run. Every step may
+//! be repeated.
 //!
 //! Specification: client-server API, `/account/deactivate`.
 
 use std::sync::Arc;
 
-use homeserver_rooms::{Membership, MembershipChange, RoomAction, RoomCommand, RoomError, Rooms};
+use homeserver_rooms::{
+    Membership, MembershipChange, RoomAction, RoomCommand, RoomError, RoomNumber, Rooms,
+};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{Batch, Direction, ScanRange, StorageError, Store, Table, TableSpec};
 use homeserver_users::{
     AccountData, AccountState, Accounts, ChangeAccountError, CrossSigning, Failure, ProfileError,
     Profiles, UserNumber, Users,
 };
+use ruma::UserId;
 
 use super::{
+    leftovers::see_through,
     pushers::Pushers,
     session::{SessionError, Sessions},
 };
 
 /// (user number) → (): accounts whose closing is not finished
-const CLOSINGS: Table<u64, ()> = Table::new(0x86, "closings of accounts");
+pub(crate) const CLOSINGS: Table<u64, ()> = Table::new(0x86, "closings of accounts");
 
 /// The tables above.
 pub(crate) const TABLES: [TableSpec; 1] = [CLOSINGS.spec()];
 
-/// Closings taken up again at one start; more wait for the next.
+/// Closings taken up again by one run; more wait for the next.
 const MAX_RESUMED: usize = 1_000;
 
-/// A closed account was not wholly cleared; the next start goes on.
+/// A closed account was not wholly cleared; the next run goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClosingError {
     /// Its tokens could not be ended.
@@ -88,8 +93,8 @@ impl Closing {
         }
     }
 
-    /// Closes an account. Nobody gets in once that is on disk; what is left to do then may wait for
-    /// the next start.
+    /// Closes an account. Nobody gets in once that is on disk; what is left to do then is done even
+    /// if the returned future is dropped.
     pub(crate) async fn close(
         &self,
         user: UserNumber,
@@ -103,33 +108,31 @@ impl Closing {
         let mut batch = Batch::new();
         batch.put(&CLOSINGS, &user.0, &());
         self.accounts.deactivate(user, state, &batch).await?;
-        if let Err(error) = self.carry_out(user).await {
-            tracing::warn!(%error, %user, "an account is closed, but not wholly cleared");
-        }
+        let closing = self.clone();
+        see_through(&self.runtime.tasks, async move {
+            if let Err(error) = closing.carry_out(user).await {
+                tracing::warn!(%error, %user, "an account is closed, but not wholly cleared");
+            }
+        })
+        .await;
         Ok(())
     }
 
-    /// Takes up in the background what the last run left unfinished.
+    /// Takes up what was left unfinished.
     pub(crate) async fn resume(&self) -> Result<(), StorageError> {
         let range = ScanRange::all();
         let rows = self
             .store
             .scan(&CLOSINGS, range, Direction::Forward, MAX_RESUMED)
             .await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let closing = self.clone();
-        self.runtime.tasks.spawn(async move {
-            for (user, ()) in rows {
-                if closing.runtime.tasks.is_stopping() {
-                    return;
-                }
-                if let Err(error) = closing.carry_out(UserNumber(user)).await {
-                    tracing::warn!(%error, user, "an account is not wholly closed");
-                }
+        for (user, ()) in rows {
+            if self.runtime.tasks.is_stopping() {
+                break;
             }
-        });
+            if let Err(error) = self.carry_out(UserNumber(user)).await {
+                tracing::warn!(%error, user, "an account is not wholly closed");
+            }
+        }
         Ok(())
     }
 
@@ -159,20 +162,25 @@ impl Closing {
                 Membership::Join | Membership::Invite | Membership::Knock => {}
                 Membership::Leave | Membership::Ban => continue,
             }
-            let room = self.rooms.room_by_number(membership.room).await?;
-            let action = RoomAction::Membership {
-                room: room.id.clone(),
-                change: MembershipChange::Leave,
-                reason: None,
-            };
-            let command = RoomCommand::new(account.user_id.clone(), action);
-            match self.rooms.execute(command).await {
+            match self.leave_room(&account.user_id, membership.room).await {
                 // A room whose rules do not let go is left behind, as any other server would.
-                Ok(_) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
+                Ok(()) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
                 // One room that cannot be left now keeps nobody in the others.
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    async fn leave_room(&self, user: &UserId, room: RoomNumber) -> Result<(), RoomError> {
+        let room = self.rooms.room_by_number(room).await?;
+        let action = RoomAction::Membership {
+            room: room.id.clone(),
+            change: MembershipChange::Leave,
+            reason: None,
+        };
+        let command = RoomCommand::new(user.to_owned(), action);
+        self.rooms.execute(command).await?;
+        Ok(())
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use axum::{Router, body::Body};
 use homeserver_runtime::{ManualClock, Runtime};
-use homeserver_storage::{Engine, engines::memory::MemoryEngine};
+use homeserver_storage::{Engine, Store, Table, engines::memory::MemoryEngine};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -199,6 +199,17 @@ impl Fresh {
             .await;
         answer.status == 200
     }
+}
+
+/// Waits until a row is there, or is gone.
+pub(crate) async fn until_row(store: &Store, table: &Table<u64, ()>, key: u64, there: bool) {
+    let look = async {
+        while store.get(table, &key).await.unwrap().is_some() != there {
+            tokio::task::yield_now().await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(60);
+    tokio::time::timeout(patience, look).await.unwrap();
 }
 
 /// The body of a login of somebody whom [`Fresh::register`] registered.

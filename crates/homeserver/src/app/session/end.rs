@@ -2,15 +2,16 @@
 //!
 //! An account may have more devices than one batch can delete. All its logins therefore end by one
 //! number, the generation in the account's row: tokens of an earlier one are no longer good. Their
-//! devices are deleted after that, by whoever ended them or by the next start.
+//! devices are deleted after that, by whoever ended them or by a later run of the leftovers.
 
 use homeserver_storage::{Batch, Direction, ScanRange, StorageError};
 use homeserver_users::{ChangeAccountError, Failure, UserNumber};
 use ruma::OwnedDeviceId;
 
 use super::{Session, SessionError, Sessions};
-use crate::app::tokens::{
-    ACCESS_TOKENS, DEVICE_TOKENS, ENDINGS, REFRESH, REFRESH_TOKENS, TokenHash,
+use crate::app::{
+    leftovers::see_through,
+    tokens::{ACCESS_TOKENS, DEVICE_TOKENS, ENDINGS, REFRESH, REFRESH_TOKENS, TokenHash},
 };
 
 /// Tokens of one device that are ended by one batch. A device has one pair, or two while the
@@ -20,7 +21,7 @@ const MAX_DEVICE_TOKENS: usize = 100;
 const DEVICES_AT_ONCE: usize = 50;
 /// How often all logins are ended anew after a renewal of the one that is kept was faster.
 const MAX_ATTEMPTS: usize = 8;
-/// Endings taken up again at one start; more wait for the next.
+/// Endings taken up again by one run; more wait for the next.
 const MAX_RESUMED: usize = 1_000;
 
 /// Which login outlives the others.
@@ -90,33 +91,31 @@ impl Sessions {
             }
         }
         // It is done: nobody gets in with an ended token. Their devices may wait.
-        if let Err(error) = self.sweep_ended(user).await {
-            tracing::warn!(%error, %user, "ended logins are not wholly swept away");
-        }
+        let sessions = self.clone();
+        see_through(&self.runtime.tasks, async move {
+            if let Err(error) = sessions.sweep_ended(user).await {
+                tracing::warn!(%error, %user, "ended logins are not wholly swept away");
+            }
+        })
+        .await;
         Ok(())
     }
 
-    /// Sweeps away in the background what the last run left unfinished.
+    /// Sweeps away what was left unfinished.
     pub(crate) async fn resume(&self) -> Result<(), StorageError> {
         let range = ScanRange::all();
         let rows = self
             .store
             .scan(&ENDINGS, range, Direction::Forward, MAX_RESUMED)
             .await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let sessions = self.clone();
-        self.runtime.tasks.spawn(async move {
-            for (user, ()) in rows {
-                if sessions.runtime.tasks.is_stopping() {
-                    return;
-                }
-                if let Err(error) = sessions.sweep_ended(UserNumber(user)).await {
-                    tracing::warn!(%error, user, "ended logins are not wholly swept away");
-                }
+        for (user, ()) in rows {
+            if self.runtime.tasks.is_stopping() {
+                break;
             }
-        });
+            if let Err(error) = self.sweep_ended(UserNumber(user)).await {
+                tracing::warn!(%error, user, "ended logins are not wholly swept away");
+            }
+        }
         Ok(())
     }
 

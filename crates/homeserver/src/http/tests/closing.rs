@@ -1,8 +1,12 @@
-use homeserver_users::Scope;
+use homeserver_storage::Batch;
+use homeserver_users::{AccountState, Scope};
 use serde_json::json;
 
-use super::{by_password, fresh, own_password};
-use crate::rooms::{CreateRoom, Membership, Preset};
+use super::{Fresh, LoggedIn, by_password, fresh, own_password, until_row};
+use crate::{
+    app::{closing::CLOSINGS, leftovers::Leftovers},
+    rooms::{CreateRoom, Membership, Preset},
+};
 
 const DEACTIVATE: &str = "/_matrix/client/v3/account/deactivate";
 
@@ -122,17 +126,50 @@ async fn a_closed_account_with_a_name_leaves_all_its_public_rooms() {
     tokio::time::timeout(std::time::Duration::from_secs(60), told)
         .await
         .unwrap();
+    assert_eq!(rooms_left(&fresh, &alice).await, (20, 20));
+}
+
+/// How many rooms somebody has been in, and how many of them are left.
+async fn rooms_left(fresh: &Fresh, user: &LoggedIn) -> (usize, usize) {
+    let components = fresh.homeserver.components();
     let rooms = &components.rooms;
-    let number = rooms
-        .user_number(&ruma::UserId::parse(&alice.user).unwrap())
-        .await
-        .unwrap();
-    let memberships = rooms
-        .memberships(number, components.store.durable())
-        .await
-        .unwrap();
+    let id = ruma::UserId::parse(&user.user).unwrap();
+    let number = rooms.user_number(&id).await.unwrap();
+    let memberships = rooms.memberships(number, components.store.durable()).await;
+    let memberships = memberships.unwrap();
     let left = memberships
         .iter()
         .filter(|membership| membership.membership == Membership::Leave);
-    assert_eq!((memberships.len(), left.count()), (20, 20));
+    (memberships.len(), left.count())
+}
+
+async fn in_a_room(fresh: &Fresh, name: &str) -> LoggedIn {
+    let user = fresh.register(name).await;
+    let local = fresh.homeserver.user(&user.user).await.unwrap();
+    local.create_room(CreateRoom::default()).await.unwrap();
+    user
+}
+
+/// As after a failure between the commit that closes the account and the last room.
+#[tokio::test]
+async fn an_unfinished_closing_is_finished_without_a_start() {
+    let fresh = fresh().await;
+    let alice = in_a_room(&fresh, "alice").await;
+    let account = fresh.homeserver.administration().account("alice").await;
+    let user = account.unwrap().number;
+    let components = fresh.homeserver.components();
+    let mut batch = Batch::new();
+    batch.put(&CLOSINGS, &user.0, &());
+    let state = AccountState::Deactivated;
+    let closed = components.accounts.deactivate(user, state, &batch).await;
+    closed.unwrap();
+    assert_eq!(rooms_left(&fresh, &alice).await, (1, 0));
+    let leftovers = Leftovers {
+        sessions: components.sessions.clone(),
+        closing: components.closing.clone(),
+        runtime: components.runtime.clone(),
+    };
+    leftovers.run().await.unwrap();
+    assert_eq!(rooms_left(&fresh, &alice).await, (1, 1));
+    until_row(&components.store, &CLOSINGS, user.0, false).await;
 }
