@@ -230,13 +230,19 @@ impl Accounts {
     }
 
     /// Sets or removes the password's hash of an account in use.
+    ///
+    /// [`Failure::Refused`] if the account's logins are no longer of this generation.
     pub async fn set_password_hash(
         &self,
         number: UserNumber,
+        generation: u64,
         hash: Option<String>,
     ) -> Result<(), ChangeAccountError> {
         self.change(number, &Batch::new(), |row| {
             active(row)?;
+            if row.generation != generation {
+                return Err(Failure::Refused.into());
+            }
             row.password_hash.clone_from(&hash);
             Ok(())
         })

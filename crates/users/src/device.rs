@@ -39,7 +39,7 @@ const SEEN_INTERVAL: u64 = 60_000;
 const SEEN_REMEMBERED: usize = 10_000;
 
 /// Devices deleted by one batch; each takes up to 36 of its operations.
-const DELETED_AT_ONCE: usize = 20;
+pub const DELETED_AT_ONCE: usize = 20;
 
 /// A device as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +238,22 @@ impl Devices {
         let key = (user.0, id.to_string());
         let row = self.ground.store.get(&DEVICES, &key).await?;
         Ok(row.map(|row| number(&row)))
+    }
+
+    /// Adds to `batch` that a device is still there, in the life that has this number. Gives
+    /// whether it is there now.
+    pub async fn assert_still(
+        &self,
+        batch: &mut Batch,
+        (user, id, life): (UserNumber, &DeviceId, DeviceNumber),
+    ) -> Result<bool, Failure> {
+        let key = (user.0, id.to_string());
+        let row = self.ground.store.get(&DEVICES, &key).await?;
+        let Some(row) = row.filter(|row| number(row) == life) else {
+            return Ok(false);
+        };
+        batch.assert_value(&DEVICES, &key, &row);
+        Ok(true)
     }
 
     /// All devices of a user, in the order of their ids.

@@ -54,7 +54,9 @@ pub use cross_signing::{
     CrossSigning, CrossSigningError, CrossSigningKeys, CrossSigningUpload, KeyUsage,
     MAX_CROSS_SIGNING_KEY, MAX_SIGNED_OBJECTS, Proved, SignatureFailure, SignatureFailures,
 };
-pub use device::{Device, DeviceError, Devices, Ensured, MAX_DEVICES, MAX_DISPLAY_NAME, Seen};
+pub use device::{
+    DELETED_AT_ONCE, Device, DeviceError, Devices, Ensured, MAX_DEVICES, MAX_DISPLAY_NAME, Seen,
+};
 pub use device_list::DeviceLists;
 pub use filter::{FilterError, Filters, MAX_FILTER, MAX_FILTERS};
 pub use ground::Failure;

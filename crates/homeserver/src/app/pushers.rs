@@ -8,9 +8,11 @@
 use homeserver_storage::{
     Batch, Bytes, CommitError, Direction, ScanRange, StorageError, Store, Table, TableSpec, row,
 };
-use homeserver_users::{Failure, UserNumber};
+use homeserver_users::{Devices, Failure, UserNumber};
 use ruma::OwnedDeviceId;
 use serde::{Deserialize, Serialize};
+
+use super::session::Session;
 
 /// Row of [`PUSHERS`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +28,8 @@ row!(PusherRow, 1);
 const PUSHERS: Table<(u64, String, String), PusherRow> = Table::new(0x9a, "pushers");
 /// (app id, pushkey, user number) → nothing. Who else has a pusher with this key.
 const PUSHER_OWNERS: Table<(String, String, u64), ()> = Table::new(0x9b, "pusher_owners");
-/// (user number) → how often the user set a pusher. Two at the same time see each other by it.
+/// (user number) → how often the user's pushers were set or ended. Changes at the same time see each
+/// other by it.
 const PUSHERS_SET: Table<u64, u64> = Table::new(0x9c, "pushers_set");
 
 /// The tables of this module.
@@ -55,6 +58,9 @@ pub(crate) enum PusherError {
     /// The user has [`MAX_PUSHERS`].
     #[error("too many pushers")]
     TooMany,
+    /// The device that sets it was logged out.
+    #[error("the device is gone")]
+    DeviceGone,
     /// The user's other changes were faster, or the store could not do it.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -106,13 +112,15 @@ impl Pushers {
         Ok(rows.map(|(_, row)| row.json.into()).collect())
     }
 
-    /// Stores a pusher of a device, in place of the user's own with the same app id and pushkey.
+    /// Stores a pusher of a session's device, in place of the user's own with the same app id and
+    /// pushkey.
     pub(crate) async fn set(
         &self,
-        user: UserNumber,
-        device: &OwnedDeviceId,
+        devices: &Devices,
+        session: &Session,
         new: NewPusher<'_>,
     ) -> Result<(), PusherError> {
+        let user = session.user_number;
         if new.app_id.len() > MAX_APP_ID
             || new.pushkey.len() > MAX_PUSHKEY
             || new.json.len() > MAX_PUSHER
@@ -122,12 +130,11 @@ impl Pushers {
         let key = (user.0, new.app_id.to_owned(), new.pushkey.to_owned());
         for _ in 0..MAX_ATTEMPTS {
             let mut batch = Batch::new();
-            let set_before = self.store.get(&PUSHERS_SET, &user.0).await?;
-            match &set_before {
-                Some(times) => batch.assert_value(&PUSHERS_SET, &user.0, times),
-                None => batch.assert_absent(&PUSHERS_SET, &user.0),
-            };
-            batch.put(&PUSHERS_SET, &user.0, &(set_before.unwrap_or(0) + 1));
+            let device = (user, &*session.device, session.device_number);
+            if !devices.assert_still(&mut batch, device).await? {
+                return Err(PusherError::DeviceGone);
+            }
+            self.count(&mut batch, user).await?;
             let mine = self.rows(user).await?;
             let is_new = mine.iter().all(|(stored, _)| *stored != key);
             if is_new && mine.len() >= MAX_PUSHERS {
@@ -137,7 +144,7 @@ impl Pushers {
                 self.remove_owners(&mut batch, &key).await?;
             }
             let row = PusherRow {
-                device: device.to_string(),
+                device: session.device.to_string(),
                 json: new.json.to_vec(),
             };
             batch.put(&PUSHERS, &key, &row);
@@ -153,13 +160,19 @@ impl Pushers {
 
     /// Removes all of a user's pushers.
     pub(crate) async fn remove_all(&self, user: UserNumber) -> Result<(), Failure> {
-        let mut batch = Batch::new();
-        for (key, _) in self.rows(user).await? {
-            delete(&mut batch, &key);
+        for _ in 0..MAX_ATTEMPTS {
+            let mut batch = Batch::new();
+            self.count(&mut batch, user).await?;
+            for (key, _) in self.rows(user).await? {
+                delete(&mut batch, &key);
+            }
+            match self.store.commit(batch).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        batch.delete(&PUSHERS_SET, &user.0);
-        self.store.commit(batch).await?;
-        Ok(())
+        Err(Failure::Busy)
     }
 
     /// Removes a user's pusher, if there is one.
@@ -178,18 +191,31 @@ impl Pushers {
         Ok(())
     }
 
-    /// Adds to `batch` that the pushers of a user's devices end.
+    /// Adds to `batch`, which deletes a user's devices, that their pushers end. It conflicts with a
+    /// pusher that is set meanwhile.
     pub(crate) async fn end(
         &self,
         batch: &mut Batch,
         user: UserNumber,
         devices: &[OwnedDeviceId],
     ) -> Result<(), StorageError> {
+        self.count(batch, user).await?;
         for (key, row) in self.rows(user).await? {
             if devices.iter().any(|device| device.as_str() == row.device) {
                 delete(batch, &key);
             }
         }
+        Ok(())
+    }
+
+    /// Adds to `batch` a change of the user's pushers, as they are read after this.
+    async fn count(&self, batch: &mut Batch, user: UserNumber) -> Result<(), StorageError> {
+        let before = self.store.get(&PUSHERS_SET, &user.0).await?;
+        match &before {
+            Some(times) => batch.assert_value(&PUSHERS_SET, &user.0, times),
+            None => batch.assert_absent(&PUSHERS_SET, &user.0),
+        };
+        batch.put(&PUSHERS_SET, &user.0, &(before.unwrap_or(0) + 1));
         Ok(())
     }
 

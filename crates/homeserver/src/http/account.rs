@@ -1,7 +1,6 @@
 //! A user's own account: who am I, password, `OpenID` token, addresses (of which there are none).
 
 use axum::extract::State;
-use homeserver_users::Accounts;
 use ruma::{
     OwnedServerName,
     api::client::account::{
@@ -40,7 +39,6 @@ async fn whoami(
 
 async fn change_password(
     State(authenticator): State<Authenticator>,
-    State(accounts): State<Accounts>,
     State(passwords): State<Passwords>,
     State(sessions): State<Sessions>,
     session: Session,
@@ -53,12 +51,11 @@ async fn change_password(
         .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
         .await?;
     let hash = passwords.hash(&request.new_password).await?;
-    let user = session.user_number;
     if request.logout_devices {
-        let keep = Keep::Own(&session);
+        let (user, keep) = (session.user_number, Keep::Own(&session));
         sessions.end_all(user, Some(&hash), keep).await?;
     } else {
-        accounts.set_password_hash(user, Some(hash)).await?;
+        sessions.set_password_hash(&session, hash).await?;
     }
     Ok(Ruma(change_password::v3::Response::new()))
 }
@@ -66,6 +63,7 @@ async fn change_password(
 async fn deactivate(
     State(authenticator): State<Authenticator>,
     State(closing): State<Closing>,
+    State(sessions): State<Sessions>,
     session: Session,
     interactive: Interactive<deactivate::v3::Request>,
 ) -> Result<Ruma<deactivate::v3::Response>, ApiError> {
@@ -73,6 +71,8 @@ async fn deactivate(
     authenticator
         .require(&operation, OWN_PASSWORD, interactive.proof.as_ref())
         .await?;
+    // A password takes long to check: all logins may have ended meanwhile, by a new one.
+    sessions.check_alive(&session).await?;
     closing
         .close(session.user_number, interactive.request.erase)
         .await?;

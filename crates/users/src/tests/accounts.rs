@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{World, raw, user_id, value};
 use crate::{
-    AccountKind, AccountState, Admin, ChangeAccountError, CreateAccountError, MAX_PROFILE,
+    AccountKind, AccountState, Admin, ChangeAccountError, CreateAccountError, Failure, MAX_PROFILE,
     NewAccount, ProfileError,
 };
 
@@ -84,7 +84,7 @@ async fn a_closed_account_has_no_password_and_no_rights() {
         (false, None)
     );
     let refused = accounts
-        .set_password_hash(alice.number, Some("new".to_owned()))
+        .set_password_hash(alice.number, closed.generation, Some("new".to_owned()))
         .await;
     assert!(matches!(refused, Err(ChangeAccountError::Deactivated)));
     // Erasing is not undone by deactivating again.
@@ -99,8 +99,15 @@ async fn a_closed_account_has_no_password_and_no_rights() {
     let erased = accounts.by_number(alice.number).await.unwrap().unwrap();
     assert_eq!(erased.state, AccountState::Erased);
     accounts.reactivate(alice.number).await.unwrap();
+    let ended = accounts
+        .set_password_hash(alice.number, alice.generation, Some("old".to_owned()))
+        .await;
+    assert!(matches!(
+        ended,
+        Err(ChangeAccountError::Failure(Failure::Refused))
+    ));
     accounts
-        .set_password_hash(alice.number, Some("new".to_owned()))
+        .set_password_hash(alice.number, closed.generation, Some("new".to_owned()))
         .await
         .unwrap();
     let open = accounts.by_number(alice.number).await.unwrap().unwrap();

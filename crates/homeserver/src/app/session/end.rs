@@ -5,7 +5,7 @@
 //! devices are deleted after that, by whoever ended them or by a later run of the leftovers.
 
 use homeserver_storage::{Batch, Direction, ScanRange, StorageError};
-use homeserver_users::{ChangeAccountError, Failure, UserNumber};
+use homeserver_users::{ChangeAccountError, DELETED_AT_ONCE, Failure, UserNumber};
 use ruma::OwnedDeviceId;
 
 use super::{Session, SessionError, Sessions};
@@ -17,9 +17,7 @@ use crate::app::{
 /// Tokens of one device that are ended by one batch. A device has one pair, or two while the
 /// second is unused; more are leftovers of logins at the same time.
 const MAX_DEVICE_TOKENS: usize = 100;
-/// Devices that are ended by one batch.
-const DEVICES_AT_ONCE: usize = 50;
-/// How often all logins are ended anew after a renewal of the one that is kept was faster.
+/// How often an ending is decided anew after another change was faster.
 const MAX_ATTEMPTS: usize = 8;
 /// Endings taken up again by one run; more wait for the next.
 const MAX_RESUMED: usize = 1_000;
@@ -31,6 +29,15 @@ pub(crate) enum Keep<'a> {
     Nothing,
     /// The one that asks for the end of the others.
     Own(&'a Session),
+}
+
+/// Which of some devices end.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// All of them.
+    Asked,
+    /// Those that have no good token.
+    Dead,
 }
 
 impl Sessions {
@@ -47,18 +54,117 @@ impl Sessions {
         user: UserNumber,
         devices: &[OwnedDeviceId],
     ) -> Result<(), SessionError> {
-        for devices in devices.chunks(DEVICES_AT_ONCE) {
-            let mut batch = Batch::new();
-            for device in devices {
-                self.end_tokens(&mut batch, user, device).await?;
-            }
-            self.pushers.end(&mut batch, user, devices).await?;
-            self.devices.delete(user, devices, batch).await?;
-            for device in devices {
-                self.end_leftovers(user, device).await?;
+        self.end_in_turn(user, devices, Ending::Asked).await
+    }
+
+    /// Ends devices, so many by one batch that their tokens and pushers go with all of them.
+    async fn end_in_turn(
+        &self,
+        user: UserNumber,
+        devices: &[OwnedDeviceId],
+        ending: Ending,
+    ) -> Result<(), SessionError> {
+        for devices in devices.chunks(DELETED_AT_ONCE) {
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                match self.end_some(user, devices, ending).await {
+                    Ok(()) => break,
+                    Err(SessionError::Failure(Failure::Refused)) if attempts < MAX_ATTEMPTS => {}
+                    Err(SessionError::Failure(Failure::Refused)) => {
+                        return Err(Failure::Busy.into());
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
+    }
+
+    /// [`Failure::Refused`]: somebody logged in on one of them or set a pusher meanwhile.
+    async fn end_some(
+        &self,
+        user: UserNumber,
+        devices: &[OwnedDeviceId],
+        ending: Ending,
+    ) -> Result<(), SessionError> {
+        let mut batch = Batch::new();
+        let devices = match ending {
+            Ending::Asked => devices.to_vec(),
+            Ending::Dead => self.dead(&mut batch, user, devices).await?,
+        };
+        if devices.is_empty() {
+            return Ok(());
+        }
+        for device in &devices {
+            self.end_tokens(&mut batch, user, device).await?;
+        }
+        self.pushers.end(&mut batch, user, &devices).await?;
+        self.devices.delete(user, &devices, batch).await?;
+        for device in &devices {
+            self.end_leftovers(user, device).await?;
+        }
+        Ok(())
+    }
+
+    /// Those of some devices that have no good token; adds to `batch` that nobody logs in on one
+    /// of them, which ends its older tokens.
+    async fn dead(
+        &self,
+        batch: &mut Batch,
+        user: UserNumber,
+        devices: &[OwnedDeviceId],
+    ) -> Result<Vec<OwnedDeviceId>, SessionError> {
+        let account = self.accounts.by_number(user).await?;
+        let generation = account.map(|account| account.generation);
+        let mut dead = Vec::new();
+        for device in devices {
+            let tokens = self.tokens_of(user, device).await?;
+            if self.has_good(&tokens, generation).await? {
+                continue;
+            }
+            for (kind, hash) in tokens {
+                let key = (user.0, device.as_str(), kind, hash);
+                batch.assert_present(&DEVICE_TOKENS, &key);
+            }
+            dead.push(device.clone());
+        }
+        Ok(dead)
+    }
+
+    /// Sets the hash of a new password; no login ends.
+    pub(crate) async fn set_password_hash(
+        &self,
+        session: &Session,
+        hash: String,
+    ) -> Result<(), SessionError> {
+        let (user, generation) = (session.user_number, session.generation);
+        let set = self
+            .accounts
+            .set_password_hash(user, generation, Some(hash));
+        match set.await {
+            Err(ChangeAccountError::Failure(Failure::Refused)) => {
+                self.check_alive(session).await?;
+                Err(Failure::Busy.into())
+            }
+            set => Ok(set?),
+        }
+    }
+
+    /// That all logins did not end since the session was authenticated. One that was kept then is
+    /// asked to come again.
+    pub(crate) async fn check_alive(&self, session: &Session) -> Result<(), SessionError> {
+        let account = self.accounts.by_number(session.user_number).await?;
+        let account = account.filter(homeserver_users::Account::is_active);
+        let generation = account.ok_or(SessionError::Unknown)?.generation;
+        if generation == session.generation {
+            return Ok(());
+        }
+        let tokens = self.tokens_of(session.user_number, &session.device).await?;
+        if self.has_good(&tokens, Some(generation)).await? {
+            return Err(Failure::Busy.into());
+        }
+        Err(SessionError::Unknown)
     }
 
     /// Ends all logins of a user but the one to keep and, in the same batch, sets the hash of a new
@@ -76,6 +182,9 @@ impl Sessions {
             let mut batch = Batch::new();
             batch.put(&ENDINGS, &user.0, &());
             if let Keep::Own(session) = keep {
+                if account.generation != session.generation {
+                    self.check_alive(session).await?;
+                }
                 self.carry_over(&mut batch, session, account.generation)
                     .await?;
             }
@@ -121,37 +230,34 @@ impl Sessions {
 
     /// Deletes the devices of a user that have no good token any more.
     pub(crate) async fn sweep_ended(&self, user: UserNumber) -> Result<(), SessionError> {
-        let account = self.accounts.by_number(user).await?;
-        let generation = account.map(|account| account.generation);
-        let mut ended = Vec::new();
-        for device in self.devices.all(user).await? {
-            if !self.is_of_generation(user, &device.id, generation).await? {
-                ended.push(device.id);
-            }
-        }
-        self.end_devices(user, &ended).await?;
+        let devices = self.devices.all(user).await?.into_iter();
+        let devices: Vec<_> = devices.map(|device| device.id).collect();
+        self.end_in_turn(user, &devices, Ending::Dead).await?;
         let mut batch = Batch::new();
         batch.delete(&ENDINGS, &user.0);
         self.store.commit(batch).await?;
         Ok(())
     }
 
-    /// Whether a device has a token of this generation.
-    async fn is_of_generation(
+    /// Whether a device's tokens have one of this generation, or of one that began since it was
+    /// read. Older ones stay dead.
+    async fn has_good(
         &self,
-        user: UserNumber,
-        device: &OwnedDeviceId,
+        tokens: &[(u8, TokenHash)],
         generation: Option<u64>,
     ) -> Result<bool, SessionError> {
-        for (kind, hash) in self.tokens_of(user, device).await? {
-            let found = if kind == REFRESH {
-                let row = self.store.get(&REFRESH_TOKENS, &hash).await?;
+        let Some(generation) = generation else {
+            return Ok(false);
+        };
+        for (kind, hash) in tokens {
+            let found = if *kind == REFRESH {
+                let row = self.store.get(&REFRESH_TOKENS, hash).await?;
                 row.map(|row| row.generation)
             } else {
-                let row = self.store.get(&ACCESS_TOKENS, &hash).await?;
+                let row = self.store.get(&ACCESS_TOKENS, hash).await?;
                 row.map(|row| row.generation)
             };
-            if found.is_some() && found == generation {
+            if found.is_some_and(|found| found >= generation) {
                 return Ok(true);
             }
         }
@@ -236,5 +342,57 @@ impl Sessions {
         Ok(tokens
             .map(|((_, _, kind, hash), ())| (kind, hash))
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_storage::CommitError;
+
+    use super::*;
+    use crate::{app::session::Login, http::tests::fresh};
+
+    #[tokio::test]
+    async fn a_device_logged_in_to_a_moment_ago_is_not_swept() {
+        let fresh = fresh().await;
+        let administration = fresh.homeserver.administration();
+        let made = administration.create_user("alice", None, false);
+        made.await.unwrap();
+        let components = fresh.homeserver.components();
+        let (sessions, accounts) = (&components.sessions, &components.accounts);
+        let before = administration.account("alice").await.unwrap();
+        let on = |device: &str| Login {
+            device: Some(device.into()),
+            ..Login::default()
+        };
+        for n in 0..60 {
+            let device = format!("{n:02}");
+            sessions.issue(&before, on(&device)).await.unwrap();
+        }
+        let batch = Batch::new();
+        let ended = accounts.end_logins(&before, None, &batch);
+        ended.await.unwrap();
+        let now = administration.account("alice").await.unwrap();
+
+        // What is decided before a login conflicts with it.
+        let mut batch = Batch::new();
+        let first = [OwnedDeviceId::from("00")];
+        let dead = sessions.dead(&mut batch, now.number, &first).await.unwrap();
+        assert_eq!(dead, first);
+        let issued = sessions.issue(&now, on("00")).await.unwrap();
+        let late = components.store.commit(batch).await;
+        assert!(matches!(late, Err(CommitError::Conflict { .. })));
+        // One that comes while the sweep goes on is seen by it.
+        let (swept, last) = tokio::join!(
+            sessions.sweep_ended(now.number),
+            sessions.issue(&now, on("59"))
+        );
+        swept.unwrap();
+        for token in [issued.access_token, last.unwrap().access_token] {
+            sessions.authenticate(&token).await.unwrap();
+        }
+        let left = components.devices.all(now.number).await.unwrap();
+        let left: Vec<_> = left.iter().map(|device| device.id.as_str()).collect();
+        assert_eq!(left, ["00", "59"]);
     }
 }

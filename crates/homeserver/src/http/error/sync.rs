@@ -94,6 +94,7 @@ impl From<PusherError> for ApiError {
     fn from(error: PusherError) -> Self {
         match error {
             PusherError::TooLarge | PusherError::TooMany => Self::invalid_param(error.to_string()),
+            PusherError::DeviceGone => Self::unknown_token("Unknown access token", false),
             PusherError::Failure(error) => error.into(),
         }
     }

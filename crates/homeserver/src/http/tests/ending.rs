@@ -1,11 +1,13 @@
 //! Ending all logins at once: with the password, whatever breaks after it.
 
-use homeserver_storage::Batch;
+use homeserver_storage::{Batch, CommitError};
+use homeserver_users::Failure;
 use serde_json::{Value, json};
 
 use super::{Fresh, LoggedIn, by_password, fresh, own_password};
 use crate::app::{
-    session::{Keep, Login},
+    pushers::{NewPusher, Others, PusherError, Pushers},
+    session::{Keep, Login, SessionError},
     tokens::ENDINGS,
 };
 
@@ -139,6 +141,70 @@ async fn a_login_in_flight_does_not_outlive_the_password() {
     let body = json!({ "type": "m.login.token", "token": brief["login_token"] });
     let late = fresh.post(LOGIN, None, body).await;
     late.refused(403, "M_FORBIDDEN");
+}
+
+/// A login that ended while its request was under way sets no password.
+#[tokio::test]
+async fn of_two_changes_of_the_password_the_later_is_refused() {
+    let fresh = fresh().await;
+    let [one, two] = [fresh.register("alice").await, fresh.login("alice").await];
+    let sessions = &fresh.homeserver.components().sessions;
+    let kept = sessions.authenticate(&one.token).await.unwrap();
+    let ended = sessions.authenticate(&two.token).await.unwrap();
+    let user = kept.user_number;
+    let first = sessions.end_all(user, Some("first"), Keep::Own(&kept));
+    first.await.unwrap();
+    let second = sessions.end_all(user, Some("second"), Keep::Own(&ended));
+    assert!(matches!(second.await, Err(SessionError::Unknown)));
+    let second = sessions.set_password_hash(&ended, "second".to_owned());
+    assert!(matches!(second.await, Err(SessionError::Unknown)));
+    let closing = sessions.check_alive(&ended).await;
+    assert!(matches!(closing, Err(SessionError::Unknown)));
+    // The login that was kept is as good as before; it only has to ask again.
+    let again = sessions.end_all(user, Some("second"), Keep::Own(&kept));
+    assert!(matches!(
+        again.await,
+        Err(SessionError::Failure(Failure::Busy))
+    ));
+    let account = fresh.homeserver.administration().account("alice").await;
+    let account = account.unwrap();
+    assert_eq!(account.password_hash.as_deref(), Some("first"));
+    let kept = sessions.authenticate(&one.token).await.unwrap();
+    let set = sessions.set_password_hash(&kept, "third".to_owned());
+    set.await.unwrap();
+}
+
+#[tokio::test]
+async fn no_pusher_outlives_its_device() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let components = fresh.homeserver.components();
+    let pushers = Pushers::new(components.store.clone());
+    let new = NewPusher {
+        app_id: "org.example",
+        pushkey: "phone",
+        json: b"{}",
+        others: Others::Keep,
+    };
+    let session = components.sessions.authenticate(&alice.token).await;
+    let session = session.unwrap();
+    let (user, devices) = (session.user_number, &components.devices);
+    // Set after the end was decided: the end is decided anew.
+    let mut batch = Batch::new();
+    let device = std::slice::from_ref(&session.device);
+    pushers.end(&mut batch, user, device).await.unwrap();
+    pushers.set(devices, &session, new).await.unwrap();
+    let late = components.store.commit(batch).await;
+    assert!(matches!(late, Err(CommitError::Conflict { .. })));
+    components.sessions.end(&session).await.unwrap();
+    assert!(pushers.of(user).await.unwrap().is_empty());
+    // Set after the end: refused, also if there is a new device of that id.
+    let mut login = by_password("alice");
+    login["device_id"] = session.device.as_str().into();
+    fresh.post(LOGIN, None, login).await.ok();
+    let refused = pushers.set(devices, &session, new).await;
+    assert!(matches!(refused, Err(PusherError::DeviceGone)));
+    assert!(pushers.of(user).await.unwrap().is_empty());
 }
 
 /// A renewal of the login that is kept must not be lost, nor its old form come back.

@@ -3,6 +3,7 @@
 //! Specification: client-server API, "Push Notifications".
 
 use axum::extract::State;
+use homeserver_users::Devices;
 use ruma::api::client::push::{PusherKind, get_pushers, set_pusher};
 
 use crate::{
@@ -35,10 +36,10 @@ async fn all(
 
 async fn set(
     State(pushers): State<Pushers>,
+    State(devices): State<Devices>,
     session: Session,
     Ruma(request): Ruma<set_pusher::v3::Request>,
 ) -> Result<Ruma<set_pusher::v3::Response>, ApiError> {
-    let user = session.user_number;
     match request.action {
         set_pusher::v3::PusherAction::Post(data) => {
             check(&data.pusher.kind)?;
@@ -54,9 +55,10 @@ async fn set(
                     Others::Remove
                 },
             };
-            pushers.set(user, &session.device, new).await?;
+            pushers.set(&devices, &session, new).await?;
         }
         set_pusher::v3::PusherAction::Delete(ids) => {
+            let user = session.user_number;
             pushers.remove(user, &ids.app_id, &ids.pushkey).await?;
         }
         _ => return Err(ApiError::invalid_param("Unknown action")),
