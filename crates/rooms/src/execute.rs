@@ -143,7 +143,7 @@ impl Rooms {
             Err(error) => {
                 drop(tip);
                 // A refusal counts only if what it was built on is true.
-                return if live.stands(basis).await {
+                return if live.stands(&self.store, basis).await {
                     Err(error)
                 } else {
                     Ok(Attempt::Again)
@@ -154,7 +154,7 @@ impl Rooms {
         let prepared = self.prepare(Some(delta), decision, transaction);
         if prepared.batch.is_empty() {
             drop(tip);
-            return Ok(if live.stands(basis).await {
+            return Ok(if live.stands(&self.store, basis).await {
                 Attempt::Answered(prepared.effect.answer(0))
             } else {
                 Attempt::Again

@@ -70,6 +70,9 @@ pub(crate) struct Tip {
     pub(crate) pending: Pending,
     /// Counts the times the tip was read from the store.
     generation: u64,
+    /// The store's generation before it was read. In a later one the head may be another: the row
+    /// of a commit whose outcome was unknown.
+    opened: u64,
 }
 
 impl Tip {
@@ -109,6 +112,7 @@ impl Drop for InFlight {
 #[derive(Clone, Copy)]
 pub(crate) struct Basis {
     generation: u64,
+    opened: u64,
     submitted: u64,
 }
 
@@ -130,6 +134,7 @@ impl LiveRoom {
                 head: None,
                 pending: Pending::default(),
                 generation: 1,
+                opened: 0,
             }),
             commits: watch::Sender::default(),
             failed: AtomicU64::new(0),
@@ -155,6 +160,11 @@ impl LiveRoom {
             let failed = self.failed.load(Ordering::SeqCst);
             if tip.generation <= failed {
                 tip.generation = failed + 1;
+                tip.head = None;
+            }
+            let opened = store.generation();
+            if tip.opened != opened {
+                tip.opened = opened;
                 tip.head = None;
             }
             if idle {
@@ -202,49 +212,107 @@ impl LiveRoom {
     pub(crate) fn basis(&self, tip: &Tip) -> Basis {
         Basis {
             generation: tip.generation,
+            opened: tip.opened,
             submitted: self.commits.borrow().submitted,
         }
     }
 
-    /// Whether a decision stands: false if some commit it may have been built on failed. Waits
-    /// until that is known, not for commits that came later.
+    /// Whether a decision stands: false if some commit it may have been built on failed, or the
+    /// store was opened anew since the tip was read. Waits until that is known, not for commits
+    /// that came later.
     ///
     /// Commits may end in another order than they were submitted in; one that ends well has all
     /// before it stored, since each asserts the head that the one before it made.
-    pub(crate) async fn stands(&self, basis: Basis) -> bool {
+    pub(crate) async fn stands(&self, store: &Store, basis: Basis) -> bool {
         self.ended(basis.submitted).await;
-        self.failed.load(Ordering::SeqCst) < basis.generation
+        self.failed.load(Ordering::SeqCst) < basis.generation && store.generation() == basis.opened
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use homeserver_runtime::Runtime;
+    use homeserver_storage::{
+        Batch, OpenEngine as _,
+        engines::faulty::{Fault, FaultPlan, FaultyDisk},
+    };
 
     use super::*;
+    use crate::tables::TABLES;
+
+    /// A store with the head of room 1, and the calls of its engine so far.
+    async fn store_with(plan: FaultPlan) -> (Store, u64) {
+        let disk = Arc::new(FaultyDisk::memory(plan));
+        let engine = disk.open().await.unwrap();
+        let runtime = Runtime::system();
+        let opener = Arc::clone(&disk) as _;
+        let store = Store::open_lasting(engine, opener, &[TABLES], &runtime).await;
+        let store = store.unwrap();
+        store.commit(head_with(1)).await.unwrap();
+        (store, disk.calls())
+    }
+
+    async fn store() -> Store {
+        store_with(FaultPlan::none(0)).await.0
+    }
+
+    fn head_with(sequence: u64) -> Batch {
+        let mut batch = Batch::new();
+        let head = Head {
+            sequence,
+            ..Head::default()
+        };
+        batch.put(&HEADS, &1_u64, &head);
+        batch
+    }
+
+    #[tokio::test]
+    async fn a_tip_of_the_engine_before_is_read_again() {
+        let (_, calls) = store_with(FaultPlan::none(0)).await;
+        // The head is read once, then a commit fails.
+        let plan = FaultPlan::once(0, calls + 1, Fault::ShortWrite);
+        let (store, _) = store_with(plan).await;
+        let room = Arc::new(LiveRoom::new(RoomNumber(1)));
+        let mut tip = room.tip(&store, Wants::Newest).await.unwrap();
+        let basis = room.basis(&tip);
+        assert_eq!(tip.parts().0.sequence, 1);
+        drop(tip);
+        assert!(room.stands(&store, basis).await);
+
+        assert!(store.commit(head_with(9)).await.is_err());
+        // As if recovery had found it.
+        store.commit(head_with(2)).await.unwrap();
+        assert_eq!(store.generation(), 1);
+        assert!(!room.stands(&store, basis).await);
+        let mut tip = room.tip(&store, Wants::Newest).await.unwrap();
+        assert_eq!(tip.parts().0.sequence, 2);
+    }
 
     #[tokio::test]
     async fn a_decision_waits_for_the_commits_before_it_only() {
+        let store = store().await;
         let room = Arc::new(LiveRoom::new(RoomNumber(1)));
         let mut tip = room.tip.lock().await;
         let first = room.submitted(&mut tip, Head::default());
         let basis = room.basis(&tip);
         let second = room.submitted(&mut tip, Head::default());
         drop(tip);
-        assert!(room.stands(basis).now_or_never().is_none());
+        assert!(room.stands(&store, basis).now_or_never().is_none());
         first.settle(true);
-        assert_eq!(room.stands(basis).now_or_never(), Some(true));
+        assert_eq!(room.stands(&store, basis).now_or_never(), Some(true));
         second.settle(true);
     }
 
     #[tokio::test]
     async fn a_commit_that_nobody_waits_for_counts_as_failed() {
+        let store = store().await;
         let room = Arc::new(LiveRoom::new(RoomNumber(1)));
         let mut tip = room.tip.lock().await;
         drop(room.submitted(&mut tip, Head::default()));
         let basis = room.basis(&tip);
         drop(tip);
-        assert_eq!(room.stands(basis).now_or_never(), Some(false));
+        assert_eq!(room.stands(&store, basis).now_or_never(), Some(false));
         let commits = *room.commits.borrow();
         assert_eq!(commits.submitted, commits.ended);
     }
