@@ -208,7 +208,7 @@ pub(crate) async fn until_row(store: &Store, table: &Table<u64, ()>, key: u64, t
             tokio::task::yield_now().await;
         }
     };
-    let patience = std::time::Duration::from_secs(60);
+    let patience = std::time::Duration::from_mins(1);
     tokio::time::timeout(patience, look).await.unwrap();
 }
 
