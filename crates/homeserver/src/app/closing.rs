@@ -93,8 +93,9 @@ impl Closing {
         }
     }
 
-    /// Closes an account. Nobody gets in once that is on disk; what is left to do then is done even
-    /// if the returned future is dropped.
+    /// Closes an account. Nobody gets in once that is on disk. What is left to do then goes on
+    /// without the returned future; if that is dropped before the commit is answered, the hourly
+    /// run does it.
     pub(crate) async fn close(
         &self,
         user: UserNumber,
