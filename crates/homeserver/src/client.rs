@@ -9,6 +9,7 @@ use homeserver_rooms::{
     CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
     RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
 };
+use homeserver_runtime::Tasks;
 use homeserver_storage::{Entry, Position, StorageError, Store};
 use homeserver_users::{Accounts, Failure, UserNumber};
 use ruma::{
@@ -17,7 +18,7 @@ use ruma::{
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     app::rooms::{Actor, ChangeError, RoomChanges},
@@ -81,6 +82,7 @@ pub struct LocalUser {
     accounts: Accounts,
     changes: RoomChanges,
     store: Store,
+    tasks: Tasks,
 }
 
 impl LocalUser {
@@ -97,6 +99,7 @@ impl LocalUser {
             accounts: components.accounts.clone(),
             changes: components.room_changes.clone(),
             store: components.store.clone(),
+            tasks: components.runtime.tasks.clone(),
         })
     }
 
@@ -227,11 +230,17 @@ impl LocalUser {
         if !account.is_some_and(|account| account.is_active()) {
             return Err(ClientError::NoSuchUser(self.user.to_string()));
         }
-        let actor = Actor {
-            user: &self.user,
-            device: None,
-        };
-        Ok(self.changes.act(actor, action).await?)
+        let (changes, user) = (self.changes.clone(), self.user.clone());
+        let (tell, hear) = oneshot::channel();
+        // By itself: whoever holds our future without polling it keeps no room waiting.
+        self.tasks.spawn(async move {
+            let actor = Actor {
+                user: &user,
+                device: None,
+            };
+            let _ = tell.send(changes.act(actor, action).await);
+        });
+        Ok(hear.await.map_err(|_| RoomError::Stopping)??)
     }
 }
 

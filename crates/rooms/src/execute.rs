@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use homeserver_storage::{At, Batch, CommitError, Committed, Durability, Positioned, Ticket};
-use tokio::sync::oneshot;
 
 use crate::{
     Rooms,
@@ -58,15 +57,12 @@ enum Attempt {
 
 impl Rooms {
     /// Carries out a command. The answer comes when the effect is on disk; dropping the future
-    /// does not take the command back.
+    /// does not take the command back. While it is kept without being polled, the room may wait for
+    /// it.
     pub async fn execute(self: &Arc<Self>, command: RoomCommand) -> Result<RoomAnswer, RoomError> {
-        let (tell, hear) = oneshot::channel();
         let rooms = Arc::clone(self);
-        self.runtime.tasks.spawn(async move {
-            // Whoever asked may be gone.
-            let _ = tell.send(rooms.once(command).await);
-        });
-        hear.await.map_err(|_| RoomError::Stopping)?
+        let carried_out = async move { rooms.once(command).await };
+        self.runtime.tasks.see_through(carried_out).await
     }
 
     /// Carries out a command at most once for its transaction.

@@ -1,7 +1,13 @@
 //! Background tasks that shutdown waits for.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use tokio::runtime::Handle;
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
@@ -24,6 +30,22 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         self.tracker.spawn(task);
+    }
+
+    /// A future that does `task` in the place of its caller, and in the background from where its
+    /// caller drops it. What was not begun is dropped with it.
+    ///
+    /// A caller who holds it without polling it holds what `task` holds.
+    pub fn see_through<F>(&self, task: F) -> SeenThrough<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        SeenThrough {
+            task: Some(Box::pin(task)),
+            begun: None,
+            tasks: self.clone(),
+        }
     }
 
     /// Resolves when shutdown has begun; at once if it already has.
@@ -53,9 +75,89 @@ impl Tasks {
     }
 }
 
+/// See [`Tasks::see_through`].
+#[must_use = "futures do nothing unless polled"]
+pub struct SeenThrough<T: Send + 'static> {
+    task: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    /// The runtime that it was begun on.
+    begun: Option<Handle>,
+    tasks: Tasks,
+}
+
+impl<T: Send + 'static> Future for SeenThrough<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        if self.begun.is_none() {
+            self.begun = Handle::try_current().ok();
+        }
+        // Not there while it runs: one that panics is not continued.
+        let Some(mut task) = self.task.take() else {
+            return Poll::Pending;
+        };
+        let polled = task.as_mut().poll(context);
+        if polled.is_pending() {
+            self.task = Some(task);
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for SeenThrough<T> {
+    fn drop(&mut self) {
+        if let (Some(task), Some(runtime)) = (self.task.take(), &self.begun) {
+            let rest = async move { drop(task.await) };
+            self.tasks.tracker.spawn_on(rest, runtime);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use futures_util::FutureExt as _;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_is_seen_through_answers_its_caller() {
+        let (tell, hear) = oneshot::channel();
+        let tasks = Tasks::default();
+        let mut seen = tasks.see_through(async move { hear.await.unwrap() });
+        assert!((&mut seen).now_or_never().is_none());
+        tell.send(7).unwrap();
+        assert_eq!(seen.await, 7);
+        assert_eq!(tasks.tracker.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_goes_on_without_its_caller() {
+        let (tell, hear) = oneshot::channel();
+        let tasks = Tasks::default();
+        let done = Arc::new(AtomicBool::new(false));
+        let inside = Arc::clone(&done);
+        let mut seen = tasks.see_through(async move {
+            hear.await.unwrap();
+            inside.store(true, Ordering::SeqCst);
+        });
+        assert!((&mut seen).now_or_never().is_none());
+        // From a thread that belongs to no runtime.
+        std::thread::spawn(move || drop(seen)).join().unwrap();
+        tell.send(()).unwrap();
+        assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
+        assert!(done.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn what_was_never_begun_is_not_done() {
+        let tasks = Tasks::default();
+        drop(tasks.see_through(async { unreachable!() }));
+        assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
+    }
 
     #[tokio::test]
     async fn shutdown_waits_for_tasks() {

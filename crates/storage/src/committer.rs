@@ -464,11 +464,14 @@ impl Shared {
     ) -> After {
         match outcome {
             Ok(results) => {
-                if let Some(recovery) = &self.recovery {
-                    recovery.committed(group, &results);
-                }
+                let recovery = self.recovery.as_ref();
+                let moved = recovery.filter(|recovery| recovery.committed(group, &results));
+                // Those who asked are woken before those who follow.
                 for (answer, result) in answers.into_iter().zip(results) {
                     let _ = answer.send(result.map_err(CommitError::from));
+                }
+                if let Some(recovery) = moved {
+                    recovery.announce();
                 }
                 After::Next
             }

@@ -18,7 +18,7 @@ use homeserver_storage::{Position, StorageError, Store};
 use homeserver_users::{Failure, Profile, ProfileError, UserNumber, Users, journal};
 use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::session::Session;
 
@@ -34,7 +34,8 @@ const CURSOR_STEP: Position = 500;
 /// How long a client waits for its rooms to be told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the reader rests when the rooms or the store failed.
+/// How long the reader rests when the rooms or the store failed, and, unless somebody waits for it,
+/// between two looks at what others write all the time.
 const REST: Duration = Duration::from_secs(1);
 
 /// Fields that member events show.
@@ -49,6 +50,8 @@ pub(crate) struct ProfileChanges {
     runtime: Runtime,
     /// Up to where rooms were told.
     told: watch::Sender<Position>,
+    /// Ends the reader's rest.
+    awaited: Arc<Notify>,
 }
 
 /// The rooms were not told.
@@ -91,6 +94,7 @@ impl ProfileChanges {
             users: users.clone(),
             runtime: runtime.clone(),
             told: watch::Sender::new(0),
+            awaited: Arc::default(),
         };
         runtime.tasks.spawn(profiles.clone().tell_rooms());
         profiles
@@ -131,6 +135,7 @@ impl ProfileChanges {
             return;
         };
         let mut told = self.told.subscribe();
+        self.awaited.notify_one();
         // The rooms are told sooner or later in any case.
         let _ = tokio::time::timeout(PATIENCE, told.wait_for(|told| *told >= position)).await;
     }
@@ -140,6 +145,7 @@ impl ProfileChanges {
     pub(crate) async fn told_now(&self) {
         let now = self.store.durable();
         let mut told = self.told.subscribe();
+        self.awaited.notify_one();
         // The sender lives as long as `self`.
         let _ = told.wait_for(|told| *told >= now).await;
     }
@@ -149,19 +155,17 @@ impl ProfileChanges {
         let mut grown = self.store.subscribe();
         loop {
             let upto = *grown.borrow_and_update();
-            let rest = match self.tell_upto(upto).await {
-                Ok(()) => None,
-                Err(error) => {
-                    tracing::warn!(%error, "rooms were not told of a profile, trying again");
-                    Some(REST)
-                }
-            };
+            let told = self.tell_upto(upto).await;
+            if let Err(error) = &told {
+                tracing::warn!(%error, "rooms were not told of a profile, trying again");
+            }
             let wait = async {
-                match rest {
-                    Some(rest) => tokio::time::sleep(rest).await,
-                    None => {
-                        let _ = grown.changed().await;
-                    }
+                tokio::select! {
+                    () = tokio::time::sleep(REST) => {}
+                    () = self.awaited.notified(), if told.is_ok() => {}
+                }
+                if told.is_ok() {
+                    let _ = grown.changed().await;
                 }
             };
             tokio::select! {

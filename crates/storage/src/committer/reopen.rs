@@ -109,8 +109,10 @@ impl Recovery {
         self.lazy.lock().bytes > MAX_LAZY
     }
 
-    /// Notes a group that is in the store.
-    pub(super) fn committed(&self, group: Group, results: &[BatchResult]) {
+    /// Notes a group that is in the store. The durable position says so from now on; who waits for
+    /// it to move is woken by [`Recovery::announce`]. Gives whether it moved.
+    #[must_use]
+    pub(super) fn committed(&self, group: Group, results: &[BatchResult]) -> bool {
         let mut lazy = self.lazy.lock();
         let batches = group.batches.into_iter().zip(results);
         let mut written =
@@ -127,17 +129,23 @@ impl Recovery {
         drop(lazy);
         let held = results.iter().rev().flatten();
         let mut positions = held.filter_map(|committed| committed.positions.last());
-        if let Some(last) = positions.next() {
-            self.publish(*last);
-        }
+        positions.next().is_some_and(|last| self.publish(*last))
     }
 
-    fn publish(&self, position: Position) {
+    /// Gives whether it moved; nobody is woken.
+    fn publish(&self, position: Position) -> bool {
+        let mut moved = false;
         self.durable.send_if_modified(|durable| {
-            let moved = position > *durable;
+            moved = position > *durable;
             *durable = position.max(*durable);
-            moved
+            false
         });
+        moved
+    }
+
+    /// Wakes who waits for the durable position to move.
+    pub(super) fn announce(&self) {
+        self.durable.send_modify(|_| {});
     }
 
     /// What is compared with a database that was opened, and written to it, before it is used.
@@ -252,7 +260,9 @@ impl Shared {
         *recovery.lazy.lock() = Lazy::default();
         let durable = *engine.watch().borrow();
         self.handle.give(engine);
-        recovery.publish(durable);
+        if recovery.publish(durable) {
+            recovery.announce();
+        }
         Ok(())
     }
 

@@ -41,13 +41,13 @@ fn lazy_batches_are_kept_until_something_was_synced() {
     });
 
     let results = std::slice::from_ref(&done);
-    recovery.committed(group(vec![lazy_put()], Durability::Lazy), results);
+    let _ = recovery.committed(group(vec![lazy_put()], Durability::Lazy), results);
     assert_eq!(kept(), 1);
     let nothing = vec![asserts, refused];
     let results = [done.clone(), conflict];
-    recovery.committed(group(nothing, Durability::Durable), &results);
+    let _ = recovery.committed(group(nothing, Durability::Durable), &results);
     assert_eq!(kept(), 1, "nothing was written, so nothing was synced");
-    recovery.committed(group(vec![lazy_put()], Durability::Durable), &[done]);
+    let _ = recovery.committed(group(vec![lazy_put()], Durability::Durable), &[done]);
     assert_eq!(kept(), 0);
 }
 
