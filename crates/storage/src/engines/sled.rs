@@ -12,7 +12,10 @@ use std::{
     fs::File,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -40,6 +43,8 @@ const DROP_STEP: usize = 1_000;
 /// How often opening waits for sled's own lock. No other process can hold it, only the threads of
 /// a database that this one closed a moment ago.
 const SLED_LOCK_TRIES: usize = 500;
+/// Bytes of keys and values that are read at the next start without a word (a tenth of a second).
+const MUCH_WRITTEN: usize = 16 * 1024 * 1024;
 /// Bytes of pages kept in memory.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -52,8 +57,8 @@ pub struct SledEngine {
     local: Local,
     replaced: Replaced,
     markers: Mutex<Markers>,
-    /// Given back last. Not empty unless the database was closed well.
-    lock: File,
+    /// Dropped last, when sled has let go of its file.
+    end: End,
 }
 
 impl std::fmt::Debug for SledEngine {
@@ -101,31 +106,7 @@ impl SledEngine {
         let path = path.to_owned();
         let lock = lock_folder(&path)?;
         write_unclean_again(&lock, &path)?;
-        let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES);
-        let mut tries = 0;
-        let database = loop {
-            match quietly(|| config.open()).map_err(|error| translate(&path, error)) {
-                Err(EngineError::InUse { .. }) if tries < SLED_LOCK_TRIES => {
-                    tries += 1;
-                    std::thread::park_timeout(LOCK_WAIT);
-                }
-                opened => break opened?,
-            }
-        };
-        let open_file = File::open(path.join("db"));
-        let file = open_file.map_err(|source| EngineError::Io {
-            what: "cannot open",
-            path: path.join("db"),
-            source,
-        })?;
-        // What sled made when it was created (its file, its folders) is durable from here on.
-        let synced = file.sync_all();
-        synced.map_err(|source| EngineError::Io {
-            what: "cannot sync",
-            path: path.join("db"),
-            source,
-        })?;
-        super::local::sync_folder(&path)?;
+        let (database, file) = open_database(&path)?;
         let last =
             quietly(|| database.get(POSITION_KEY)).map_err(|error| translate(&path, error))?;
         let last = Local::position(last.as_deref()).ok_or_else(|| EngineError::Damaged {
@@ -133,13 +114,18 @@ impl SledEngine {
             why: "its position counter is not a number".to_owned(),
         })?;
         Ok(Self {
+            end: End {
+                path: path.clone(),
+                lock,
+                written: AtomicUsize::new(0),
+                closed: AtomicBool::new(false),
+            },
             path,
             database,
             file,
             local: Local::new(last),
             replaced: Replaced::default(),
             markers: Mutex::default(),
-            lock,
         })
     }
 
@@ -169,6 +155,8 @@ impl SledEngine {
         self.markers.lock().next(writes, &before, &mut batch);
         self.replaced.hide(before);
         for (key, value) in &writes.writes {
+            let bytes = key.len() + value.map_or(0, <[u8]>::len);
+            self.end.written.fetch_add(bytes, Ordering::Relaxed);
             match value {
                 Some(value) => batch.insert(*key, *value),
                 None => batch.remove(*key),
@@ -219,6 +207,68 @@ impl SledEngine {
             path: self.file_path(),
             source,
         })
+    }
+}
+
+/// Opens sled in a folder, and makes durable what it made or changed in doing so.
+fn open_database(path: &Path) -> Result<(sled::Db, File), EngineError> {
+    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES);
+    let mut tries = 0;
+    let database = loop {
+        match quietly(|| config.open()).map_err(|error| translate(path, error)) {
+            Err(EngineError::InUse { .. }) if tries < SLED_LOCK_TRIES => {
+                tries += 1;
+                std::thread::park_timeout(LOCK_WAIT);
+            }
+            opened => break opened?,
+        }
+    };
+    let failed = |what| {
+        let path = path.join("db");
+        move |source| EngineError::Io { what, path, source }
+    };
+    let file = File::open(path.join("db")).map_err(failed("cannot open"))?;
+    file.sync_all().map_err(failed("cannot sync"))?;
+    super::local::sync_folder(path)?;
+    Ok((database, file))
+}
+
+/// The lock of the folder, and what is done before it is given back.
+///
+/// sled notes where its pages are only when it is opened; a start reads all that was written since.
+/// Where that is much, it is read at the end of a database that was closed well.
+struct End {
+    path: PathBuf,
+    /// Not empty unless the database was closed well.
+    lock: File,
+    /// Bytes of keys and values since the database was opened.
+    written: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let closed = self.closed.load(Ordering::SeqCst);
+        if !closed || self.written.load(Ordering::Relaxed) < MUCH_WRITTEN {
+            return;
+        }
+        let noted = mark(&self.lock, &self.path, UNCLEAN).and_then(|()| {
+            // Dropped by sled in its own time; the next to open it waits for that.
+            let (database, file) = open_database(&self.path)?;
+            quietly(|| database.flush()).map_err(|error| translate(&self.path, error))?;
+            drop(database);
+            let path = self.path.join("db");
+            let failed = |source| EngineError::Io {
+                what: "cannot sync",
+                path,
+                source,
+            };
+            file.sync_data().map_err(failed)?;
+            mark(&self.lock, &self.path, CLEAN)
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the next start of the database will take longer");
+        }
     }
 }
 
@@ -370,7 +420,9 @@ impl Engine for SledEngine {
         let flushed = quietly(|| self.database.flush());
         flushed.map_err(|error| translate(&self.path, error))?;
         self.sync()?;
-        mark(&self.lock, &self.path, CLEAN)
+        mark(&self.end.lock, &self.path, CLEAN)?;
+        self.end.closed.store(true, Ordering::SeqCst);
+        Ok(())
     }
 }
 
