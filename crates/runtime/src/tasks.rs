@@ -146,7 +146,7 @@ mod tests {
         });
         assert!((&mut seen).now_or_never().is_none());
         // From a thread that belongs to no runtime.
-        std::thread::spawn(move || drop(seen)).join().unwrap();
+        std::thread::scope(|scope| drop(scope.spawn(move || drop(seen))));
         tell.send(()).unwrap();
         assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
         assert!(done.load(Ordering::SeqCst));
