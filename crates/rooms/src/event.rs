@@ -95,6 +95,12 @@ impl StoredEvent {
         })
     }
 
+    /// Whether it has a place in the graph of its room, and so a state around it. What an import
+    /// brought has none until it is received with its previous events; a rejected event may have one.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.height > 0
+    }
+
     /// The state before the event; empty for outliers and rejected events.
     pub(crate) fn before(&self) -> StateRoot {
         self.status.before().copied().unwrap_or_default()

@@ -106,7 +106,7 @@ impl Rooms {
         let known = self.events.number(room.number, pdu.event_id()).await?;
         if let Some(number) = known
             && let Some(event) = self.events.find(room, number).await?
-            && event.status.kind() != StatusKind::Outlier
+            && event.is_placed()
         {
             return Ok(Some(judged(&event, event.position)));
         }
@@ -166,14 +166,11 @@ impl RoomEdit<'_> {
     async fn foundations(&self, pdu: &Pdu) -> Result<Result<Foundations, Received>, RoomError> {
         let (prev, prev_missing) = self.referred(pdu.prev_events()).await?;
         let (auth, auth_missing) = self.referred(pdu.auth_events()).await?;
-        // The state after an outlier or a rejected event is not known.
-        let stateless = |event: &&Arc<StoredEvent>| event.status.before().is_none();
+        // The state after a rejected event is the one before it; only of what has no place in the
+        // graph it is not known.
+        let unplaced = prev.iter().filter(|event| !event.is_placed());
         let mut missing = prev_missing;
-        missing.extend(
-            prev.iter()
-                .filter(stateless)
-                .map(|e| e.pdu.event_id().to_owned()),
-        );
+        missing.extend(unplaced.map(|event| event.pdu.event_id().to_owned()));
         if missing.is_empty() && auth_missing.is_empty() {
             return Ok(Ok(Foundations { prev, auth }));
         }

@@ -6,6 +6,7 @@ mod crash;
 mod forks;
 mod mortal;
 mod paging;
+mod receiving;
 mod rows;
 mod support;
 mod sweeps;

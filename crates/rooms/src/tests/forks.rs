@@ -28,6 +28,18 @@ impl Elsewhere<'_> {
         state_key: Option<&str>,
         content: Value,
     ) -> Pdu {
+        let draft = self.draft(prev, event_type, state_key, content).await;
+        self.seal(draft).await
+    }
+
+    /// What [`Self::make`] seals.
+    pub(super) async fn draft(
+        &mut self,
+        prev: &[OwnedEventId],
+        event_type: &str,
+        state_key: Option<&str>,
+        content: Value,
+    ) -> Draft {
         let room = self.server.room(&self.room).await;
         let rooms = &self.server.rooms;
         let mut before = Vec::new();
@@ -46,7 +58,7 @@ impl Elsewhere<'_> {
             auth_events.extend(found.map(|event| event.pdu.reference().unwrap()));
         }
         self.time += 1;
-        let draft = Draft {
+        Draft {
             room_id: Some(self.room.clone()),
             sender: self.user.clone(),
             event_type: event_type.to_owned(),
@@ -60,7 +72,24 @@ impl Elsewhere<'_> {
             auth_events,
             depth: before.iter().map(|event| event.pdu.depth()).max().unwrap() + 1,
             redacts: None,
-        };
+        }
+    }
+
+    /// The place of the auth event of this type in a draft.
+    pub(super) async fn auth_event(&self, draft: &Draft, event_type: &str) -> usize {
+        let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
+        for (at, reference) in draft.auth_events.iter().enumerate() {
+            let number = rooms.events.number(room.number, &reference.event_id);
+            let event = rooms.events.load(&room, number.await.unwrap().unwrap());
+            if event.await.unwrap().pdu.event_type() == event_type {
+                return at;
+            }
+        }
+        panic!("no auth event of type {event_type}");
+    }
+
+    pub(super) async fn seal(&self, draft: Draft) -> Pdu {
+        let room = self.server.room(&self.room).await;
         let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
         draft
             .seal(room.rules, server_name!("there.example"), &key)
@@ -291,7 +320,7 @@ async fn what_is_not_allowed_is_rejected_and_what_is_missing_is_named() {
         .seal(room.rules, server_name!("there.example"), &key)
         .unwrap();
     let expected = Received::Missing {
-        prev: vec![unknown.clone(), grab.event_id().to_owned()],
+        prev: vec![unknown.clone()],
         auth: vec![unknown],
     };
     assert_eq!(server.rooms.receive(&room, pdu).await.unwrap(), expected);

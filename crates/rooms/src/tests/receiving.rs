@@ -1,0 +1,199 @@
+//! What a peer may hand over: events on rejected ones, on outliers, of other rooms, with odd
+//! references or depths.
+
+use homeserver_events::StatusKind;
+use ruma::{OwnedEventId, owned_event_id};
+use serde_json::json;
+
+use super::{
+    forks::{Elsewhere, shared_room},
+    support::{Server, user},
+};
+use crate::{Received, RoomError, StateRoot};
+
+/// The greatest depth that an event may have.
+const DEEPEST: u64 = (1 << 53) - 1;
+
+async fn root(zed: &Elsewhere<'_>) -> StateRoot {
+    let (rooms, room) = (&zed.server.rooms, zed.server.room(&zed.room).await);
+    let now = rooms.state_at(room.number, rooms.durable()).await.unwrap();
+    now.root
+}
+
+async fn answer(zed: &Elsewhere<'_>, pdu: &homeserver_events::Pdu) -> Received {
+    let room = zed.server.room(&zed.room).await;
+    zed.server.rooms.receive(&room, pdu.clone()).await.unwrap()
+}
+
+fn ids(id: &ruma::EventId) -> Vec<OwnedEventId> {
+    vec![id.to_owned()]
+}
+
+/// An event of `zed`'s that grabs all power.
+async fn grab(zed: &mut Elsewhere<'_>, prev: &[OwnedEventId]) -> homeserver_events::Pdu {
+    let levels = json!({ "users": { "@zed:there.example": 100 } });
+    zed.make(prev, "m.room.power_levels", Some(""), levels)
+        .await
+}
+
+/// Peers do not know that this server rejected an event, and build on it.
+#[tokio::test]
+async fn what_follows_a_rejected_event_has_the_state_before_that() {
+    for version in ["1", "2", "11", "12"] {
+        let server = Server::start().await;
+        let (mut zed, join) = shared_room(&server, version).await;
+        let before = root(&zed).await;
+        let grab = grab(&mut zed, &[join]).await;
+        assert_eq!(zed.receive(&grab).await, StatusKind::Rejected);
+        let body = json!({ "body": "on" });
+        let on = ids(grab.event_id());
+        let message = zed.make(&on, "m.room.message", None, body.clone()).await;
+        assert_eq!(zed.receive(&message).await, StatusKind::Accepted);
+        assert_eq!(root(&zed).await, before, "version {version}");
+        // And a change of state on top of that is one of the state before.
+        let name = json!({ "name": "n" });
+        let on = ids(message.event_id());
+        let name = zed.make(&on, "m.room.name", Some(""), name).await;
+        assert_eq!(zed.receive(&name).await, StatusKind::Accepted);
+        let levels = server.state(&zed.room, "m.room.power_levels", "").await;
+        assert_eq!(levels.unwrap()["users"]["@zed:there.example"], 50);
+        // Those of this server go on, for another process too.
+        server.say(&user("alice"), &zed.room, "ours").await;
+        assert_eq!(zed.receive(&grab).await, StatusKind::Rejected, "again");
+        let again = server.restart().await;
+        let name = again.state(&zed.room, "m.room.name", "").await.unwrap();
+        assert_eq!(name["name"], "n");
+        again.say(&user("alice"), &zed.room, "ours").await;
+    }
+}
+
+#[tokio::test]
+async fn what_names_a_rejected_event_as_its_auth_event_is_rejected() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let before = root(&zed).await;
+    let prev = std::slice::from_ref(&join);
+    let grab = grab(&mut zed, prev).await;
+    assert_eq!(zed.receive(&grab).await, StatusKind::Rejected);
+    let name = json!({ "name": "n" });
+    let mut draft = zed.draft(prev, "m.room.name", Some(""), name).await;
+    let levels = zed.auth_event(&draft, "m.room.power_levels").await;
+    draft.auth_events[levels] = grab.reference().unwrap();
+    let name = zed.seal(draft).await;
+    assert_eq!(zed.receive(&name).await, StatusKind::Rejected);
+    assert_eq!(root(&zed).await, before);
+}
+
+/// Each is an answer; nothing of it panics or changes the state.
+#[tokio::test]
+async fn odd_auth_events_are_rejected_or_missing() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let prev = std::slice::from_ref(&join);
+    let body = json!({ "body": "x" });
+    let message = zed.make(prev, "m.room.message", None, body.clone()).await;
+    assert_eq!(zed.receive(&message).await, StatusKind::Accepted);
+    let before = root(&zed).await;
+    let plain = zed.draft(prev, "m.room.message", None, body).await;
+
+    let mut of_a_message = plain.clone();
+    of_a_message.auth_events.push(message.reference().unwrap());
+    let mut twice = plain.clone();
+    twice.auth_events.push(twice.auth_events[0].clone());
+    let mut none = plain.clone();
+    none.auth_events.clear();
+    for draft in [of_a_message, twice, none] {
+        let pdu = zed.seal(draft).await;
+        assert_eq!(zed.receive(&pdu).await, StatusKind::Rejected);
+    }
+
+    let unknown = owned_event_id!("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    let mut of_an_unknown = plain;
+    of_an_unknown.auth_events.push(unknown.clone().into());
+    let pdu = zed.seal(of_an_unknown).await;
+    let missing = Received::Missing {
+        prev: Vec::new(),
+        auth: vec![unknown],
+    };
+    assert_eq!(answer(&zed, &pdu).await, missing);
+    assert_eq!(root(&zed).await, before);
+}
+
+#[tokio::test]
+async fn an_event_of_another_room_is_refused_and_not_stored() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let (other, _) = shared_room(&server, "11").await;
+    let body = json!({ "body": "lost" });
+    let pdu = zed.make(&[join], "m.room.message", None, body).await;
+    let wrong = server.room(&other.room).await;
+    let refused = server.rooms.receive(&wrong, pdu.clone()).await;
+    assert!(matches!(refused, Err(RoomError::UnknownRoom)));
+    for room in [&zed.room, &other.room] {
+        let room = server.room(room).await;
+        let number = server.rooms.events.number(room.number, pdu.event_id());
+        assert_eq!(number.await.unwrap(), None);
+    }
+    assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted);
+}
+
+/// What is here only because an import named it has no state to build on.
+#[tokio::test]
+async fn an_outlier_is_no_previous_event() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let topic = json!({ "topic": "t" });
+    let prev = std::slice::from_ref(&join);
+    let topic = zed.make(prev, "m.room.topic", Some(""), topic).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let part = std::slice::from_ref(&topic);
+    server.rooms.import_part(begun, 0, part).await.unwrap();
+    server.rooms.switch(begun).await.unwrap();
+    let before = root(&zed).await;
+
+    let mut draft = zed
+        .draft(prev, "m.room.message", None, json!({ "body": "x" }))
+        .await;
+    draft.prev_events = vec![topic.reference().unwrap()];
+    let on_it = zed.seal(draft).await;
+    let missing = Received::Missing {
+        prev: ids(topic.event_id()),
+        auth: Vec::new(),
+    };
+    assert_eq!(answer(&zed, &on_it).await, missing);
+    assert_eq!(root(&zed).await, before);
+    // Once it is received itself, it has one.
+    assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
+    assert_eq!(zed.receive(&on_it).await, StatusKind::Accepted);
+    assert_eq!(root(&zed).await, before);
+}
+
+#[tokio::test]
+async fn the_greatest_depth_ends_no_room() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let body = json!({ "body": "deep" });
+    let mut draft = zed.draft(&[join], "m.room.message", None, body).await;
+    draft.depth = DEEPEST;
+    let deep = zed.seal(draft).await;
+    assert_eq!(zed.receive(&deep).await, StatusKind::Accepted);
+    let alice = user("alice");
+    let first = server.say(&alice, &zed.room, "first").await;
+    let second = server.say(&alice, &zed.room, "second").await;
+    let on = std::slice::from_ref(&second);
+    let mut draft = zed
+        .draft(on, "m.room.message", None, json!({ "body": "shallow" }))
+        .await;
+    draft.depth = 1;
+    let shallow = zed.seal(draft).await;
+    assert_eq!(zed.receive(&shallow).await, StatusKind::Accepted);
+    let shown = server.timeline(&alice, &zed.room).await;
+    let last: Vec<_> = shown.iter().rev().take(4).rev().collect();
+    let ids: Vec<_> = last.iter().map(|event| event.pdu().event_id()).collect();
+    let in_order = [deep.event_id(), &first, &second, shallow.event_id()];
+    assert_eq!(ids, in_order);
+    let depths: Vec<_> = last.iter().map(|event| event.pdu().depth()).collect();
+    assert_eq!(depths, [DEEPEST, DEEPEST, DEEPEST, 1]);
+    assert!(last.is_sorted_by_key(|event| event.history_key()));
+}
