@@ -16,6 +16,9 @@ use crate::{
     tables::CURRENT_MEMBERSHIPS,
 };
 
+/// Who vouches for a restricted join. Only the server may say so: it signs for it.
+const VOUCHER: &str = "join_authorised_via_users_server";
+
 /// The content of a membership event.
 pub(super) fn content(
     membership: Membership,
@@ -58,6 +61,10 @@ fn with_profile(
     // Why somebody joined is not why they are called so.
     content.remove("reason");
     Ok(Some(content))
+}
+
+fn not_there(user: &UserId) -> RoomError {
+    RoomError::forbidden(format!("{user} is not in this room"))
 }
 
 /// A membership event.
@@ -113,7 +120,7 @@ impl Rooms {
                     now,
                     Some(Membership::Join | Membership::Invite | Membership::Knock)
                 ) {
-                    return Err(RoomError::forbidden(format!("{user} is not in this room")));
+                    return Err(not_there(user));
                 }
                 self.set_member(
                     edit,
@@ -174,10 +181,60 @@ impl Rooms {
             return Ok(stood(now));
         }
         if let Some(voucher) = self.voucher(edit, sender, membership).await? {
-            let key = "join_authorised_via_users_server".to_owned();
-            content.insert(key, voucher.as_str().into());
+            content.insert(VOUCHER.to_owned(), voucher.as_str().into());
         }
         self.set_member(edit, sender, sender, content).await
+    }
+
+    /// A member event that a client sends like any other state, with a voucher of the server's
+    /// choice or none; `None` where it may stay as it is.
+    pub(super) async fn vouched(
+        &self,
+        edit: &RoomEdit<'_>,
+        sender: &UserId,
+        event: &NewEvent,
+        mut content: Map<String, Value>,
+    ) -> Result<Option<NewEvent>, RoomError> {
+        let ("m.room.member", Some(target)) = (&*event.event_type, event.state_key.as_deref())
+        else {
+            return Ok(None);
+        };
+        let mut changed = content.remove(VOUCHER).is_some();
+        let joins = content.get("membership").and_then(Value::as_str) == Some("join");
+        if joins && target == sender {
+            let now = edit.membership(sender).await?;
+            if now != Some(Membership::Join)
+                && let Some(voucher) = self.voucher(edit, sender, now).await?
+            {
+                content.insert(VOUCHER.to_owned(), voucher.as_str().into());
+                changed = true;
+            }
+        }
+        let content = Value::Object(content);
+        Ok(changed.then(|| NewEvent {
+            timestamp: event.timestamp,
+            ..NewEvent::of("m.room.member", Some(target), &content)
+        }))
+    }
+
+    /// Refuses to remove somebody who is not there, which the rules would allow.
+    pub(super) async fn check_removal(
+        &self,
+        edit: &RoomEdit<'_>,
+        sender: &UserId,
+        event: &NewEvent,
+        target: &str,
+    ) -> Result<(), RoomError> {
+        let leaves = serde_json::from_str::<Value>(event.content.get())
+            .is_ok_and(|content| content["membership"] == "leave");
+        let target = UserId::parse(target).ok().filter(|target| target != sender);
+        let (true, Some(target)) = (leaves, target) else {
+            return Ok(());
+        };
+        match edit.membership(&target).await? {
+            None | Some(Membership::Leave) => Err(not_there(&target)),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Another profile never makes a member of somebody: a member event that says `join` would,

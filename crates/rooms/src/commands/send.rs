@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use homeserver_events::canonical;
 use ruma::{EventId, RoomAliasId, UserId};
 use serde::Deserialize;
-use serde_json::{json, value::to_raw_value};
+use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::sent;
 use crate::{
@@ -32,11 +32,7 @@ pub(super) fn redaction(target: &EventId, reason: Option<&str>) -> NewEvent {
 
 impl NewEvent {
     /// An event with this content.
-    pub(crate) fn of(
-        event_type: &str,
-        state_key: Option<&str>,
-        content: &serde_json::Value,
-    ) -> Self {
+    pub(crate) fn of(event_type: &str, state_key: Option<&str>, content: &Value) -> Self {
         Self {
             event_type: event_type.to_owned(),
             state_key: state_key.map(ToOwned::to_owned),
@@ -58,18 +54,18 @@ impl Rooms {
         if event.event_type == "m.room.create" {
             return Err(RoomError::forbidden("a room has one create event"));
         }
-        let content =
-            serde_json::from_str::<BTreeMap<String, serde_json::Value>>(event.content.get());
-        if content.is_err() {
-            return Err(RoomError::BadContent(
-                "the content is not an object".to_owned(),
-            ));
-        }
+        let content = serde_json::from_str::<Map<String, Value>>(event.content.get())
+            .map_err(|_| RoomError::BadContent("the content is not an object".to_owned()))?;
+        let vouched = self.vouched(edit, sender, event, content).await?;
+        let event = vouched.as_ref().unwrap_or(event);
         if let Some(stood) = self.same_state(edit, sender, event).await? {
             return Ok(stood);
         }
         match (event.event_type.as_str(), event.state_key.as_deref()) {
             ("m.room.canonical_alias", Some("")) => self.check_canonical_alias(edit, event).await?,
+            ("m.room.member", Some(target)) => {
+                self.check_removal(edit, sender, event, target).await?;
+            }
             ("m.room.redaction", _) => self.check_redaction(edit, sender, event).await?,
             (_, None) => self.check_relation(edit, sender, event).await?,
             _ => {}
