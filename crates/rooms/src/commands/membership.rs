@@ -58,8 +58,9 @@ fn with_profile(
     if content == before {
         return Ok(None);
     }
-    // Why somebody joined is not why they are called so.
+    // Why somebody joined is not why they are called so, and nobody vouches for a name.
     content.remove("reason");
+    content.remove(VOUCHER);
     Ok(Some(content))
 }
 

@@ -16,7 +16,7 @@ use crate::{
     event::StoredEvent,
     execute::Decision,
     numbers::RoomNumber,
-    rows::{Effect, Origin},
+    rows::{Effect, Membership, Origin},
     tables::ALIASES,
 };
 
@@ -56,6 +56,12 @@ impl Rooms {
         }
         let content = serde_json::from_str::<Map<String, Value>>(event.content.get())
             .map_err(|_| RoomError::BadContent("the content is not an object".to_owned()))?;
+        let own_membership = event.event_type == "m.room.member"
+            && event.state_key.as_deref() == Some(sender.as_str());
+        // Before anything that is told of the room by how an event is refused.
+        if !own_membership && edit.membership(sender).await? != Some(Membership::Join) {
+            return Err(RoomError::forbidden("you are not in this room"));
+        }
         let vouched = self.vouched(edit, sender, event, content).await?;
         let event = vouched.as_ref().unwrap_or(event);
         if let Some(stood) = self.same_state(edit, sender, event).await? {

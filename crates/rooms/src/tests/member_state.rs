@@ -5,7 +5,7 @@ use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId, UserId};
 use serde_json::{Value, json};
 
 use super::support::{Server, event, invite, user};
-use crate::{CreateRoom, InitialState, MembershipChange, Preset, RoomError};
+use crate::{CreateRoom, InitialState, MemberProfile, MembershipChange, Preset, RoomError};
 
 const VOUCHER: &str = "join_authorised_via_users_server";
 
@@ -67,6 +67,14 @@ async fn nobody_names_who_vouches_for_them() {
         set(&server, &bob, &room, &bob, &wrong).await.unwrap();
         let expected = json!({ "membership": "join", VOUCHER: alice, "displayname": "B" });
         assert_eq!(shown(&server, &room, &bob).await, expected);
+        let profile = MemberProfile {
+            displayname: Some("Bobby".to_owned()),
+            avatar_url: None,
+        };
+        let show = MembershipChange::Show { profile };
+        server.member(&bob, &room, show).await.unwrap();
+        let expected = json!({ "membership": "join", "displayname": "Bobby" });
+        assert_eq!(shown(&server, &room, &bob).await, expected);
         set(&server, &bob, &room, &bob, &wrong).await.unwrap();
         let expected = json!({ "membership": "join", "displayname": "B" });
         assert_eq!(
@@ -126,4 +134,62 @@ async fn a_member_event_does_what_its_endpoint_does() {
     let unban = MembershipChange::Unban { user: bob.clone() };
     refused(server.member(&alice, &room, unban).await);
     assert_eq!(shown(&server, &room, &bob).await, leave);
+}
+
+/// By the answer to an event nobody learns what is in a room that they are not in any more, or
+/// never were in.
+#[tokio::test]
+async fn who_is_not_in_the_room_is_told_nothing_of_it() {
+    let server = Server::start().await;
+    let (alice, bob, carol) = (user("alice"), user("bob"), user("carol"));
+    let create = CreateRoom {
+        alias_localpart: Some("here".to_owned()),
+        invite: vec![bob.clone()],
+        power_level_content_override: Some(
+            serde_json::from_value(json!({ "state_default": 0, "invite": 0 })).unwrap(),
+        ),
+        ..CreateRoom::default()
+    };
+    let room = server.create(&alice, create).await;
+    let said = server.say(&alice, &room, "said").await;
+    server.join(&bob, &room).await.unwrap();
+    let topic = || event("m.room.topic", Some(""), &json!({ "topic": "by bob" }));
+    server.try_send(&bob, &room, topic()).await.unwrap();
+    server.member(&bob, &room, invite("dan")).await.unwrap();
+    let reaction = json!({
+        "m.relates_to": { "rel_type": "m.annotation", "event_id": said, "key": "+" },
+    });
+    let react = || event("m.reaction", None, &reaction);
+    server.try_send(&bob, &room, react()).await.unwrap();
+    let kick = MembershipChange::Kick { user: bob.clone() };
+    server.member(&alice, &room, kick).await.unwrap();
+    let alias = |name: &str| {
+        let content = json!({ "alias": format!("#{name}:here.example") });
+        event("m.room.canonical_alias", Some(""), &content)
+    };
+    let redaction = |id: &str| event("m.room.redaction", None, &json!({ "redacts": id }));
+    let dan = user("dan");
+    let asked = [
+        topic(),
+        react(),
+        alias("here"),
+        alias("nowhere"),
+        redaction(said.as_str()),
+        redaction("$unknown"),
+        event(
+            "m.room.member",
+            Some(dan.as_str()),
+            &json!({ "membership": "invite" }),
+        ),
+    ];
+    for outsider in [&bob, &carol] {
+        for event in &asked {
+            match server.try_send(outsider, &room, event.clone()).await {
+                Err(RoomError::Forbidden(why)) => {
+                    assert_eq!(why, "you are not in this room", "{event:?}");
+                }
+                other => panic!("{outsider}: {event:?}: {other:?}"),
+            }
+        }
+    }
 }
