@@ -25,7 +25,7 @@ async fn shown(server: &Server, room: &OwnedRoomId, of: &UserId) -> Value {
     state.unwrap_or_default()
 }
 
-fn refused<T: std::fmt::Debug>(answer: Result<T, RoomError>) {
+fn refused<T: std::fmt::Debug>(answer: &Result<T, RoomError>) {
     assert!(matches!(answer, Err(RoomError::Forbidden(_))), "{answer:?}");
 }
 
@@ -61,8 +61,8 @@ async fn nobody_names_who_vouches_for_them() {
         let (club, room) = restricted(&server, &alice, rule).await;
         server.join(&bob, &club).await.unwrap();
         let claimed = json!({ "membership": "join", VOUCHER: alice, "displayname": "M" });
-        refused(set(&server, &carol, &room, &carol, &claimed).await);
-        refused(server.join(&carol, &room).await);
+        refused(&set(&server, &carol, &room, &carol, &claimed).await);
+        refused(&server.join(&carol, &room).await);
         let wrong = json!({ "membership": "join", VOUCHER: carol, "displayname": "B" });
         set(&server, &bob, &room, &bob, &wrong).await.unwrap();
         let expected = json!({ "membership": "join", VOUCHER: alice, "displayname": "B" });
@@ -92,7 +92,7 @@ async fn nobody_names_who_vouches_for_them() {
             let expected = json!({ "membership": change });
             assert_eq!(shown(&server, &room, &bob).await, expected);
         }
-        refused(set(&server, &bob, &room, &bob, &wrong).await);
+        refused(&set(&server, &bob, &room, &bob, &wrong).await);
     }
 }
 
@@ -110,29 +110,29 @@ async fn a_member_event_does_what_its_endpoint_does() {
         json!({ "membership": "ban" }),
     );
     let knock = json!({ "membership": "knock" });
-    refused(set(&server, &alice, &room, &bob, &leave).await);
-    refused(set(&server, &alice, &room, &bob, &join).await);
-    refused(set(&server, &alice, &room, &bob, &knock).await);
-    refused(set(&server, &bob, &room, &bob, &join).await);
-    refused(set(&server, &bob, &room, &bob, &knock).await);
-    refused(set(&server, &bob, &room, &bob, &invited).await);
+    refused(&set(&server, &alice, &room, &bob, &leave).await);
+    refused(&set(&server, &alice, &room, &bob, &join).await);
+    refused(&set(&server, &alice, &room, &bob, &knock).await);
+    refused(&set(&server, &bob, &room, &bob, &join).await);
+    refused(&set(&server, &bob, &room, &bob, &knock).await);
+    refused(&set(&server, &bob, &room, &bob, &invited).await);
     set(&server, &alice, &room, &bob, &invited).await.unwrap();
     set(&server, &bob, &room, &bob, &join).await.unwrap();
     server.join(&bob, &room).await.unwrap();
-    refused(set(&server, &bob, &room, &carol, &banned).await);
-    refused(set(&server, &bob, &room, &alice, &banned).await);
-    refused(set(&server, &bob, &room, &alice, &leave).await);
+    refused(&set(&server, &bob, &room, &carol, &banned).await);
+    refused(&set(&server, &bob, &room, &alice, &banned).await);
+    refused(&set(&server, &bob, &room, &alice, &leave).await);
     let kicked = set(&server, &alice, &room, &bob, &leave).await.unwrap();
     let again = set(&server, &alice, &room, &bob, &leave).await;
     assert_eq!(again.unwrap(), kicked, "the same state again");
     let reason = json!({ "membership": "leave", "reason": "still" });
-    refused(set(&server, &alice, &room, &bob, &reason).await);
+    refused(&set(&server, &alice, &room, &bob, &reason).await);
     set(&server, &alice, &room, &bob, &banned).await.unwrap();
-    refused(set(&server, &bob, &room, &bob, &leave).await);
-    refused(set(&server, &alice, &room, &bob, &invited).await);
+    refused(&set(&server, &bob, &room, &bob, &leave).await);
+    refused(&set(&server, &alice, &room, &bob, &invited).await);
     set(&server, &alice, &room, &bob, &leave).await.unwrap();
     let unban = MembershipChange::Unban { user: bob.clone() };
-    refused(server.member(&alice, &room, unban).await);
+    refused(&server.member(&alice, &room, unban).await);
     assert_eq!(shown(&server, &room, &bob).await, leave);
 }
 
