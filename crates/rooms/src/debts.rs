@@ -31,8 +31,8 @@ use crate::{
     tree::Difference,
 };
 
-/// Parts of an import whose ids are written by one batch.
-const PARTS_AT_ONCE: usize = 8;
+/// Parts of an import whose ids are written by one batch: two operations an event.
+const PARTS_AT_ONCE: usize = 4;
 
 /// Changed keys that are looked at in one go.
 const KEYS_AT_ONCE: usize = 100;
@@ -124,6 +124,7 @@ impl Rooms {
                 if !kept {
                     batch.put(&tables::EVENT_IDS, key, &number.0);
                 }
+                batch.delete(&tables::IMPORT_IDS, &(import, key.1));
             }
             batch.delete(&tables::IMPORT_PARTS, &key);
         }

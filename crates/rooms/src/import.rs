@@ -3,16 +3,23 @@
 //! An *import* writes events and tree nodes part by part; each part is one batch that also counts
 //! it, so a caller that was killed goes on where the import says. Nothing refers to what it wrote
 //! until [`Rooms::switch`]. An import that is not touched for a day is swept.
+//!
+//! Each event is judged by its auth events, which are in the room or came before it in the import;
+//! so its links are whole, as the resolution of states needs them. What they do not allow is stored
+//! as rejected and is part of no state.
 
-use homeserver_events::{EventStatus, Pdu};
-use homeserver_storage::{At, Batch, CommitError, Positioned};
-use ruma::OwnedEventId;
+use std::{collections::HashMap, sync::Arc};
+
+use homeserver_events::{EventStatus, Pdu, StatusKind};
+use homeserver_storage::{At, Batch, CommitError, Durability, Positioned};
+use ruma::{EventId, OwnedEventId};
 
 use crate::{
     Rooms,
     error::RoomError,
     event::StoredEvent,
     execute::not_stored,
+    judge,
     live::Wants,
     numbers::{EventNumber, RoomNumber},
     room::Room,
@@ -22,7 +29,7 @@ use crate::{
     tree::{Change, StateRoot},
 };
 
-/// State events of one part of an import: as many as surely fit into a batch with their nodes.
+/// Events of one part of an import: as many as surely fit into a batch with their nodes.
 pub const IMPORT_PART: usize = 100;
 
 /// Times a step is tried while others change the same room.
@@ -35,31 +42,91 @@ pub const IMPORT_LIFETIME: u64 = 24 * 60 * 60 * 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ImportId(pub u64);
 
+/// An event that an import brings. Its format, hash and signatures were checked.
+#[derive(Clone, Debug)]
+pub enum Imported {
+    /// Part of the new state, if its auth events allow it.
+    State(Pdu),
+    /// Named by the auth events of others only.
+    Auth(Pdu),
+}
+
+impl Imported {
+    fn pdu(&self) -> &Pdu {
+        match self {
+            Self::State(pdu) | Self::Auth(pdu) => pdu,
+        }
+    }
+}
+
+/// What became of a part of an import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum PartTaken {
+    /// It is on disk.
+    Stored,
+    /// It names auth events that are neither in the room nor earlier in the import. Nothing was
+    /// stored.
+    Missing(Vec<OwnedEventId>),
+}
+
+/// A part while it is prepared.
+struct Part<'a> {
+    import: ImportId,
+    room: &'a Room,
+    create: Arc<StoredEvent>,
+    /// Events of it, and those that were looked up.
+    at_hand: HashMap<OwnedEventId, Arc<StoredEvent>>,
+    new: Vec<Arc<StoredEvent>>,
+    changes: Vec<Change>,
+    missing: Vec<OwnedEventId>,
+}
+
 impl Rooms {
     /// Begins to prepare a change of the room's state as it is now.
     pub async fn begin_import(&self, room: &Room) -> Result<ImportId, RoomError> {
         // Numbers of events are never given twice, so one of them names the import.
         let import = ImportId(self.numbering.new_event().await?.0);
+        for _ in 0..ATTEMPTS {
+            match self.try_begin_import(room, import).await {
+                Err(RoomError::NotStored(CommitError::Conflict { .. })) => {}
+                outcome => return outcome.map(|()| import),
+            }
+        }
+        Err(RoomError::Contended)
+    }
+
+    async fn try_begin_import(&self, room: &Room, import: ImportId) -> Result<(), RoomError> {
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
-        let (head, _) = tip.parts();
+        let (seen, _) = tip.parts();
         let row = ImportRow {
             room: room.number.0,
             touched: self.clock.unix_millis(),
             parts: 0,
-            base: head.root,
-            root: head.root,
-            generation: head.generation,
+            base: seen.root,
+            root: seen.root,
+            generation: seen.generation,
             abandoned: false,
         };
+        // The head moves: a sweep of nodes that looked for imports before this one, here or in
+        // another process, must not begin its generation after it.
+        let mut head = seen.clone();
+        head.sequence += 1;
         let mut batch = Batch::new();
-        // A sweep of nodes that begins now must know of the import.
-        batch.assert_value(&tables::HEADS, &room.number.0, &head);
+        batch.assert_value(&tables::HEADS, &room.number.0, &seen);
+        batch.put(&tables::HEADS, &room.number.0, &head);
         batch.assert_absent(&tables::IMPORTS, &import.0);
         batch.put(&tables::IMPORTS, &import.0, &row);
-        self.store.commit(batch).await.map_err(not_stored)?;
-        Ok(import)
+        let submitted = self.store.submit(batch, Durability::Durable).await;
+        let ticket = submitted.map_err(not_stored)?;
+        let commit = live.submitted(&mut tip, head);
+        drop(tip);
+        let outcome = ticket.await;
+        commit.settle(outcome.is_ok());
+        outcome.map_err(not_stored)?;
+        Ok(())
     }
 
     /// How many parts of an import are on disk; `None` if it was switched in or abandoned.
@@ -69,27 +136,28 @@ impl Rooms {
         Ok(open.map(|row| row.parts))
     }
 
-    /// Adds state events, at most [`IMPORT_PART`], as part number `ordinal`. A part that is on disk
-    /// already is passed over. The events have been judged by the caller.
+    /// Adds events, at most [`IMPORT_PART`], as part number `ordinal`: each after its auth events,
+    /// and of the state events with one key, the one that counts last. A part that is on disk
+    /// already is passed over.
     pub async fn import_part(
         &self,
         import: ImportId,
         ordinal: u64,
-        pdus: &[Pdu],
-    ) -> Result<(), RoomError> {
-        if pdus.len() > IMPORT_PART {
+        events: &[Imported],
+    ) -> Result<PartTaken, RoomError> {
+        if events.len() > IMPORT_PART {
             let why = "too many events in one part".to_owned();
             return Err(RoomError::TooLarge(why));
         }
         for _ in 0..ATTEMPTS {
             let row = self.import_row(import).await?;
             if ordinal < row.parts {
-                return Ok(());
+                return Ok(PartTaken::Stored);
             }
             if ordinal > row.parts {
                 return Err(RoomError::damaged("a part of an import is missing"));
             }
-            match self.try_import_part(import, &row, pdus).await {
+            match self.try_import_part(import, &row, events).await {
                 Err(RoomError::NotStored(CommitError::Conflict { .. })) => {}
                 outcome => return outcome,
             }
@@ -101,26 +169,32 @@ impl Rooms {
         &self,
         import: ImportId,
         row: &ImportRow,
-        pdus: &[Pdu],
-    ) -> Result<(), RoomError> {
+        events: &[Imported],
+    ) -> Result<PartTaken, RoomError> {
         let room = self.room_by_number(RoomNumber(row.room)).await?;
-        let mut batch = Batch::new();
-        let mut part = ImportPartRow::default();
-        let mut changes = Vec::with_capacity(pdus.len());
-        for pdu in pdus {
-            let number = self.import_event(&room, pdu, &mut part, &mut batch).await?;
-            let Some((event_type, state_key)) = pdu.state_pair() else {
-                continue;
-            };
-            changes.push(Change {
-                hash: self.states.place(event_type, state_key),
-                key: self.numbering.key(event_type, state_key).await?,
-                value: Some((number, self.auth_height(&room, pdu).await?)),
-            });
+        if events.iter().any(|event| event.pdu().room_id() != room.id) {
+            return Err(RoomError::UnknownRoom);
+        }
+        let mut part = Part {
+            import,
+            room: &room,
+            create: self.events.load(&room, room.create).await?,
+            at_hand: HashMap::new(),
+            new: Vec::new(),
+            changes: Vec::with_capacity(events.len()),
+            missing: Vec::new(),
+        };
+        for event in events {
+            self.import_event(event, &mut part).await?;
+        }
+        if !part.missing.is_empty() {
+            return Ok(PartTaken::Missing(part.missing));
         }
         let pending = PendingNodes::new();
-        let edit = self.states.edit(room.number, &pending, row.root, &changes);
+        let changes = &part.changes;
+        let edit = self.states.edit(room.number, &pending, row.root, changes);
         let edited = edit.await?;
+        let mut batch = Batch::new();
         write_nodes(&mut batch, (room.number, row.generation), &edited.written);
         let next = ImportRow {
             touched: self.clock.unix_millis(),
@@ -130,9 +204,9 @@ impl Rooms {
         };
         batch.assert_value(&tables::IMPORTS, &import.0, row);
         batch.put(&tables::IMPORTS, &import.0, &next);
-        batch.put(&tables::IMPORT_PARTS, &(import.0, row.parts), &part);
+        part.write(row.parts, &mut batch);
         self.store.commit(batch).await.map_err(not_stored)?;
-        Ok(())
+        Ok(PartTaken::Stored)
     }
 
     /// An import that is open.
@@ -142,60 +216,124 @@ impl Rooms {
             .ok_or_else(|| RoomError::damaged("there is no such import"))
     }
 
-    /// Prepares one event, unless it is here already.
-    async fn import_event(
-        &self,
-        room: &Room,
-        pdu: &Pdu,
-        part: &mut ImportPartRow,
-        batch: &mut Batch,
-    ) -> Result<EventNumber, RoomError> {
-        if let Some(number) = self.events.number(room.number, pdu.event_id()).await?
-            && self.events.find(room, number).await?.is_some()
+    /// Judges and prepares one event, unless it is here already.
+    async fn import_event(&self, event: &Imported, part: &mut Part<'_>) -> Result<(), RoomError> {
+        let pdu = event.pdu();
+        let prepared = match self.imported(pdu.event_id(), part).await? {
+            Some(known) => known,
+            None => match self.judge_imported(pdu, part).await? {
+                Some(judged) => part.take(judged),
+                None => return Ok(()),
+            },
+        };
+        let rejected = matches!(
+            prepared.status.kind(),
+            StatusKind::Rejected | StatusKind::PartialRejected
+        );
+        if let (Imported::State(_), Some((event_type, state_key)), false) =
+            (event, prepared.pdu.state_pair(), rejected)
         {
-            return Ok(number);
+            part.changes.push(Change {
+                hash: self.states.place(event_type, state_key),
+                key: self.numbering.key(event_type, state_key).await?,
+                value: Some((prepared.number, prepared.auth_height)),
+            });
         }
-        let number = self.numbering.new_event().await?;
-        part.events.push((number, pdu.event_id().to_owned()));
-        let event = StoredEvent {
-            number,
-            room: room.number,
+        Ok(())
+    }
+
+    /// An event that the import may build on: one of the room, or an earlier one of the import.
+    async fn imported(
+        &self,
+        id: &EventId,
+        part: &mut Part<'_>,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        if let Some(found) = part.at_hand.get(id) {
+            return Ok(Some(Arc::clone(found)));
+        }
+        let mut found = None;
+        if let Some(number) = self.events.number(part.room.number, id).await? {
+            found = self.events.find(part.room, number).await?;
+        }
+        if found.is_none() {
+            let key = (part.import.0, id.as_str());
+            if let Some(number) = self.store.get(&tables::IMPORT_IDS, &key).await? {
+                found = self.events.find(part.room, EventNumber(number)).await?;
+            }
+        }
+        if let Some(found) = &found {
+            part.at_hand.insert(id.to_owned(), Arc::clone(found));
+        }
+        Ok(found)
+    }
+
+    /// An event as its auth events have it; `None` if some of those are missing.
+    async fn judge_imported(
+        &self,
+        pdu: &Pdu,
+        part: &mut Part<'_>,
+    ) -> Result<Option<StoredEvent>, RoomError> {
+        let mut auth = Vec::with_capacity(pdu.auth_events().len());
+        for id in pdu.auth_events() {
+            match self.imported(id, part).await? {
+                Some(event) => auth.push(event),
+                None => part.missing.push(id.clone()),
+            }
+        }
+        if auth.len() < pdu.auth_events().len() {
+            return Ok(None);
+        }
+        let status = match judge::by_auth_events(part.room.rules, &part.create, pdu, &auth) {
+            Ok(()) => EventStatus::Outlier,
+            Err(why) => EventStatus::Rejected {
+                why,
+                partial: false,
+            },
+        };
+        let auth_heights = auth.iter().map(|event| event.auth_height + 1);
+        Ok(Some(StoredEvent {
+            number: self.numbering.new_event().await?,
+            room: part.room.number,
             pdu: pdu.clone(),
-            status: EventStatus::Outlier,
+            status,
             after: StateRoot::EMPTY,
             position: None,
             height: 0,
             backfill_tie: None,
-            auth_height: self.auth_height(room, pdu).await?,
-            auth: self.known_numbers(room, pdu.auth_events()).await?.into(),
-            prev: self.known_numbers(room, pdu.prev_events()).await?.into(),
+            auth_height: auth_heights.max().unwrap_or(0),
+            auth: auth.iter().map(|event| event.number).collect(),
+            // They are linked when the event is received with them.
+            prev: smallvec::SmallVec::new(),
             over_gap: false,
             replaces: None,
             redacted_by: None,
             origin: None,
-        };
-        let row = Positioned::new(At::Known(0), event.row());
-        batch.put(&tables::EVENTS, &(room.number.0, number.0), &row);
-        Ok(number)
+        }))
+    }
+}
+
+impl Part<'_> {
+    /// Makes an event part of it.
+    fn take(&mut self, event: StoredEvent) -> Arc<StoredEvent> {
+        let event = Arc::new(event);
+        let id = event.pdu.event_id().to_owned();
+        self.at_hand.insert(id, Arc::clone(&event));
+        self.new.push(Arc::clone(&event));
+        event
     }
 
-    async fn known_numbers(
-        &self,
-        room: &Room,
-        ids: &[OwnedEventId],
-    ) -> Result<Vec<EventNumber>, RoomError> {
-        let mut numbers = Vec::with_capacity(ids.len());
-        for id in ids {
-            numbers.extend(self.events.number(room.number, id).await?);
+    /// Adds the new events to a batch.
+    fn write(&self, ordinal: u64, batch: &mut Batch) {
+        let mut row = ImportPartRow::default();
+        for event in &self.new {
+            let (number, id) = (event.number, event.pdu.event_id());
+            row.events.push((number, id.to_owned()));
+            let key = (self.room.number.0, number.0);
+            let stored = Positioned::new(At::Known(0), event.row());
+            batch.put(&tables::EVENTS, &key, &stored);
+            let key = (self.import.0, id.as_str());
+            batch.put(&tables::IMPORT_IDS, &key, &number.0);
         }
-        Ok(numbers)
-    }
-
-    /// One more than the greatest of the auth events that are here.
-    async fn auth_height(&self, room: &Room, pdu: &Pdu) -> Result<u64, RoomError> {
-        let numbers = self.known_numbers(room, pdu.auth_events()).await?;
-        let events = self.events.find_all(room, &numbers).await?;
-        let heights = events.iter().flatten().map(|event| event.auth_height + 1);
-        Ok(heights.max().unwrap_or(0))
+        batch.put(&tables::IMPORT_PARTS, &(self.import.0, ordinal), &row);
     }
 }

@@ -7,10 +7,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use homeserver_events::{
-    EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind,
-    auth::{self, AuthEvent},
-};
+use homeserver_events::{EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind, auth};
 use homeserver_storage::{Batch, Durability, Position};
 use ruma::OwnedEventId;
 use smallvec::SmallVec;
@@ -24,6 +21,7 @@ use crate::{
     error::RoomError,
     event::StoredEvent,
     execute::not_stored,
+    judge,
     live::Wants,
     numbers::EventNumber,
     room::Room,
@@ -269,30 +267,8 @@ impl RoomEdit<'_> {
             partial: false,
         };
         let create = self.event(self.room().create).await?;
-        // The rules alone allow any create event of the server that the room id names.
-        if pdu.event_type() == "m.room.create" && pdu.event_id() != create.pdu.event_id() {
-            return Ok(rejected(RejectReason::AuthEvents));
-        }
-        let lookup = |id: &ruma::EventId| {
-            let mut events = on.auth.iter().chain([&create]);
-            let found = events.find(|event| event.pdu.event_id() == id)?;
-            Some(match found.status.kind() {
-                StatusKind::Rejected | StatusKind::PartialRejected => {
-                    AuthEvent::Rejected(found.pdu.clone())
-                }
-                _ => AuthEvent::Allowed(found.pdu.clone()),
-            })
-        };
-        if auth::check_auth_events(rules, pdu, &lookup).is_err() {
-            return Ok(rejected(RejectReason::AuthEventSelection));
-        }
-        let mut named = AuthState::default();
-        on.auth
-            .iter()
-            .for_each(|event| named.push(Arc::clone(event)));
-        named.push(Arc::clone(&create));
-        if named.check(rules, pdu).is_err() {
-            return Ok(rejected(RejectReason::AuthEvents));
+        if let Err(why) = judge::by_auth_events(rules, &create, pdu, &on.auth) {
+            return Ok(rejected(why));
         }
         if self
             .auth_state_in(before, pdu)

@@ -73,6 +73,9 @@ pub(crate) const WAITING_REDACTIONS: Table<(u64, u64, u64), ()> =
 pub(crate) const IMPORTS: Table<u64, ImportRow> = Table::new(0x27, "imports");
 /// (import id, ordinal) → part of what the import prepared, by which an abandoned one is swept.
 pub(crate) const IMPORT_PARTS: Table<(u64, u64), ImportPartRow> = Table::new(0x28, "import_parts");
+/// (import id, event id) → the number of an event that the import wrote: before the switch nothing
+/// else finds it.
+pub(crate) const IMPORT_IDS: Table<(u64, String), u64> = Table::new(0x32, "import_ids");
 /// (kind of number) → the first number not yet handed out.
 pub(crate) const NUMBER_BLOCKS: Table<u8, u64> = Table::new(0x29, "number_blocks");
 /// (name) → a secret of this database.
@@ -132,4 +135,5 @@ pub const TABLES: &[TableSpec] = &[
     OWN_READS.spec(),
     TREE_SWEEPS.spec(),
     TREE_MARKS.spec(),
+    IMPORT_IDS.spec(),
 ];

@@ -4,6 +4,7 @@ mod commands;
 mod counting;
 mod crash;
 mod forks;
+mod imports;
 mod member_state;
 mod mortal;
 mod paging;

@@ -60,8 +60,9 @@ impl Rooms {
                 break;
             };
             let mut batch = Batch::new();
-            for (number, _) in &part.events {
+            for (number, id) in &part.events {
                 batch.delete(&tables::EVENTS, &(room.0, number.0));
+                batch.delete(&tables::IMPORT_IDS, &(import, id.as_str()));
             }
             batch.delete(table, &key);
             self.store.commit(batch).await.map_err(not_stored)?;

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{
     forks::{Elsewhere, shared_room},
     support::{Server, user},
+    switches::part,
 };
 use crate::{Received, RoomError, StateRoot};
 
@@ -147,8 +148,8 @@ async fn an_outlier_is_no_previous_event() {
     let prev = std::slice::from_ref(&join);
     let topic = zed.make(prev, "m.room.topic", Some(""), topic).await;
     let begun = server.rooms.begin_import(&room).await.unwrap();
-    let part = std::slice::from_ref(&topic);
-    server.rooms.import_part(begun, 0, part).await.unwrap();
+    let topics = std::slice::from_ref(&topic);
+    part(&server, begun, 0, topics).await.unwrap();
     server.rooms.switch(begun).await.unwrap();
     let before = root(&zed).await;
 

@@ -228,6 +228,7 @@ fn rows_of_imports() {
         line(&tables::IMPORTS, &9_u64, &import),
         line(&tables::IMPORT_PARTS, &(9_u64, 1_u64), &part),
         line(&tables::INDEX_DEBTS, &(3_u64, 12_u64), &debt),
+        line(&tables::IMPORT_IDS, &(9_u64, "$e"), &5),
     ];
     insta::assert_snapshot!(lines.join("\n"));
 }

@@ -11,7 +11,7 @@ use super::{
     forks::shared_room,
     mortal::MortalEngine,
     support::{Server, event, user},
-    switches::{create_event, import, joins, public_room},
+    switches::{allows_joins, import, joins, part, public_room},
 };
 use crate::{
     IMPORT_LIFETIME, ImportId, Room, StateRoot,
@@ -102,7 +102,7 @@ async fn what_an_import_leaves_between_its_parts_goes() {
     let server = Server::on(memory.clone()).await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 600);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 600);
     let begun = server.rooms.begin_import(&room).await.unwrap();
     import(&server, begun, &pdus).await.unwrap();
     let before = stored(&server, &room).await;
@@ -171,14 +171,14 @@ impl Writers<'_> {
                 sent.unwrap();
             }
             1 | 4 => {
-                let (import, part) = match self.open {
+                let (import, ordinal) = match self.open {
                     Some(open) => open,
                     None => (rooms.begin_import(&self.room).await.unwrap(), 0),
                 };
-                let from = part as usize * 10;
+                let from = ordinal as usize * 10;
                 let pdus = &self.pdus[from..from + 10];
-                rooms.import_part(import, part, pdus).await.unwrap();
-                self.open = Some((import, part + 1));
+                part(self.server, import, ordinal, pdus).await.unwrap();
+                self.open = Some((import, ordinal + 1));
             }
             2 => {
                 let name = format!("@w{turn}:here.example");
@@ -202,7 +202,7 @@ async fn writers_lose_no_node_to_a_sweep() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 100);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 100);
     let mut writers = Writers {
         server: &server,
         room: Arc::clone(&room),
@@ -275,8 +275,7 @@ async fn a_node_that_is_written_again_while_it_is_swept_stays() {
     // An import makes a state that the room never had, and is abandoned.
     let again = async || {
         let import = server.rooms.begin_import(&room).await.unwrap();
-        let part = server.rooms.import_part(import, 0, &names[..1]);
-        part.await.unwrap();
+        part(&server, import, 0, &names[..1]).await.unwrap();
         import
     };
     let before = stored(&server, &room).await;
@@ -312,7 +311,7 @@ async fn a_node_that_is_written_again_while_it_is_swept_stays() {
     let unused = again().await;
     let content = json!({ "name": "three" });
     let third = zed.make(&[prev], "m.room.name", Some(""), content).await;
-    server.rooms.import_part(unused, 1, &[third]).await.unwrap();
+    part(&server, unused, 1, &[third]).await.unwrap();
     assert!(stored(&server, &room).await.len() > whole);
     abandon_all(&server).await;
     server.rooms.sweep_nodes().await.unwrap();
@@ -326,7 +325,7 @@ async fn a_sweep_that_ends_without_its_marks_removes_nothing_more() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 100);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 100);
     let begun = server.rooms.begin_import(&room).await.unwrap();
     import(&server, begun, &pdus).await.unwrap();
     let mut rows = 100_000;

@@ -20,12 +20,12 @@ use super::{
     support::{Server, message, user},
 };
 use crate::{
-    CreateRoom, EventNumber, IMPORT_LIFETIME, IMPORT_PART, ImportId, Preset, Room, RoomError,
-    StateRoot, tables,
+    CreateRoom, EventNumber, IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, PartTaken, Preset,
+    Room, RoomError, StateRoot, tables,
 };
 
 /// Joins of other users, as another server would hand them over.
-pub(super) fn joins(room: &Room, create: &Pdu, count: usize) -> Vec<Pdu> {
+pub(super) fn joins(room: &Room, auth: &[Pdu], count: usize) -> Vec<Pdu> {
     let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
     let join = |number: usize| {
         // Every hundredth is a user of this server, who is indexed.
@@ -43,8 +43,11 @@ pub(super) fn joins(room: &Room, create: &Pdu, count: usize) -> Vec<Pdu> {
             event_type: "m.room.member".to_owned(),
             content: to_raw_value(&serde_json::json!({ "membership": "join" })).unwrap(),
             origin_server_ts: 5,
-            prev_events: vec![create.reference().unwrap()],
-            auth_events: vec![create.reference().unwrap()],
+            prev_events: vec![auth[0].reference().unwrap()],
+            auth_events: auth
+                .iter()
+                .map(|event| event.reference().unwrap())
+                .collect(),
             depth: 9,
             redacts: None,
         };
@@ -66,15 +69,33 @@ pub(super) async fn public_room(server: &Server) -> Result<OwnedRoomId, RoomErro
     }
 }
 
-pub(super) async fn create_event(server: &Server, room: &Room) -> Pdu {
-    server
-        .rooms
-        .events
-        .load(room, room.create)
-        .await
-        .unwrap()
-        .pdu
-        .clone()
+/// What allows anybody to join a public room.
+pub(super) async fn allows_joins(server: &Server, room: &Room) -> Vec<Pdu> {
+    try_allows_joins(server, room).await.unwrap()
+}
+
+async fn try_allows_joins(server: &Server, room: &Room) -> Result<Vec<Pdu>, RoomError> {
+    let rooms = &server.rooms;
+    let now = rooms.state_at(room.number, rooms.durable()).await?;
+    let mut found = Vec::new();
+    for event_type in ["m.room.create", "m.room.power_levels", "m.room.join_rules"] {
+        let event = rooms.state_event(room, now.root, event_type, "").await?;
+        found.push(event.unwrap().pdu.clone());
+    }
+    Ok(found)
+}
+
+/// Adds state events as one part of an import.
+pub(super) async fn part(
+    server: &Server,
+    import: ImportId,
+    ordinal: u64,
+    pdus: &[Pdu],
+) -> Result<(), RoomError> {
+    let events: Vec<_> = pdus.iter().cloned().map(Imported::State).collect();
+    let taken = server.rooms.import_part(import, ordinal, &events).await?;
+    assert_eq!(taken, PartTaken::Stored);
+    Ok(())
 }
 
 async fn root(server: &Server, room: &Room) -> StateRoot {
@@ -92,8 +113,8 @@ pub(super) async fn import(
     import: ImportId,
     pdus: &[Pdu],
 ) -> Result<(), RoomError> {
-    for (ordinal, part) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
-        server.rooms.import_part(import, ordinal, part).await?;
+    for (ordinal, some) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
+        part(server, import, ordinal, some).await?;
     }
     server.rooms.switch(import).await?;
     Ok(())
@@ -210,15 +231,15 @@ async fn go_on(
         return Ok(());
     };
     let rest = pdus.chunks(IMPORT_PART).skip(from as usize);
-    for (ordinal, part) in (from..).zip(rest) {
-        server.rooms.import_part(open, ordinal, part).await?;
+    for (ordinal, some) in (from..).zip(rest) {
+        part(server, open, ordinal, some).await?;
     }
     server.rooms.switch(open).await?;
     Ok(())
 }
 
 /// Rows of the tables that an import writes.
-async fn rows_of_imports(server: &Server) -> [usize; 6] {
+async fn rows_of_imports(server: &Server) -> [usize; 7] {
     let store = &server.rooms.store;
     macro_rules! count {
         ($($table:ident),*) => {
@@ -233,13 +254,14 @@ async fn rows_of_imports(server: &Server) -> [usize; 6] {
         STATE_NODES,
         IMPORTS,
         IMPORT_PARTS,
+        IMPORT_IDS,
         TREE_SWEEPS,
         TREE_MARKS
     )
 }
 
 /// Abandons the import in a copy of the database: nothing of it is left.
-async fn check_abandoned(engine: &Arc<MemoryEngine>, id: &OwnedRoomId, before: [usize; 6]) {
+async fn check_abandoned(engine: &Arc<MemoryEngine>, id: &OwnedRoomId, before: [usize; 7]) {
     let server = Server::on(copy(engine).await).await;
     let later = Duration::from_millis(IMPORT_LIFETIME + 1);
     server.clock.advance(later);
@@ -265,7 +287,7 @@ async fn twenty_thousand_keys_change_in_one_switch_killed_after_every_batch() {
     let server = Server::on(engine.clone()).await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, KEYS);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, KEYS);
     let empty = rows_of_imports(&server).await;
     let (mut begun, mut at, mut commits) = (None, Progress::default(), 1);
     let mut kills = 0;
@@ -311,12 +333,11 @@ async fn a_room_goes_on_while_a_change_is_prepared() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 300);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 300);
     let begun = server.rooms.begin_import(&room).await.unwrap();
     let before = root(&server, &room).await;
-    for (ordinal, part) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
-        let part = server.rooms.import_part(begun, ordinal, part);
-        part.await.unwrap();
+    for (ordinal, some) in (0_u64..).zip(pdus.chunks(IMPORT_PART)) {
+        part(&server, begun, ordinal, some).await.unwrap();
     }
     let seen = root(&server, &room).await;
     assert_eq!(seen, before, "nothing is seen before the switch");
@@ -360,10 +381,8 @@ async fn what_was_received_before_the_switch_keeps_its_number() {
     let content = serde_json::json!({ "topic": "theirs" });
     let topic = zed.make(prev, "m.room.topic", Some(""), content).await;
     let begun = server.rooms.begin_import(&room).await.unwrap();
-    let part = server
-        .rooms
-        .import_part(begun, 0, std::slice::from_ref(&topic));
-    part.await.unwrap();
+    let topics = std::slice::from_ref(&topic);
+    part(&server, begun, 0, topics).await.unwrap();
     zed.receive(&topic).await;
     let number = async || {
         let found = server.rooms.events.number(room.number, topic.event_id());
@@ -384,13 +403,9 @@ async fn an_abandoned_import_takes_nothing_more() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 20);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 20);
     let begun = server.rooms.begin_import(&room).await.unwrap();
-    server
-        .rooms
-        .import_part(begun, 0, &pdus[..10])
-        .await
-        .unwrap();
+    part(&server, begun, 0, &pdus[..10]).await.unwrap();
     // Killed in the middle of its sweep: it is abandoned, and its rows are still there.
     let store = &server.rooms.store;
     let row = store
@@ -405,13 +420,7 @@ async fn an_abandoned_import_takes_nothing_more() {
     let mut batch = homeserver_storage::Batch::new();
     batch.put(&tables::IMPORTS, &begun.0, &abandoned);
     store.commit(batch).await.unwrap();
-    assert!(
-        server
-            .rooms
-            .import_part(begun, 1, &pdus[10..])
-            .await
-            .is_err()
-    );
+    assert!(part(&server, begun, 1, &pdus[10..]).await.is_err());
     assert!(server.rooms.switch(begun).await.is_err());
     assert_eq!(server.rooms.import_progress(begun).await.unwrap(), None);
     assert_eq!(server.rooms.sweep_imports().await.unwrap(), 1);
@@ -434,10 +443,10 @@ async fn round(call: u64, fault: Fault, pdus: &mut Option<Vec<Pdu>>) -> bool {
     let Ok(Some(room)) = server.rooms.room(&id).await else {
         return false;
     };
-    let Ok(create) = server.rooms.events.load(&room, room.create).await else {
+    let Ok(auth) = try_allows_joins(&server, &room).await else {
         return false;
     };
-    let pdus = &*pdus.get_or_insert_with(|| joins(&room, &create.pdu, 250));
+    let pdus = &*pdus.get_or_insert_with(|| joins(&room, &auth, 250));
     let Ok(begun) = server.rooms.begin_import(&room).await else {
         return false;
     };
@@ -501,14 +510,10 @@ async fn an_abandoned_import_leaves_nothing() {
     let server = Server::start().await;
     let id = public_room(&server).await.unwrap();
     let room = server.room(&id).await;
-    let pdus = joins(&room, &create_event(&server, &room).await, 150);
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 150);
     let begun = server.rooms.begin_import(&room).await.unwrap();
     let first = EventNumber(begun.0 + 1);
-    server
-        .rooms
-        .import_part(begun, 0, &pdus[..100])
-        .await
-        .unwrap();
+    part(&server, begun, 0, &pdus[..100]).await.unwrap();
     assert!(
         server
             .rooms
