@@ -36,6 +36,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "homeserver-federation",
+        &[
+            "homeserver-runtime",
+            "homeserver-events",
+            "homeserver-storage",
+            "homeserver-outbound",
+            "homeserver-rooms",
+            "homeserver-users",
+        ],
+    ),
+    (
         "homeserver",
         &[
             "homeserver-runtime",
@@ -45,6 +56,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "homeserver-rooms",
             "homeserver-users",
             "homeserver-media",
+            "homeserver-federation",
         ],
     ),
     ("homeserver-cli", &["homeserver"]),
