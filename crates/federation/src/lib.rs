@@ -1,13 +1,19 @@
 //! The server-server protocol: what this server asks of others and what others may ask of it.
 //!
 //! HTTP stays in the crate `homeserver`; here is what a request must hold ([`x_matrix`],
-//! [`signed_request`]), and the keys that vouch for it ([`keys`]).
+//! [`signed_request`]), the keys that vouch for it
+//! ([`keys`]), and what carries it ([`transport`]).
 //!
 //! Specification: server-server API.
 
+pub mod error;
 pub mod keys;
 pub mod signed_request;
+pub mod transport;
 pub mod x_matrix;
 
+pub use error::CallError;
+pub use keys::{KeyDocument, OwnKeys};
 pub use signed_request::{Claim, RequestError, SignedRequest};
+pub use transport::{Body, Limits, Outgoing, Reply, Transport, TransportError};
 pub use x_matrix::{XMatrix, XMatrixError};
