@@ -122,8 +122,9 @@ pub(crate) struct RoomDelta {
     pub(crate) unrelated: Vec<RelationKey>,
     /// Where redacted events arrived, and how they were counted.
     pub(crate) uncounted: Vec<(Position, ArrivalRow)>,
-    /// Redactions that wait for (true), or no longer wait for their target.
-    pub(crate) waiting: Vec<(EventNumber, EventNumber, bool)>,
+    /// Redactions that wait for their target, which comes first; `None` where one waits no longer.
+    /// See [`tables::WAITING_REDACTIONS`].
+    pub(crate) waiting: Vec<(EventNumber, String, Option<EventNumber>)>,
 }
 
 impl RoomDelta {
@@ -195,12 +196,11 @@ impl RoomDelta {
                 batch.put(&tables::SERVER_COUNTS, &key, count);
             }
         }
-        for (target, redaction, waits) in &self.waiting {
-            let key = (room, target.0, redaction.0);
-            if *waits {
-                batch.put(&tables::WAITING_REDACTIONS, &key, &());
-            } else {
-                batch.delete(&tables::WAITING_REDACTIONS, &key);
+        for (target, by, redaction) in &self.waiting {
+            let key = (room, target.0, by.as_str());
+            match redaction {
+                Some(redaction) => batch.put(&tables::WAITING_REDACTIONS, &key, &redaction.0),
+                None => batch.delete(&tables::WAITING_REDACTIONS, &key),
             }
         }
         for key in &self.unrelated {

@@ -316,6 +316,10 @@ impl<'a> RoomEdit<'a> {
         let Some(declared) = declared_relation(&appended.event) else {
             return Ok(());
         };
+        // Possible in room versions 1 and 2, where the sender chooses the id.
+        if declared.target == appended.event.pdu.event_id() {
+            return Ok(());
+        }
         appended.relation = Some(Relation {
             target: self.mention(&declared.target).await?,
             rel_type: declared.rel_type,

@@ -61,6 +61,14 @@ struct Foundations {
     auth: Vec<Arc<StoredEvent>>,
 }
 
+/// What is here of an event that is received.
+enum Known {
+    /// Others named it.
+    Mentioned(EventNumber),
+    /// It was received before, or an import brought it.
+    Here(Arc<StoredEvent>),
+}
+
 impl Rooms {
     /// Judges a received event of a room and stores it. The answer comes when it is on disk;
     /// dropping the future does not take the event back.
@@ -90,6 +98,14 @@ impl Rooms {
         Err(RoomError::Contended)
     }
 
+    async fn known(&self, room: &Room, pdu: &Pdu) -> Result<Option<Known>, RoomError> {
+        let Some(number) = self.events.number(room.number, pdu.event_id()).await? else {
+            return Ok(None);
+        };
+        let here = self.events.find(room, number).await?;
+        Ok(Some(here.map_or(Known::Mentioned(number), Known::Here)))
+    }
+
     /// One attempt; `None` if the room moved on in the meantime.
     async fn try_receive(
         &self,
@@ -101,12 +117,11 @@ impl Rooms {
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (head, pending) = tip.parts();
         let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
-        let known = self.events.number(room.number, pdu.event_id()).await?;
-        if let Some(number) = known
-            && let Some(event) = self.events.find(room, number).await?
+        let known = self.known(room, pdu).await?;
+        if let Some(Known::Here(event)) = &known
             && event.is_placed()
         {
-            return Ok(Some(judged(&event, event.position)));
+            return Ok(Some(judged(event, event.position)));
         }
         let foundations = match edit.foundations(pdu).await? {
             Ok(foundations) => foundations,
@@ -201,11 +216,12 @@ impl RoomEdit<'_> {
     async fn judge(
         &mut self,
         pdu: &Pdu,
-        known: Option<EventNumber>,
+        known: Option<Known>,
         on: Foundations,
     ) -> Result<StoredEvent, RoomError> {
-        let number = match known {
-            Some(number) => number,
+        let number = match &known {
+            Some(Known::Mentioned(number)) => *number,
+            Some(Known::Here(event)) => event.number,
             None => self.rooms.numbering.new_event().await?,
         };
         let roots: Vec<_> = on.prev.iter().map(|event| event.after).collect();
@@ -239,6 +255,11 @@ impl RoomEdit<'_> {
             event.replaces = replaced.map(|event| event.number);
             event.after = self.edit_state(before, &[&event]).await?;
         }
+        if let Some(Known::Here(known)) = known
+            && let Some(redaction) = known.redacted_by
+        {
+            self.make_redacted(&mut event, redaction)?;
+        }
         let mut appended = Appended::plain(event.clone());
         appended.shown = event.status.is_shown();
         if appended.shown {
@@ -246,7 +267,9 @@ impl RoomEdit<'_> {
             self.follow(&mut appended).await?;
             self.note_relation(&mut appended).await?;
             self.note_redaction(&appended).await?;
-            self.apply_waiting(&mut appended).await?;
+        }
+        self.apply_waiting(&mut appended).await?;
+        if appended.shown {
             self.note_count(&mut appended).await?;
         }
         self.delta.head.sequence += 1;
@@ -363,23 +386,6 @@ impl RoomEdit<'_> {
             let (before, after) = (before.as_deref(), after.as_deref());
             self.note_member_change(appended, key.state_key(), before, after)
                 .await?;
-        }
-        Ok(())
-    }
-
-    /// Applies redactions that came before their target.
-    async fn apply_waiting(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
-        let target = appended.event.number;
-        for redaction in self.waiting_redactions(target).await? {
-            let event = self.event(redaction).await?;
-            if self.takes_effect(&event, &appended.event).await? {
-                let redacted = homeserver_events::redact(&appended.event.pdu, self.room().rules);
-                appended.event.pdu =
-                    redacted.map_err(|error| RoomError::damaged(error.to_string()))?;
-                appended.event.redacted_by = Some(redaction);
-                appended.relation = None;
-            }
-            self.delta.waiting.push((target, redaction, false));
         }
         Ok(())
     }

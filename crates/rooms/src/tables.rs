@@ -65,9 +65,9 @@ pub(crate) const RELATIONS: Table<RelationKey, RelationRow> = Table::new(0x23, "
 pub(crate) const THREAD_LOG: Table<(u64, Position), u64> = Table::new(0x24, "thread_log");
 /// (room number, height, live, tie) of an event → the previous events of it that are missing.
 pub(crate) const GAPS: Table<(u64, u64, u8, Position), GapRow> = Table::new(0x25, "gaps");
-/// (room number, target event number, redaction's event number) → nothing. Redactions whose target
-/// is not here yet.
-pub(crate) const WAITING_REDACTIONS: Table<(u64, u64, u64), ()> =
+/// (room number, target event number, server of its sender or "" for one with the power to redact) →
+/// the event number of a redaction whose target is not here yet.
+pub(crate) const WAITING_REDACTIONS: Table<(u64, u64, String), u64> =
     Table::new(0x26, "waiting_redactions");
 /// (import id) → how far a change larger than a batch has come.
 pub(crate) const IMPORTS: Table<u64, ImportRow> = Table::new(0x27, "imports");

@@ -1,7 +1,6 @@
 //! Applying redactions.
 
 use homeserver_events::redact;
-use homeserver_storage::{Direction, ScanRange};
 use ruma::OwnedEventId;
 use serde::Deserialize;
 
@@ -11,8 +10,8 @@ use crate::{
     tables::WAITING_REDACTIONS,
 };
 
-/// Redactions of one event that may wait for it; more tell nothing new.
-const MAX_WAITING: usize = 16;
+/// Under this name the redactions wait that take effect whoever sent their target.
+const BY_POWER: &str = "";
 
 /// The target of a redaction that a client sends. From version 11 on it is in the content by
 /// itself; before, clients may put it there too, in any version (client-server API v1.18).
@@ -42,22 +41,52 @@ impl RoomEdit<'_> {
         Ok(same_server || self.levels().await?.may_redact(sender))
     }
 
-    /// Redactions that came before this event.
-    pub(crate) async fn waiting_redactions(
+    /// Applies a redaction that came before its target, if one of those takes effect.
+    pub(crate) async fn apply_waiting(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
+        let (room, target) = (self.room().number.0, appended.event.number);
+        let server = appended.event.pdu.sender().server_name().to_string();
+        for by in [BY_POWER.to_owned(), server] {
+            let key = (room, target.0, by.as_str());
+            let Some(redaction) = self.rooms.store.get(&WAITING_REDACTIONS, &key).await? else {
+                continue;
+            };
+            if appended.event.redacted_by.is_none() {
+                self.make_redacted(&mut appended.event, EventNumber(redaction))?;
+                appended.relation = None;
+            }
+            self.delta.waiting.push((target, by, None));
+        }
+        Ok(())
+    }
+
+    /// Gives an event its redacted form.
+    pub(crate) fn make_redacted(
         &self,
+        event: &mut StoredEvent,
+        redaction: EventNumber,
+    ) -> Result<(), RoomError> {
+        let redacted = redact(&event.pdu, self.room().rules);
+        event.pdu = redacted.map_err(|error| RoomError::damaged(error.to_string()))?;
+        event.redacted_by = Some(redaction);
+        Ok(())
+    }
+
+    /// Notes that a redaction waits for its target: one by those with the power to redact, and one
+    /// for each server, whose users may redact what that server sent. So there are few, and none
+    /// without effect is in the way of another.
+    async fn wait_for(
+        &mut self,
         target: EventNumber,
-    ) -> Result<Vec<EventNumber>, RoomError> {
-        let range = ScanRange::prefix(&(self.room().number.0, target.0));
-        let table = &WAITING_REDACTIONS;
-        let rows = self
-            .rooms
-            .store
-            .scan(table, range, Direction::Forward, MAX_WAITING)
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|((_, _, redaction), ())| EventNumber(redaction))
-            .collect())
+        redaction: &StoredEvent,
+    ) -> Result<(), RoomError> {
+        let sender = redaction.pdu.sender();
+        let by = match self.levels().await?.may_redact(sender) {
+            true => BY_POWER,
+            false => sender.server_name().as_str(),
+        };
+        let waits = (target, by.to_owned(), Some(redaction.number));
+        self.delta.waiting.push(waits);
+        Ok(())
     }
 
     /// Redacts the target of an accepted redaction, or notes that it waits for its target.
@@ -69,16 +98,16 @@ impl RoomEdit<'_> {
         let Some(target) = redaction.pdu.redacts() else {
             return Ok(());
         };
+        if target == redaction.pdu.event_id() {
+            return Ok(());
+        }
         let number = self.mention(target).await?;
         match self.rooms.events.find(self.room(), number).await? {
             Some(target) if self.takes_effect(redaction, &target).await? => {
                 self.redact(&target, redaction).await
             }
             Some(_) => Ok(()),
-            None => {
-                self.delta.waiting.push((number, redaction.number, true));
-                Ok(())
-            }
+            None => self.wait_for(number, redaction).await,
         }
     }
 
@@ -91,8 +120,6 @@ impl RoomEdit<'_> {
         if target.redacted_by.is_some() {
             return Ok(());
         }
-        let pdu = redact(&target.pdu, self.room().rules)
-            .map_err(|error| RoomError::damaged(error.to_string()))?;
         if let (Some(relation), Some(position)) = (declared_relation(target), target.position) {
             let (room, height) = (self.room().number.0, target.height);
             let related = self.mention(&relation.target).await?.0;
@@ -102,11 +129,9 @@ impl RoomEdit<'_> {
             }
         }
         self.note_uncounted(target).await?;
-        self.delta.rewritten.push(StoredEvent {
-            pdu,
-            redacted_by: Some(redaction.number),
-            ..target.clone()
-        });
+        let mut redacted = target.clone();
+        self.make_redacted(&mut redacted, redaction.number)?;
+        self.delta.rewritten.push(redacted);
         Ok(())
     }
 }

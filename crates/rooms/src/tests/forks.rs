@@ -19,7 +19,17 @@ pub(super) struct Elsewhere<'a> {
     time: u64,
 }
 
-impl Elsewhere<'_> {
+impl<'a> Elsewhere<'a> {
+    /// Another user of another server.
+    pub(super) fn other(&self, user: &str) -> Elsewhere<'a> {
+        Elsewhere {
+            server: self.server,
+            room: self.room.clone(),
+            user: OwnedUserId::try_from(user).unwrap(),
+            time: self.time + 1_000,
+        }
+    }
+
     /// An event of another server that follows `prev`, allowed by the state after `prev`.
     pub(super) async fn make(
         &mut self,
@@ -92,7 +102,7 @@ impl Elsewhere<'_> {
         let room = self.server.room(&self.room).await;
         let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
         draft
-            .seal(room.rules, server_name!("there.example"), &key)
+            .seal(room.rules, self.user.server_name(), &key)
             .unwrap()
     }
 
@@ -104,7 +114,7 @@ impl Elsewhere<'_> {
         }
     }
 
-    async fn join(&mut self, prev: &OwnedEventId) -> OwnedEventId {
+    pub(super) async fn join(&mut self, prev: &OwnedEventId) -> OwnedEventId {
         let content = json!({ "membership": "join" });
         let key = self.user.to_string();
         let prev = std::slice::from_ref(prev);

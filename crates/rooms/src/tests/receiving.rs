@@ -1,16 +1,17 @@
 //! What a peer may hand over: events on rejected ones, on outliers, of other rooms, with odd
 //! references or depths.
 
-use homeserver_events::StatusKind;
+use homeserver_events::{Pdu, StatusKind};
+use homeserver_storage::{Direction, ScanRange};
 use ruma::{OwnedEventId, owned_event_id};
 use serde_json::json;
 
 use super::{
     forks::{Elsewhere, shared_room},
-    support::{Server, user},
+    support::{Server, event, user},
     switches::part,
 };
-use crate::{Received, RoomError, StateRoot};
+use crate::{Received, RoomError, StateRoot, tables};
 
 /// The greatest depth that an event may have.
 const DEEPEST: u64 = (1 << 53) - 1;
@@ -21,7 +22,7 @@ async fn root(zed: &Elsewhere<'_>) -> StateRoot {
     now.root
 }
 
-async fn answer(zed: &Elsewhere<'_>, pdu: &homeserver_events::Pdu) -> Received {
+async fn answer(zed: &Elsewhere<'_>, pdu: &Pdu) -> Received {
     let room = zed.server.room(&zed.room).await;
     zed.server.rooms.receive(&room, pdu.clone()).await.unwrap()
 }
@@ -31,7 +32,7 @@ fn ids(id: &ruma::EventId) -> Vec<OwnedEventId> {
 }
 
 /// An event of `zed`'s that grabs all power.
-async fn grab(zed: &mut Elsewhere<'_>, prev: &[OwnedEventId]) -> homeserver_events::Pdu {
+async fn grab(zed: &mut Elsewhere<'_>, prev: &[OwnedEventId]) -> Pdu {
     let levels = json!({ "users": { "@zed:there.example": 100 } });
     zed.make(prev, "m.room.power_levels", Some(""), levels)
         .await
@@ -197,4 +198,121 @@ async fn the_greatest_depth_ends_no_room() {
     let depths: Vec<_> = last.iter().map(|event| event.pdu().depth()).collect();
     assert_eq!(depths, [DEEPEST, DEEPEST, DEEPEST, 1]);
     assert!(last.is_sorted_by_key(|event| event.history_key()));
+}
+
+async fn redaction(zed: &mut Elsewhere<'_>, prev: &[OwnedEventId], of: &str) -> Pdu {
+    let content = json!({ "redacts": of });
+    zed.make(prev, "m.room.redaction", None, content).await
+}
+
+/// Redactions without effect, however many, are not in the way of one that has one.
+#[tokio::test]
+async fn no_redaction_shields_its_target_from_others() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let alice = user("alice");
+    let prev = std::slice::from_ref(&join);
+    // Its sender redacts it, or somebody with the power to.
+    for powerful in [false, true] {
+        let body = json!({ "body": "oops" });
+        let target = zed.make(prev, "m.room.message", None, body).await;
+        let id = target.event_id().to_owned();
+        let mut eve = zed.other("@eve:elsewhere.example");
+        let joined = eve.join(&join).await;
+        for _ in 0..40 {
+            let shield = redaction(&mut eve, std::slice::from_ref(&joined), id.as_str()).await;
+            assert_eq!(eve.receive(&shield).await, StatusKind::Accepted);
+        }
+        let by = match powerful {
+            false => {
+                let redaction = redaction(&mut zed, prev, id.as_str()).await;
+                assert_eq!(zed.receive(&redaction).await, StatusKind::Accepted);
+                redaction.event_id().to_owned()
+            }
+            true => {
+                let mut mod_elsewhere = zed.other("@mod:elsewhere.example");
+                let content = json!({ "users": {
+                    "@zed:there.example": 50, "@alice:here.example": 100,
+                    "@mod:elsewhere.example": 50,
+                } });
+                let levels = event("m.room.power_levels", Some(""), &content);
+                let levels = server.try_send(&alice, &zed.room, levels).await.unwrap();
+                let joined = mod_elsewhere.join(&levels).await;
+                let prev = std::slice::from_ref(&joined);
+                let redaction = redaction(&mut mod_elsewhere, prev, id.as_str()).await;
+                let received = mod_elsewhere.receive(&redaction).await;
+                assert_eq!(received, StatusKind::Accepted);
+                redaction.event_id().to_owned()
+            }
+        };
+        assert_eq!(zed.receive(&target).await, StatusKind::Accepted);
+        let shown = server.timeline(&alice, &zed.room).await;
+        let shown = shown.last().unwrap();
+        assert_eq!(
+            (shown.pdu().event_id(), shown.pdu().content_str()),
+            (&*id, "{}")
+        );
+        let (rooms, room) = (&server.rooms, server.room(&zed.room).await);
+        let number = rooms.events.number(room.number, &by).await.unwrap();
+        assert_eq!(shown.redacted_by(), number);
+    }
+}
+
+/// A state event that an import brought and that was redacted is received in full later.
+#[tokio::test]
+async fn a_redacted_outlier_stays_redacted() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let prev = std::slice::from_ref(&join);
+    let topic = json!({ "topic": "secret" });
+    let topic = zed.make(prev, "m.room.topic", Some(""), topic).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let topics = std::slice::from_ref(&topic);
+    part(&server, begun, 0, topics).await.unwrap();
+    server.rooms.switch(begun).await.unwrap();
+    let redaction = redaction(&mut zed, prev, topic.event_id().as_str()).await;
+    assert_eq!(zed.receive(&redaction).await, StatusKind::Accepted);
+    assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
+    let now = server.state(&zed.room, "m.room.topic", "").await;
+    assert_eq!(now, Some(json!({})));
+    let shown = server.timeline(&user("alice"), &zed.room).await;
+    let shown = shown.last().unwrap();
+    assert_eq!(shown.pdu().content_str(), "{}");
+    assert!(shown.redacted_by().is_some());
+}
+
+/// In room versions 1 and 2 the sender chooses the id, and may name it in the event itself.
+#[tokio::test]
+async fn an_event_that_names_itself_neither_relates_to_nor_redacts_itself() {
+    for version in ["1", "2"] {
+        let server = Server::start().await;
+        let (mut zed, join) = shared_room(&server, version).await;
+        let room = server.room(&zed.room).await;
+        let prev = std::slice::from_ref(&join);
+        let relation = json!({ "rel_type": "m.reference", "event_id": "$self:there.example" });
+        let content = json!({ "body": "me", "m.relates_to": relation });
+        let related = zed.make(prev, "m.room.message", None, content).await;
+        let redacting = redaction(&mut zed, prev, "$other:there.example").await;
+        for (pdu, id) in [
+            (related, "$self:there.example"),
+            (redacting, "$other:there.example"),
+        ] {
+            let mut json: serde_json::Value = serde_json::from_slice(pdu.json()).unwrap();
+            json["event_id"] = json!(id);
+            json["redacts"] = json!(id);
+            let pdu = Pdu::parse(json.to_string().as_bytes(), room.rules).unwrap();
+            assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted);
+            assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted, "again");
+            let shown = server.timeline(&user("alice"), &zed.room).await;
+            let shown = shown.last().unwrap();
+            assert_eq!(shown.pdu().event_id(), id);
+            assert_eq!(shown.redacted_by(), None);
+        }
+        let (store, forward) = (&server.rooms.store, Direction::Forward);
+        let relations = store.scan(&tables::RELATIONS, ScanRange::all(), forward, 9);
+        assert_eq!(relations.await.unwrap(), []);
+        let waiting = store.scan(&tables::WAITING_REDACTIONS, ScanRange::all(), forward, 9);
+        assert_eq!(waiting.await.unwrap(), []);
+    }
 }

@@ -118,7 +118,7 @@ fn rows_of_events() {
         ),
         line(&tables::HISTORY, &(3_u64, 300_u64, 1_u8, 12_u64), &5),
         line(&tables::THREAD_LOG, &(3_u64, 12_u64), &5),
-        line(&tables::WAITING_REDACTIONS, &(3_u64, 5_u64, 6_u64), &()),
+        line(&tables::WAITING_REDACTIONS, &(3_u64, 5_u64, "b"), &6),
         line(
             &tables::GAPS,
             &(3_u64, 300_u64, 1_u8, 12_u64),
