@@ -23,9 +23,21 @@ pub enum KeyError {
     /// The public key has small order: anybody could sign with it.
     #[error("a weak ed25519 key")]
     Weak,
-    /// The seed is all zeroes: the source of randomness did not deliver.
+    /// Everybody can have the private half.
     #[error("a predictable signing key")]
     Predictable,
+}
+
+/// Public keys, in unpadded base64, whose private halves everybody can have.
+const PREDICTABLE: [&str; 2] = [
+    // The seed is all zeroes: the source of randomness did not deliver.
+    "O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik",
+    // The key that every installation of Element Server Suite before 25.12.1 made (CVE-2026-24044).
+    "l/O9hxMVKB6Lg+3Hqf0FQQZhVESQcMzbPN1Cz2nM3og",
+];
+
+fn is_predictable(key: &ed25519_dalek::VerifyingKey) -> bool {
+    PREDICTABLE.contains(&encode_base64(key.as_bytes()).as_str())
 }
 
 /// A server's private signing key and its id. `Debug` does not show the secret.
@@ -39,13 +51,11 @@ impl SigningKey {
     /// A key of this version (`a_AbCd`) from 32 random bytes.
     pub fn from_seed(version: &str, seed: &[u8; 32]) -> Result<Self, KeyError> {
         let id = key_id(version)?;
-        if *seed == [0; 32] {
+        let key = ed25519_dalek::SigningKey::from_bytes(seed);
+        if is_predictable(&key.verifying_key()) {
             return Err(KeyError::Predictable);
         }
-        Ok(Self {
-            id,
-            key: ed25519_dalek::SigningKey::from_bytes(seed),
-        })
+        Ok(Self { id, key })
     }
 
     /// The version that a key with this seed gets when none is given: `a_` and four characters
@@ -111,11 +121,14 @@ impl fmt::Debug for SigningKey {
 pub struct VerifyKey(ed25519_dalek::VerifyingKey);
 
 impl VerifyKey {
-    /// From the 32 bytes of a public key. Keys of small order are refused.
+    /// From the 32 bytes of a public key. Keys of small order are refused, and those whose private
+    /// half is known.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
         let key = ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Form)?;
         if key.is_weak() {
             Err(KeyError::Weak)
+        } else if is_predictable(&key) {
+            Err(KeyError::Predictable)
         } else {
             Ok(Self(key))
         }

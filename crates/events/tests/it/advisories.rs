@@ -477,6 +477,31 @@ fn weak_and_predictable_keys_are_refused() {
     assert!(debug.contains("ed25519:test") && !debug.contains('7'));
 }
 
+/// CVE-2026-24044: installations whose keys came from a generator that everybody can run.
+#[test]
+fn cve_2026_24044_known_keys_are_refused() {
+    // What Go's `math/rand` gives first when it is seeded with zero.
+    let seed = [
+        0x01, 0x94, 0xfd, 0xc2, 0xfa, 0x2f, 0xfc, 0xc0, 0x41, 0xd3, 0xff, 0x12, 0x04, 0x5b, 0x73,
+        0xc8, 0x6e, 0x4f, 0xf9, 0x5f, 0xf6, 0x62, 0xa5, 0xee, 0xe8, 0x2a, 0xbd, 0xf4, 0x4a, 0x2d,
+        0x0b, 0x75,
+    ];
+    for seed in [seed, [0; 32]] {
+        let public = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key();
+        let key = VerifyKey::from_bytes(public.as_bytes());
+        assert_eq!(key, Err(KeyError::Predictable));
+        let key = SigningKey::from_seed("a", &seed);
+        assert!(matches!(key, Err(KeyError::Predictable)));
+    }
+    for known in [
+        "l/O9hxMVKB6Lg+3Hqf0FQQZhVESQcMzbPN1Cz2nM3og",
+        "l/O9hxMVKB6Lg+3Hqf0FQQZhVESQcMzbPN1Cz2nM3og=",
+        "l_O9hxMVKB6Lg-3Hqf0FQQZhVESQcMzbPN1Cz2nM3og",
+    ] {
+        assert_eq!(VerifyKey::from_base64(known), Err(KeyError::Predictable));
+    }
+}
+
 /// Synapse 1.2.0: redacting the create event must leave what the room depends on.
 #[test]
 fn redacting_the_create_event() {
