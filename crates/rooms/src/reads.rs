@@ -201,26 +201,26 @@ impl Rooms {
             .collect())
     }
 
-    /// The position of the user's last join up to `upto`.
+    /// The user's last join up to `upto`.
     pub(crate) async fn last_join(
         &self,
         user: UserNumber,
         room: RoomNumber,
         upto: Position,
-    ) -> Result<Option<Position>, RoomError> {
+    ) -> Result<Option<UserMembership>, RoomError> {
         let mut upto = upto;
         loop {
             let limit = MEMBERSHIP_CHANGES_AT_ONCE;
             let changes = self.membership_changes(user, room, upto, limit).await?;
-            let join = changes.iter().find(|m| m.membership == Membership::Join);
-            if let Some(join) = join {
-                return Ok(Some(join.since));
-            }
-            match changes.last() {
-                Some(oldest) if changes.len() == limit && oldest.since > 0 => {
-                    upto = oldest.since - 1;
-                }
-                _ => return Ok(None),
+            let oldest = changes.last().map(|change| change.since);
+            let is_last = changes.len() < limit;
+            let join = changes
+                .into_iter()
+                .find(|change| change.membership == Membership::Join);
+            match (join, oldest) {
+                (Some(join), _) => return Ok(Some(join)),
+                (None, Some(oldest)) if !is_last && oldest > 0 => upto = oldest - 1,
+                (None, _) => return Ok(None),
             }
         }
     }
@@ -336,7 +336,7 @@ impl Rooms {
             return Ok(None);
         };
         let range = ScanRange::prefix(&(mine.user.0, room.number.0))
-            .after(&(mine.user.0, room.number.0, join))
+            .after(&(mine.user.0, room.number.0, join.since))
             .upto(&(mine.user.0, room.number.0, reader.position));
         let rows = self
             .store

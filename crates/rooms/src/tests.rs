@@ -3,6 +3,7 @@
 mod commands;
 mod counting;
 mod crash;
+mod fetched;
 mod forks;
 mod imports;
 mod member_state;

@@ -127,13 +127,19 @@ impl StoredEvent {
     }
 }
 
+/// A join, in the order of arrival and in that of the history.
+struct LastJoin {
+    position: Position,
+    height: u64,
+}
+
 /// What one reader may see of one room, with what was found out on the way.
 pub(crate) struct Sights<'a> {
     rooms: &'a Rooms,
     room: &'a Room,
     reader: &'a Reader,
-    /// The last position up to which the reader joined.
-    last_join: Option<Position>,
+    /// Where a reader who is out joined last.
+    last_join: Option<LastJoin>,
     joined_now: bool,
     /// Visibility and membership by state.
     known: HashMap<StateRoot, (HistoryVisibility, Option<Membership>)>,
@@ -150,7 +156,12 @@ impl<'a> Sights<'a> {
             let now = rooms.membership(user, room.number, reader.position).await?;
             joined_now = now.is_some_and(|now| now.membership == Membership::Join);
             if !joined_now {
-                last_join = rooms.last_join(user, room.number, reader.position).await?;
+                let join = rooms.last_join(user, room.number, reader.position);
+                if let Some(join) = join.await? {
+                    let height = rooms.events.load(room, join.event).await?.height;
+                    let position = join.since;
+                    last_join = Some(LastJoin { position, height });
+                }
             }
         }
         Ok(Self {
@@ -209,11 +220,15 @@ impl<'a> Sights<'a> {
         } else {
             before
         };
-        let later = match (event.position, self.last_join) {
-            _ if self.joined_now => Later::Joined,
-            (Some(at), Some(join)) if join > at => Later::Joined,
-            (None, Some(_)) => Later::Joined,
-            _ => Later::NeverJoined,
+        // What was fetched as history did not arrive: it is where it stands in the history that
+        // tells whether it was before the join.
+        let later = |join: &LastJoin| match event.position {
+            Some(at) => join.position > at,
+            None => join.height > event.height,
+        };
+        let later = match self.joined_now || self.last_join.as_ref().is_some_and(later) {
+            true => Later::Joined,
+            false => Later::NeverJoined,
         };
         let sight = Sight {
             visibility: Around {
