@@ -6,14 +6,18 @@
 //!
 //! Specification: server-server API.
 
+pub mod admission;
 pub mod error;
 pub mod keys;
 pub mod signed_request;
+pub mod tables;
 pub mod transport;
 pub mod x_matrix;
 
+pub use admission::Admission;
 pub use error::CallError;
-pub use keys::{KeyDocument, OwnKeys};
+pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use signed_request::{Claim, RequestError, SignedRequest};
+pub use tables::TABLES;
 pub use transport::{Body, Limits, Outgoing, Reply, Transport, TransportError};
 pub use x_matrix::{XMatrix, XMatrixError};

@@ -129,13 +129,6 @@ impl KeyDocument {
         verify_json(&self.object, notary.as_str(), key).is_ok()
     }
 
-    /// The document as JSON with this notary's signature beside those that it has.
-    pub fn vouched_for_by(&self, notary: &ServerName, key: &SigningKey) -> String {
-        let mut object = self.object.clone();
-        sign_json(&mut object, notary.as_str(), key);
-        to_string(&object)
-    }
-
     /// The document as it was signed.
     pub fn to_json(&self) -> String {
         to_string(&self.object)
@@ -340,7 +333,9 @@ mod tests {
         let notary = server_name!("notary.example");
         let known = |id: &str| (id == "ed25519:n").then(|| key(9, "n").verify_key());
         assert!(!read.is_vouched_for(notary, &known));
-        let handed_on = read.vouched_for_by(notary, &key(9, "n"));
+        let mut handed_on = document(&read.to_json());
+        sign_json(&mut handed_on, "notary.example", &key(9, "n"));
+        let handed_on = to_string(&handed_on);
         let there = server_name!("there.example");
         let again = KeyDocument::read(handed_on.as_bytes(), there, NOW).unwrap();
         assert!(again.is_vouched_for(notary, &known));

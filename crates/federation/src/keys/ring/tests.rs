@@ -1,0 +1,388 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use homeserver_events::{KeyLifetime, SigningKey};
+use homeserver_runtime::ManualClock;
+use homeserver_storage::engines::memory::MemoryEngine;
+use http::{HeaderMap, StatusCode};
+use ruma::server_name;
+
+use super::*;
+use crate::{
+    Body, Outgoing, Reply, TransportError,
+    keys::{KeyDocument, OldKey},
+};
+
+const START: u64 = 1_700_000_000_000;
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: u64 = 24 * 60 * 60 * 1000;
+
+/// Answers of servers by name and path; a server without any is not reached.
+#[derive(Debug, Default)]
+struct Servers {
+    answers: Mutex<HashMap<(String, String), String>>,
+    asked: AtomicUsize,
+}
+
+impl Servers {
+    fn give(&self, server: &str, path: &str, json: String) {
+        let key = (server.to_owned(), path.to_owned());
+        self.answers.lock().insert(key, json);
+    }
+
+    fn give_keys(&self, keys: &OwnKeys, now: u64) {
+        let server = keys.server().as_str();
+        self.give(server, "/_matrix/key/v2/server", keys.document(now));
+    }
+
+    fn fall_silent(&self) {
+        self.answers.lock().clear();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.swap(0, Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Transport for Servers {
+    async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        // Others get the chance to ask as well.
+        tokio::task::yield_now().await;
+        assert!(!outgoing.request.headers().contains_key("authorization"));
+        let path = outgoing.request.uri().path().to_owned();
+        let answers = self.answers.lock();
+        let Some(json) = answers.get(&(outgoing.destination.to_string(), path)) else {
+            return Err(TransportError::Unreachable("nobody is there".to_owned()));
+        };
+        let chunk = Ok(Bytes::from(json.clone()));
+        Ok(Reply {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Body::new(stream::iter([chunk]), outgoing.limits.body),
+        })
+    }
+}
+
+struct World {
+    servers: Arc<Servers>,
+    clock: Arc<ManualClock>,
+    store: Store,
+    ring: KeyRing,
+}
+
+fn signing_key(seed: u8, version: &str) -> Arc<SigningKey> {
+    Arc::new(SigningKey::from_seed(version, &[seed; 32]).unwrap())
+}
+
+fn keys_of(server: &str, seed: u8, old: Vec<OldKey>) -> OwnKeys {
+    let server = ServerName::parse(server).unwrap();
+    OwnKeys::new(server, signing_key(seed, "a"), old)
+}
+
+fn there() -> OwnKeys {
+    keys_of("there.example", 1, Vec::new())
+}
+
+impl World {
+    async fn new(notaries: &[&str]) -> Self {
+        let clock = Arc::new(ManualClock::new(START));
+        let runtime = Runtime::simulated(Arc::clone(&clock), 1);
+        let engine = Arc::new(MemoryEngine::new());
+        let store = Store::open(engine, &[crate::TABLES], &runtime).await;
+        let store = store.unwrap();
+        let servers = Arc::new(Servers::default());
+        let ring = Self::ring(&servers, notaries, &store, &runtime);
+        Self {
+            servers,
+            clock,
+            store,
+            ring,
+        }
+    }
+
+    fn ring(
+        servers: &Arc<Servers>,
+        notaries: &[&str],
+        store: &Store,
+        runtime: &Runtime,
+    ) -> KeyRing {
+        let notaries = notaries.iter().map(|name| ServerName::parse(name).unwrap());
+        KeyRing::new(
+            keys_of("here.example", 9, Vec::new()),
+            Admission::new(&[], &["evil.example".to_owned()]),
+            notaries.collect(),
+            store.clone(),
+            Arc::clone(servers) as _,
+            runtime.clone(),
+        )
+    }
+
+    /// The same database after a restart.
+    fn restarted(&self) -> KeyRing {
+        let runtime = Runtime::simulated(Arc::clone(&self.clock), 2);
+        Self::ring(&self.servers, &[], &self.store, &runtime)
+    }
+
+    async fn knows(&self) -> bool {
+        let asked = self
+            .ring
+            .request_key(server_name!("there.example"), "ed25519:a");
+        asked.await.is_ok()
+    }
+}
+
+fn wanted(key_id: &str, time: u64, enforced: bool) -> Wanted {
+    Wanted {
+        server: server_name!("there.example").to_owned(),
+        key_id: key_id.to_owned(),
+        time,
+        enforced,
+    }
+}
+
+#[tokio::test]
+async fn many_who_want_a_key_make_one_fetch() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    let name = server_name!("there.example");
+    let all = (0..500).map(|_| world.ring.request_key(name, "ed25519:a"));
+    let keys = futures_util::future::join_all(all).await;
+    for key in keys {
+        assert_eq!(key.unwrap(), signing_key(1, "a").verify_key());
+    }
+    assert_eq!(world.servers.asked(), 1);
+    assert!(world.ring.inner.turns.lock().is_empty());
+    // One that nobody publishes does not make a fetch each time.
+    for _ in 0..3 {
+        let unknown = world.ring.request_key(name, "ed25519:other").await;
+        assert!(matches!(unknown, Err(KeyProblem::Unknown(_))));
+    }
+    assert_eq!(world.servers.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_is_over_signs_no_request_but_still_its_events() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    assert!(world.knows().await);
+    world.servers.fall_silent();
+    world.clock.advance(25 * HOUR);
+    assert!(!world.knows().await);
+    // Also after a restart, and although the server is gone.
+    let ring = world.restarted();
+    let enforced = [wanted("ed25519:a", START + DAY, true)];
+    let keys = ring.keys_for(&enforced, Duration::ZERO).await.unwrap();
+    let key = keys
+        .key(server_name!("there.example"), "ed25519:a")
+        .unwrap();
+    assert_eq!(key.lifetime, KeyLifetime::ValidUntil(START + DAY));
+}
+
+#[tokio::test]
+async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    assert!(world.knows().await);
+    // It rotates without naming the old key, before the document is over.
+    let there = server_name!("there.example");
+    let new = OwnKeys::new(there.to_owned(), signing_key(2, "b"), Vec::new());
+    world.clock.advance(2 * HOUR);
+    world.servers.give_keys(&new, START + DAY / 12);
+    assert!(world.ring.request_key(there, "ed25519:b").await.is_ok());
+    let both = [
+        wanted("ed25519:a", START, true),
+        wanted("ed25519:b", START, true),
+    ];
+    world.servers.asked();
+    let keys = world.ring.keys_for(&both, HOUR).await.unwrap();
+    assert_eq!(world.servers.asked(), 0);
+    assert!(keys.key(there, "ed25519:a").is_some());
+    assert!(keys.key(there, "ed25519:b").is_some());
+    // Once it says when the old one was last used, that counts.
+    let old = OldKey {
+        id: "ed25519:a".to_owned(),
+        key: signing_key(1, "a").verify_key(),
+        expired: START + 5,
+    };
+    let new = OwnKeys::new(there.to_owned(), signing_key(2, "b"), vec![old]);
+    world.clock.advance(25 * HOUR);
+    world.servers.give_keys(&new, START + 27 * DAY / 24);
+    assert!(world.ring.request_key(there, "ed25519:b").await.is_ok());
+    assert!(world.ring.request_key(there, "ed25519:a").await.is_err());
+    let keys = world.ring.keys_for(&both, Duration::ZERO).await.unwrap();
+    let old = keys.key(there, "ed25519:a").unwrap();
+    assert_eq!(old.lifetime, KeyLifetime::ExpiredAt(START + 5));
+}
+
+#[tokio::test]
+async fn an_event_from_after_the_end_of_a_document_makes_a_fetch_where_that_counts() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    assert!(world.knows().await);
+    world.clock.advance(48 * HOUR);
+    world.servers.give_keys(&there(), START + 2 * DAY);
+    world.servers.asked();
+    let late = START + 2 * DAY;
+    for (enforced, asked) in [(false, 0), (true, 1)] {
+        let wanted = [wanted("ed25519:a", late, enforced)];
+        world.ring.keys_for(&wanted, HOUR).await.unwrap();
+        assert_eq!(world.servers.asked(), asked, "{enforced}");
+    }
+    let wanted = [wanted("ed25519:a", late, true)];
+    let keys = world.ring.keys_for(&wanted, HOUR).await.unwrap();
+    let key = keys.key(server_name!("there.example"), "ed25519:a");
+    assert_eq!(
+        key.unwrap().lifetime,
+        KeyLifetime::ValidUntil(START + 3 * DAY)
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_left_alone_for_longer_each_time() {
+    let world = World::new(&[]).await;
+    assert!(!world.knows().await);
+    assert_eq!(world.servers.asked(), 1);
+    for (wait, asked) in [(59, 0), (1, 1), (119, 0), (1, 1), (239, 0), (1, 1)] {
+        world.clock.advance(Duration::from_secs(wait));
+        assert!(!world.knows().await);
+        assert_eq!(world.servers.asked(), asked, "{wait}");
+    }
+    for _ in 0..20 {
+        world.clock.advance(HOUR);
+        assert!(!world.knows().await);
+        assert_eq!(world.servers.asked(), 1);
+    }
+    world.clock.advance(HOUR);
+    world.servers.give_keys(&there(), START + DAY);
+    assert!(world.knows().await);
+}
+
+#[tokio::test]
+async fn keys_are_refreshed_before_they_are_over_without_anybody_waiting() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    assert!(world.knows().await);
+    world.clock.advance(13 * HOUR);
+    world.servers.give_keys(&there(), START + 13 * DAY / 24);
+    world.servers.asked();
+    assert!(world.knows().await);
+    assert_eq!(world.servers.asked(), 0);
+    while world
+        .ring
+        .inner
+        .known
+        .get(server_name!("there.example"))
+        .unwrap()
+        .fetched()
+        == START
+    {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.servers.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_notary_is_believed_for_what_both_it_and_the_server_signed() {
+    let world = World::new(&["notary.example"]).await;
+    let notary = keys_of("notary.example", 7, Vec::new());
+    let answer = |document: &str| format!(r#"{{"server_keys":[{document}]}}"#);
+    let query = "/_matrix/key/v2/query";
+    let vouched = |document: String| {
+        let mut object = homeserver_events::canonical::parse_object(
+            document.as_bytes(),
+            homeserver_events::Strictness::Lenient,
+        )
+        .unwrap();
+        homeserver_events::sign_json(&mut object, "notary.example", notary.signing_key());
+        homeserver_events::canonical::to_string(&object)
+    };
+    world.servers.give_keys(&notary, START);
+    // Signed by the server alone; by the notary alone; of another server.
+    let forged = keys_of("there.example", 3, Vec::new()).document(START);
+    let forged = forged.replace(
+        &signing_key(3, "a").verify_key().to_base64(),
+        &signing_key(1, "a").verify_key().to_base64(),
+    );
+    let other = keys_of("other.example", 1, Vec::new()).document(START);
+    for document in [there().document(START), vouched(forged), vouched(other)] {
+        world
+            .servers
+            .give("notary.example", query, answer(&document));
+        assert!(!world.knows().await, "{document}");
+        world.clock.advance(2 * HOUR);
+        world.servers.give_keys(&notary, START + 4 * DAY / 24);
+    }
+    let document = vouched(there().document(START + 6 * DAY / 24));
+    world
+        .servers
+        .give("notary.example", query, answer(&document));
+    assert!(world.knows().await);
+}
+
+#[tokio::test]
+async fn our_own_keys_are_fetched_from_nobody_and_denied_servers_are_not_asked() {
+    let world = World::new(&[]).await;
+    let here = server_name!("here.example");
+    let own = Wanted {
+        server: here.to_owned(),
+        ..wanted("ed25519:a", START, true)
+    };
+    let keys = world.ring.keys_for(&[own], HOUR).await.unwrap();
+    let own = keys.key(here, "ed25519:a").unwrap();
+    assert_eq!(own.key, signing_key(9, "a").verify_key());
+    let evil = world
+        .ring
+        .request_key(server_name!("evil.example"), "ed25519:a");
+    assert!(matches!(evil.await, Err(KeyProblem::NotAdmitted(_))));
+    assert_eq!(world.servers.asked(), 0);
+}
+
+#[tokio::test]
+async fn as_a_notary_we_add_our_signature_to_what_we_know() {
+    let world = World::new(&[]).await;
+    world.servers.give_keys(&there(), START);
+    let query = |server: &str, minimum_valid_until| KeyQuery {
+        server: ServerName::parse(server).unwrap(),
+        minimum_valid_until,
+    };
+    let asked = [
+        query("there.example", 0),
+        query("gone.example", 0),
+        query("evil.example", 0),
+        query("here.example", 0),
+    ];
+    let vouched = world.ring.vouch(&asked).await.unwrap();
+    assert_eq!(vouched.len(), 2);
+    let here = server_name!("here.example");
+    let read =
+        KeyDocument::read(vouched[0].as_bytes(), server_name!("there.example"), START).unwrap();
+    let own = |id: &str| world.ring.own().published(id).map(|key| key.key);
+    assert!(read.is_vouched_for(here, &own));
+    assert!(KeyDocument::read(vouched[1].as_bytes(), here, START).is_ok());
+
+    // Fresh: not fetched again for anybody. Later: if the asker needs more, and otherwise not.
+    let far = START + 400 * DAY;
+    for (later, minimum, asked) in [(1, far, 0), (14, 0, 0), (0, far, 1), (30, 0, 1)] {
+        world.clock.advance(later * HOUR);
+        world.servers.asked();
+        let again = world
+            .ring
+            .vouch(&[query("there.example", minimum)])
+            .await
+            .unwrap();
+        assert_eq!(again.len(), 1);
+        assert_eq!(world.servers.asked(), asked, "{later} {minimum}");
+    }
+    // What is known is given even when the server is gone.
+    world.servers.fall_silent();
+    world.clock.advance(100 * HOUR);
+    let again = world
+        .ring
+        .vouch(&[query("there.example", far)])
+        .await
+        .unwrap();
+    assert_eq!(again.len(), 1);
+}

@@ -1,0 +1,11 @@
+//! The tables of this crate, ids `0xa0`–`0xbf`, each with the layout of its key.
+
+use homeserver_storage::{Table, TableSpec};
+
+use crate::keys::known::ServerKeys;
+
+/// (server name) → the keys that it published, and its last document.
+pub(crate) const SERVER_KEYS: Table<String, ServerKeys> = Table::new(0xa0, "server_keys");
+
+/// All tables of this crate, for [`homeserver_storage::Store::open`].
+pub const TABLES: &[TableSpec] = &[SERVER_KEYS.spec()];
