@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod error;
+pub mod front;
 pub mod keys;
 pub mod signed_request;
 pub mod tables;
@@ -16,6 +17,7 @@ pub mod x_matrix;
 
 pub use admission::Admission;
 pub use error::CallError;
+pub use front::{Front, FrontError};
 pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use signed_request::{Claim, RequestError, SignedRequest};
 pub use tables::TABLES;

@@ -34,8 +34,10 @@ const IN_MEMORY: usize = 10_000;
 const FAILURES: usize = 10_000;
 /// Fetches at once.
 const AT_ONCE: usize = 32;
-/// Who may wait for a fetch.
+/// Who may wait for fetches.
 const MAX_WAITING: usize = 1_000;
+/// Who may wait for the keys of one server: requests in its name are not its own until then.
+const MAX_WAITING_FOR_ONE: usize = 100;
 
 /// Why a key is not there.
 #[derive(Debug, thiserror::Error)]
@@ -257,4 +259,4 @@ impl Inner {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,7 +9,7 @@ use http::{Method, header};
 use ruma::ServerName;
 use tokio::sync::Mutex;
 
-use super::{Failure, Inner, KeyProblem};
+use super::{Failure, Inner, KeyProblem, MAX_WAITING_FOR_ONE};
 use crate::{
     Limits, Outgoing,
     keys::{KeyDocument, known::ServerKeys},
@@ -72,6 +72,10 @@ impl Inner {
         }
         let _place = self.waiting.try_acquire().map_err(|_| KeyProblem::Busy)?;
         let turn = Turn::of(self, server);
+        // Ours and the map's do not wait for anybody.
+        if Arc::strong_count(&turn.lock) > MAX_WAITING_FOR_ONE + 1 {
+            return Err(KeyProblem::Busy);
+        }
         let _held = turn.lock.lock().await;
         self.fetch_in_turn(server).await
     }

@@ -66,11 +66,11 @@ impl Transport for Servers {
     }
 }
 
-struct World {
+pub(crate) struct World {
     servers: Arc<Servers>,
     clock: Arc<ManualClock>,
     store: Store,
-    ring: KeyRing,
+    pub(crate) ring: KeyRing,
 }
 
 fn signing_key(seed: u8, version: &str) -> Arc<SigningKey> {
@@ -87,6 +87,13 @@ fn there() -> OwnKeys {
 }
 
 impl World {
+    /// A world in which `there.example` publishes key 1.
+    pub(crate) async fn with_there(notaries: &[&str]) -> Self {
+        let world = Self::new(notaries).await;
+        world.servers.give_keys(&there(), START);
+        world
+    }
+
     async fn new(notaries: &[&str]) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let runtime = Runtime::simulated(Arc::clone(&clock), 1);
@@ -145,16 +152,24 @@ fn wanted(key_id: &str, time: u64, enforced: bool) -> Wanted {
 
 #[tokio::test]
 async fn many_who_want_a_key_make_one_fetch() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     let name = server_name!("there.example");
-    let all = (0..500).map(|_| world.ring.request_key(name, "ed25519:a"));
+    let all = (0..MAX_WAITING_FOR_ONE).map(|_| world.ring.request_key(name, "ed25519:a"));
     let keys = futures_util::future::join_all(all).await;
     for key in keys {
         assert_eq!(key.unwrap(), signing_key(1, "a").verify_key());
     }
     assert_eq!(world.servers.asked(), 1);
     assert!(world.ring.inner.turns.lock().is_empty());
+    // More than that are not kept waiting.
+    world.clock.advance(25 * HOUR);
+    let all = (0..=MAX_WAITING_FOR_ONE).map(|_| world.ring.request_key(name, "ed25519:a"));
+    let asked = futures_util::future::join_all(all).await;
+    let refused = asked
+        .iter()
+        .filter(|asked| matches!(asked, Err(KeyProblem::Busy)));
+    assert_eq!(refused.count(), 1);
+    world.servers.asked();
     // One that nobody publishes does not make a fetch each time.
     for _ in 0..3 {
         let unknown = world.ring.request_key(name, "ed25519:other").await;
@@ -165,8 +180,7 @@ async fn many_who_want_a_key_make_one_fetch() {
 
 #[tokio::test]
 async fn a_key_that_is_over_signs_no_request_but_still_its_events() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     assert!(world.knows().await);
     world.servers.fall_silent();
     world.clock.advance(25 * HOUR);
@@ -183,8 +197,7 @@ async fn a_key_that_is_over_signs_no_request_but_still_its_events() {
 
 #[tokio::test]
 async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     assert!(world.knows().await);
     // It rotates without naming the old key, before the document is over.
     let there = server_name!("there.example");
@@ -219,8 +232,7 @@ async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
 
 #[tokio::test]
 async fn an_event_from_after_the_end_of_a_document_makes_a_fetch_where_that_counts() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     assert!(world.knows().await);
     world.clock.advance(48 * HOUR);
     world.servers.give_keys(&there(), START + 2 * DAY);
@@ -262,8 +274,7 @@ async fn a_server_that_fails_is_left_alone_for_longer_each_time() {
 
 #[tokio::test]
 async fn keys_are_refreshed_before_they_are_over_without_anybody_waiting() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     assert!(world.knows().await);
     world.clock.advance(13 * HOUR);
     world.servers.give_keys(&there(), START + 13 * DAY / 24);
@@ -342,8 +353,7 @@ async fn our_own_keys_are_fetched_from_nobody_and_denied_servers_are_not_asked()
 
 #[tokio::test]
 async fn as_a_notary_we_add_our_signature_to_what_we_know() {
-    let world = World::new(&[]).await;
-    world.servers.give_keys(&there(), START);
+    let world = World::with_there(&[]).await;
     let query = |server: &str, minimum_valid_until| KeyQuery {
         server: ServerName::parse(server).unwrap(),
         minimum_valid_until,
