@@ -14,10 +14,13 @@ use ipnet::IpNet;
 use reqwest::Url;
 use rustls_pki_types::CertificateDer;
 
-use crate::{AddressPolicy, Denied, resolver::GuardedResolver, tls};
+use crate::{
+    AddressPolicy, Denied, Endpoint, LookupError, Reply, SrvTarget, StreamLimits, TransportError,
+    connect::Connector, resolver::GuardedResolver, send::Lines, tls,
+};
 
-/// Time to connect, TLS included, to one address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to connect, TLS included.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Idle connections kept for one host.
 const IDLE_PER_HOST: usize = 4;
@@ -140,6 +143,7 @@ pub struct Answer {
 #[derive(Clone)]
 pub struct Outbound {
     client: reqwest::Client,
+    lines: Arc<Lines>,
     policy: AddressPolicy,
 }
 
@@ -157,27 +161,32 @@ impl Outbound {
     pub fn new(options: &OutboundOptions) -> Result<Self, SetupError> {
         let policy = AddressPolicy::public_and(options.allowed_private_ranges.iter().copied());
         let resolver = GuardedResolver::new(&options.dns_servers, policy.clone())?;
-        let mut headers = HeaderMap::new();
-        if !options.user_agent.is_empty() {
-            let agent =
-                HeaderValue::from_str(&options.user_agent).map_err(|_| SetupError::UserAgent)?;
-            headers.insert(header::USER_AGENT, agent);
-        }
+        let trust = tls::client_config(&options.extra_ca_certificates)?;
+        let agent = HeaderValue::from_str(&options.user_agent);
+        let agent = agent.map_err(|_| SetupError::UserAgent)?;
+        let agent = Some(agent).filter(|agent| !agent.is_empty());
+        let connector = Connector::new(resolver.clone(), policy.clone(), trust.clone());
+        let lines = Arc::new(Lines::new(connector, agent.clone()));
+        let headers = agent.map(|agent| (header::USER_AGENT, agent));
         #[expect(clippy::disallowed_methods, reason = "this is the guarded client")]
         let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls::client_config(&options.extra_ca_certificates)?)
+            .tls_backend_preconfigured(trust)
             .dns_resolver(Arc::new(resolver))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
             .referer(false)
-            .default_headers(headers)
+            .default_headers(headers.into_iter().collect())
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .build()
             .map_err(|error| SetupError::Http(Box::new(error)))?;
-        Ok(Self { client, policy })
+        Ok(Self {
+            client,
+            lines,
+            policy,
+        })
     }
 
     /// The rule by which addresses are judged, for callers that resolve names themselves.
@@ -193,12 +202,29 @@ impl Outbound {
             .unwrap_or(Err(OutboundError::Deadline(deadline)))
     }
 
+    /// The SRV records of a name, by priority. None is an answer, too.
+    pub async fn srv(&self, name: &str) -> Result<Vec<SrvTarget>, LookupError> {
+        self.lines.connector.resolver().srv(name).await
+    }
+
+    /// Makes one request to `endpoint` over TLS and HTTP/1.1, and gives the head of the answer, of
+    /// any status; its body comes as it arrives. Of the request's URI only path and query are sent,
+    /// byte for byte. Redirects are not followed.
+    pub async fn send(
+        &self,
+        endpoint: &Endpoint,
+        request: http::Request<Bytes>,
+        limits: StreamLimits,
+    ) -> Result<Reply, TransportError> {
+        self.lines.send(endpoint, request, limits).await
+    }
+
     async fn follow(&self, mut exchange: Exchange) -> Result<Answer, OutboundError> {
         let limits = exchange.limits;
         let follows = [Method::GET, Method::HEAD].contains(&exchange.method);
         let mut left = limits.redirects;
         loop {
-            let response = self.send(&exchange).await?;
+            let response = self.once(&exchange).await?;
             let redirected = redirect_target(&exchange.url, &response);
             if limits.redirects == 0 || !follows || matches!(redirected, Redirected::No) {
                 return read(exchange.url, response, limits.body).await;
@@ -216,7 +242,7 @@ impl Outbound {
         }
     }
 
-    async fn send(&self, exchange: &Exchange) -> Result<reqwest::Response, OutboundError> {
+    async fn once(&self, exchange: &Exchange) -> Result<reqwest::Response, OutboundError> {
         self.check_url(&exchange.url, exchange.limits)?;
         let mut request = self
             .client

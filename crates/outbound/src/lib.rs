@@ -12,18 +12,31 @@
 //!   the crypto provider is passed explicitly, nothing process-wide is touched. Proxies of the
 //!   environment are ignored: they would bypass the address check.
 //!
+//! [`Outbound::exchange`] fetches URLs and hands over whole answers. [`Outbound::send`] reaches an
+//! [`Endpoint`], whose address, certificate name and `Host` the caller has found out by rules of
+//! its own, and hands over the body as it arrives; it keeps connections apart from the former's.
+//!
 //! It does not sign requests, does not discover Matrix servers, and does not retry; that is its
 //! callers' business.
 
 mod address;
 mod client;
+mod connect;
+mod endpoint;
+mod line;
+mod pool;
+mod reply;
 mod resolver;
+mod send;
 mod tls;
 
 pub use address::{AddressPolicy, Denied};
 pub use client::{Answer, Exchange, Limits, Outbound, OutboundError, OutboundOptions, SetupError};
+pub use endpoint::{Dial, Endpoint, SrvTarget};
+pub use reply::{Body, Reply, StreamLimits, TransportError};
 /// A URL, as [`Exchange`] takes it.
 pub use reqwest::Url;
+pub use resolver::LookupError;
 
 #[cfg(test)]
 mod tests;

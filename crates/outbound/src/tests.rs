@@ -17,12 +17,19 @@ use axum::{
     response::{IntoResponse, Redirect},
     routing::get,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, UdpSocket},
     task::JoinSet,
 };
+
+use self::tls_server::{Authority, Say, ok};
+
+mod endpoints;
+#[path = "../tests/support/tls_server.rs"]
+mod tls_server;
+#[path = "../tests/support/zone.rs"]
+mod zone;
 
 const LIMITS: Limits = Limits {
     body: 1_000,
@@ -394,47 +401,13 @@ async fn a_name_that_moves_inside_is_refused_when_it_does() {
     assert_eq!(server.hits(), 1);
 }
 
-fn fixture(name: &str) -> String {
-    format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A TLS server with the certificate of `server.test`.
-async fn tls_server() -> (SocketAddr, JoinSet<()>) {
-    let chain = CertificateDer::pem_file_iter(fixture("server.pem")).unwrap();
-    let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            // A client that does not trust us breaks off here.
-            if let Ok(mut stream) = acceptor.accept(stream).await {
-                let mut request = [0; 1_000];
-                let _ = stream.read(&mut request).await;
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret";
-                let _ = stream.write_all(answer).await;
-                let _ = stream.shutdown().await;
-            }
-        }
-    });
-    (address, tasks)
-}
-
 #[tokio::test]
 async fn only_known_authorities_and_the_right_name_are_trusted() {
-    let (server, _server_tasks) = tls_server().await;
+    let authority = Authority::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let server = authority.serve(listener, "server.test", |_| Say::Close(ok("secret")));
     let (dns_server, _dns_tasks) = dns(&[Ipv4Addr::LOCALHOST]).await;
-    let authority = CertificateDer::from_pem_file(fixture("ca.pem")).unwrap();
+    let authority = authority.certificate();
     let fetch = async |name: &str, extra: &[CertificateDer<'static>]| {
         let options = OutboundOptions {
             allowed_private_ranges: vec!["127.0.0.1/32".parse().unwrap()],
@@ -442,7 +415,7 @@ async fn only_known_authorities_and_the_right_name_are_trusted() {
             extra_ca_certificates: extra.to_vec(),
             ..OutboundOptions::default()
         };
-        let url: Url = format!("https://{name}:{}/", server.port())
+        let url: Url = format!("https://{name}:{}/", server.address.port())
             .parse()
             .unwrap();
         let limits = Limits {
