@@ -237,16 +237,12 @@ impl Rooms {
         for (server, by) in servers.iter().filter(|(_, by)| **by != 0) {
             let key = (room.number.0, server.as_str());
             let counted = self.store.get(&tables::SERVER_COUNTS, &key).await?;
-            let counted = counted.unwrap_or(0);
-            let count = counted.saturating_add_signed(*by);
-            if count == 0 {
-                batch.delete(&tables::SERVER_COUNTS, &key);
-            } else {
-                batch.put(&tables::SERVER_COUNTS, &key, &count);
-            }
-            if (counted == 0) != (count == 0) {
+            let counted = counted.unwrap_or_default();
+            let count = counted.changed(*by);
+            count.put(batch, &key);
+            if counted.present() != count.present() {
                 let key = (room.number.0, server.as_str(), At::Known(position));
-                batch.put(&tables::SERVER_LOG, &key, &u64::from(count > 0));
+                batch.put(&tables::SERVER_LOG, &key, &u64::from(count.present()));
             }
         }
         Ok(())

@@ -18,8 +18,8 @@ use crate::{
     numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
     rows::{
-        ArrivalRow, GapRow, Head, Membership, MembershipRow, RelationKey, RelationRow, StateLogRow,
-        StrippedRow,
+        ArrivalRow, GapRow, Head, JoinedUsers, Membership, MembershipRow, RelationKey, RelationRow,
+        StateLogRow, StrippedRow,
     },
     states::write_nodes,
     tables,
@@ -117,7 +117,7 @@ pub(crate) struct RoomDelta {
     /// Events that are mentioned for the first time.
     pub(crate) mentioned: Vec<(OwnedEventId, EventNumber)>,
     /// Joined users per server, where that changes.
-    pub(crate) server_counts: BTreeMap<OwnedServerName, u64>,
+    pub(crate) server_counts: BTreeMap<OwnedServerName, JoinedUsers>,
     /// Index rows of relations that redacted events declared.
     pub(crate) unrelated: Vec<RelationKey>,
     /// Where redacted events arrived, and how they were counted.
@@ -189,12 +189,7 @@ impl RoomDelta {
             batch.put(&tables::EVENT_IDS, &(room, id.as_str()), &number.0);
         }
         for (server, count) in &self.server_counts {
-            let key = (room, server.as_str());
-            if *count == 0 {
-                batch.delete(&tables::SERVER_COUNTS, &key);
-            } else {
-                batch.put(&tables::SERVER_COUNTS, &key, count);
-            }
+            count.put(batch, &(room, server.as_str()));
         }
         for (target, by, redaction) in &self.waiting {
             let key = (room, target.0, by.as_str());

@@ -111,6 +111,7 @@ pub struct Rooms {
     events: event::Events,
     directory: room::RoomDirectory,
     live: live::LiveRooms,
+    resolutions: resolving::Resolutions,
     underway: Arc<transactions::Underway>,
 }
 
@@ -138,6 +139,7 @@ impl Rooms {
             events: event::Events::new(&store, event_bytes),
             directory: room::RoomDirectory::new(&store),
             live: live::LiveRooms::new(),
+            resolutions: resolving::Resolutions::new(),
             underway: Arc::default(),
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),

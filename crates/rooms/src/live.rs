@@ -52,6 +52,8 @@ pub(crate) struct LiveRoom {
     number: RoomNumber,
     queue: Semaphore,
     tip: Mutex<Tip>,
+    /// States of the room are resolved one at a time, and not while the tip is held.
+    pub(crate) resolving: Mutex<()>,
     /// Commits that were submitted and how many of those ended.
     commits: watch::Sender<Commits>,
     /// The last generation of tips of which a commit failed.
@@ -136,6 +138,7 @@ impl LiveRoom {
                 generation: 1,
                 opened: 0,
             }),
+            resolving: Mutex::new(()),
             commits: watch::Sender::default(),
             failed: AtomicU64::new(0),
         }

@@ -532,6 +532,7 @@ impl Rooms {
         let parse = |name: String| ServerName::parse(name).ok();
         let mut servers: Vec<_> = rows
             .into_iter()
+            .filter(|(_, joined)| joined.present())
             .filter_map(|((_, name), _)| parse(name))
             .collect();
         let own = self.options.server_name.as_str();

@@ -17,13 +17,14 @@ use crate::{
     Rooms,
     decide::AuthState,
     delta::Appended,
-    edit::RoomEdit,
+    edit::{Pending, RoomEdit},
     error::RoomError,
     event::StoredEvent,
     execute::not_stored,
     judge,
     live::Wants,
     numbers::EventNumber,
+    resolving::{Prepared, Roots},
     room::Room,
     rows::{Extremity, StateLogRow},
     tree::StateRoot,
@@ -31,6 +32,9 @@ use crate::{
 
 /// Times an event is judged before its room counts as contended.
 const MAX_JUDGEMENTS: usize = 16;
+
+/// After so many judgements, states are resolved while the tip is held.
+const MAX_PREPARED: usize = 8;
 
 /// Forward extremities of a room at most: each costs room in the head, and its state a part of
 /// every resolution.
@@ -59,6 +63,19 @@ pub enum Received {
 struct Foundations {
     prev: Vec<Arc<StoredEvent>>,
     auth: Vec<Arc<StoredEvent>>,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Answered(Received),
+    /// The room moved on in the meantime.
+    Again,
+    /// States have to be resolved first.
+    Unresolved {
+        roots: Roots,
+        /// What of them is not on disk.
+        pending: Pending,
+    },
 }
 
 /// What is here of an event that is received.
@@ -90,9 +107,19 @@ impl Rooms {
     }
 
     async fn receive_here(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
-        for _ in 0..MAX_JUDGEMENTS {
-            if let Some(received) = self.try_receive(room, &pdu).await? {
-                return Ok(received);
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut prepared = Prepared::default();
+        for attempt in 0..MAX_JUDGEMENTS {
+            prepared.in_place = attempt >= MAX_PREPARED;
+            match self.try_receive(room, &pdu, &mut prepared).await? {
+                Attempt::Answered(received) => return Ok(received),
+                Attempt::Again => {}
+                Attempt::Unresolved { roots, pending } => {
+                    let resolving = self.prepare_resolution(room, &live, &roots, pending);
+                    let resolved = resolving.await?;
+                    prepared.add(roots, resolved);
+                }
             }
         }
         Err(RoomError::Contended)
@@ -106,14 +133,13 @@ impl Rooms {
         Ok(Some(here.map_or(Known::Mentioned(number), Known::Here)))
     }
 
-    /// One attempt; `None` if the room moved on in the meantime.
     async fn try_receive(
         &self,
         room: &Arc<Room>,
         pdu: &Pdu,
-    ) -> Result<Option<Received>, RoomError> {
+        prepared: &mut Prepared,
+    ) -> Result<Attempt, RoomError> {
         let live = self.live.room(room.number);
-        let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (head, pending) = tip.parts();
         let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
@@ -121,14 +147,21 @@ impl Rooms {
         if let Some(Known::Here(event)) = &known
             && event.is_placed()
         {
-            return Ok(Some(judged(event, event.position)));
+            return Ok(Attempt::Answered(judged(event, event.position)));
         }
         let foundations = match edit.foundations(pdu).await? {
             Ok(foundations) => foundations,
-            Err(missing) => return Ok(Some(missing)),
+            Err(missing) => return Ok(Attempt::Answered(missing)),
         };
-        let event = edit.judge(pdu, known, foundations).await?;
+        let judged_event = edit.judge(pdu, known, foundations, prepared).await?;
         let delta = edit.delta;
+        let event = match judged_event {
+            Ok(event) => event,
+            Err(roots) => {
+                let pending = std::mem::take(&mut tip.pending);
+                return Ok(Attempt::Unresolved { roots, pending });
+            }
+        };
         let mut batch = Batch::new();
         delta.write(&mut batch);
         let ticket = self
@@ -146,9 +179,9 @@ impl Rooms {
             Ok(committed) => {
                 let shown = event.status.is_shown();
                 let position = committed.positions.first().copied().filter(|_| shown);
-                Ok(Some(judged(&event, position)))
+                Ok(Attempt::Answered(judged(&event, position)))
             }
-            Err(homeserver_storage::CommitError::Conflict { .. }) => Ok(None),
+            Err(homeserver_storage::CommitError::Conflict { .. }) => Ok(Attempt::Again),
             Err(error) => Err(not_stored(error)),
         }
     }
@@ -212,20 +245,30 @@ impl RoomEdit<'_> {
         Ok((here, missing))
     }
 
-    /// Judges an event whose foundations are here, and makes it part of the edit.
+    /// Judges an event whose foundations are here, and makes it part of the edit; or names states
+    /// that have to be resolved first, after which the edit is of no use.
     async fn judge(
         &mut self,
         pdu: &Pdu,
         known: Option<Known>,
         on: Foundations,
-    ) -> Result<StoredEvent, RoomError> {
-        let number = match &known {
-            Some(Known::Mentioned(number)) => *number,
-            Some(Known::Here(event)) => event.number,
+        prepared: &mut Prepared,
+    ) -> Result<Result<StoredEvent, Roots>, RoomError> {
+        let named = known.as_ref().map(|known| match known {
+            Known::Mentioned(number) => *number,
+            Known::Here(event) => event.number,
+        });
+        // The same in each attempt: it is part of the states that were resolved.
+        let number = match named.or(prepared.number) {
+            Some(number) => number,
             None => self.rooms.numbering.new_event().await?,
         };
-        let roots: Vec<_> = on.prev.iter().map(|event| event.after).collect();
-        let before = self.resolve(&roots).await?;
+        prepared.number = Some(number);
+        let roots = on.prev.iter().map(|event| event.after);
+        let before = match self.resolved(roots, prepared).await? {
+            Ok(before) => before,
+            Err(roots) => return Ok(Err(roots)),
+        };
         let status = self.status(pdu, &on, before).await?;
         let mut event = StoredEvent {
             number,
@@ -264,7 +307,9 @@ impl RoomEdit<'_> {
         appended.shown = event.status.is_shown();
         if appended.shown {
             self.pending.events.insert(number, Arc::new(event.clone()));
-            self.follow(&mut appended).await?;
+            if let Some(roots) = self.follow(&mut appended, prepared).await? {
+                return Ok(Err(roots));
+            }
             self.note_relation(&mut appended).await?;
             self.note_redaction(&appended).await?;
         }
@@ -274,7 +319,7 @@ impl RoomEdit<'_> {
         }
         self.delta.head.sequence += 1;
         self.push(appended);
-        Ok(event)
+        Ok(Ok(event))
     }
 
     /// The three judgements, in their order.
@@ -321,8 +366,13 @@ impl RoomEdit<'_> {
         })
     }
 
-    /// Makes an accepted event an extremity and the room's state that of all extremities.
-    async fn follow(&mut self, appended: &mut Appended) -> Result<(), RoomError> {
+    /// Makes an accepted event an extremity and the room's state that of all extremities, or gives
+    /// states that have to be resolved first.
+    async fn follow(
+        &mut self,
+        appended: &mut Appended,
+        prepared: &Prepared,
+    ) -> Result<Option<Roots>, RoomError> {
         let event = &appended.event;
         let reference = event.pdu.reference();
         let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
@@ -342,7 +392,10 @@ impl RoomEdit<'_> {
             .map(|extremity| extremity.after)
             .chain(apart)
             .collect();
-        let new = self.resolve(&roots).await?;
+        let new = match self.resolved(roots.into_iter(), prepared).await? {
+            Ok(new) => new,
+            Err(roots) => return Ok(Some(roots)),
+        };
         // A peer may follow all that are left, with a state of its own: what was forgotten is not
         // undone by that.
         if bound_extremities(&mut self.delta.head.extremities) || apart.is_some() {
@@ -357,7 +410,7 @@ impl RoomEdit<'_> {
                 invited: self.delta.head.invited,
             });
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Notes every membership in which two states of the room differ.

@@ -1,18 +1,117 @@
 //! Resolving states: loads what [`homeserver_events::resolve`] asks for.
+//!
+//! A resolution may take long, so it is done before the tip of the room is taken, one at a time for
+//! each room, and is kept: while a fork is open, every event resolves the same states again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use homeserver_events::resolve::{
     Answer, Conflict, Limits, Links, LoadedEvent, Need, Resolution, Step,
 };
 
+use quick_cache::{Weighter, sync::Cache};
+
 use crate::{
-    edit::RoomEdit,
+    Rooms,
+    edit::{Pending, RoomEdit},
     error::RoomError,
     event::StoredEvent,
-    numbers::{EventNumber, KeyNumber},
-    tree::{Change, StateRoot},
+    live::LiveRoom,
+    numbers::{EventNumber, KeyNumber, RoomNumber},
+    room::Room,
+    tree::{Change, SealedNode, StateRoot},
 };
+
+/// Bytes of resolutions that are kept.
+const KEPT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Resolutions that are kept, about.
+const KEPT: usize = 1024;
+
+/// Different states, in order.
+pub(crate) type Roots = Vec<StateRoot>;
+
+/// What states were resolved to, with the nodes of the new tree: who uses it writes them.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    root: StateRoot,
+    nodes: Vec<SealedNode>,
+}
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<(RoomNumber, Roots), Arc<Resolved>> for Weigh {
+    fn weight(&self, (_, roots): &(RoomNumber, Roots), resolved: &Arc<Resolved>) -> u64 {
+        let nodes = resolved.nodes.iter();
+        let nodes: usize = nodes.map(|node| node.encoded.len() + 700).sum();
+        (nodes + roots.len() * 32 + 100) as u64
+    }
+}
+
+/// Resolutions of late. Events and their links do not change, so equal states always resolve to
+/// the same one.
+pub(crate) struct Resolutions {
+    kept: Cache<(RoomNumber, Roots), Arc<Resolved>, Weigh>,
+    #[cfg(test)]
+    pub(crate) asked: std::sync::atomic::AtomicUsize,
+    #[cfg(test)]
+    pub(crate) made: std::sync::atomic::AtomicUsize,
+}
+
+impl Resolutions {
+    pub(crate) fn new() -> Self {
+        Self {
+            kept: Cache::with_weighter(KEPT, KEPT_BYTES, Weigh),
+            #[cfg(test)]
+            asked: std::sync::atomic::AtomicUsize::new(0),
+            #[cfg(test)]
+            made: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+}
+
+/// What was found out for one event before the tip is taken.
+#[derive(Default)]
+pub(crate) struct Prepared {
+    /// The number that the event gets if it has none.
+    pub(crate) number: Option<EventNumber>,
+    resolved: HashMap<Roots, Arc<Resolved>>,
+    /// The room changes so often that what is prepared never fits: resolve while the tip is held.
+    pub(crate) in_place: bool,
+}
+
+impl Prepared {
+    pub(crate) fn add(&mut self, roots: Roots, resolved: Arc<Resolved>) {
+        self.resolved.insert(roots, resolved);
+    }
+}
+
+impl Rooms {
+    /// Resolves states while nobody holds the tip. `pending` has what is not on disk of them.
+    pub(crate) async fn prepare_resolution(
+        &self,
+        room: &Arc<Room>,
+        live: &LiveRoom,
+        roots: &Roots,
+        mut pending: Pending,
+    ) -> Result<Arc<Resolved>, RoomError> {
+        #[cfg(test)]
+        self.resolutions
+            .asked
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let _turn = live.resolving.lock().await;
+        let key = (room.number, roots.clone());
+        if let Some(kept) = self.resolutions.kept.get(&key) {
+            return Ok(kept);
+        }
+        let mut edit = RoomEdit::new(self, Arc::clone(room), None, &mut pending);
+        edit.resolve(roots.clone()).await
+    }
+}
 
 /// The states of one resolution, and where they differ.
 struct States {
@@ -21,24 +120,60 @@ struct States {
 }
 
 impl RoomEdit<'_> {
-    /// The resolution of these states. Equal states resolve to themselves.
-    pub(crate) async fn resolve(&mut self, roots: &[StateRoot]) -> Result<StateRoot, RoomError> {
-        let distinct: BTreeSet<_> = roots.iter().copied().collect();
-        let mut distinct = distinct.into_iter();
-        let (Some(first), second) = (distinct.next(), distinct.next()) else {
-            return Ok(StateRoot::EMPTY);
+    /// The resolution of these states, if it is at hand; otherwise, what has to be resolved. Equal
+    /// states resolve to themselves.
+    pub(crate) async fn resolved(
+        &mut self,
+        roots: impl Iterator<Item = StateRoot>,
+        prepared: &Prepared,
+    ) -> Result<Result<StateRoot, Roots>, RoomError> {
+        let distinct: BTreeSet<_> = roots.collect();
+        let distinct: Roots = distinct.into_iter().collect();
+        match distinct[..] {
+            [] => return Ok(Ok(StateRoot::EMPTY)),
+            [one] => return Ok(Ok(one)),
+            _ => {}
+        }
+        let key = (self.room().number, distinct);
+        let known = match prepared.resolved.get(&key.1) {
+            Some(known) => Some(Arc::clone(known)),
+            None => self.rooms.resolutions.kept.get(&key),
         };
-        let Some(second) = second else {
-            return Ok(first);
+        let Some(known) = known else {
+            if prepared.in_place {
+                let resolved = self.resolve(key.1).await?;
+                return Ok(Ok(resolved.root));
+            }
+            return Ok(Err(key.1));
         };
-        let roots: Vec<_> = [first, second].into_iter().chain(distinct).collect();
+        let nodes = &mut self.pending.nodes;
+        nodes.extend(known.nodes.iter().map(|n| (n.id, Arc::clone(&n.node))));
+        self.delta.nodes.extend(known.nodes.iter().cloned());
+        Ok(Ok(known.root))
+    }
+
+    /// Resolves two or more different states, and keeps the outcome.
+    async fn resolve(&mut self, roots: Roots) -> Result<Arc<Resolved>, RoomError> {
+        #[cfg(test)]
+        self.rooms
+            .resolutions
+            .made
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let earlier = self.delta.nodes.len();
         let (states, conflict) = self.conflict(roots).await?;
         let resolved = self.run(&states, conflict).await?;
-        self.settle(first, &states.conflicted, resolved).await
+        let (first, conflicted) = (states.roots[0], &states.conflicted);
+        let root = self.settle(first, conflicted, resolved).await?;
+        let nodes = self.delta.nodes[earlier..].to_vec();
+        let resolved = Arc::new(Resolved { root, nodes });
+        let key = (self.room().number, states.roots);
+        let kept = &self.rooms.resolutions.kept;
+        kept.insert(key, Arc::clone(&resolved));
+        Ok(resolved)
     }
 
     /// Where the states differ: every key in which some state differs from the first.
-    async fn conflict(&self, roots: Vec<StateRoot>) -> Result<(States, Conflict), RoomError> {
+    async fn conflict(&self, roots: Roots) -> Result<(States, Conflict), RoomError> {
         let room = self.room().number;
         let mut conflicted = BTreeSet::new();
         for other in &roots[1..] {
@@ -76,7 +211,14 @@ impl RoomEdit<'_> {
             Resolution::new(room.rules, room.create.0, conflict, Limits::default());
         let mut answer = Answer::default();
         loop {
-            match resolution.step(answer) {
+            let step = move || {
+                let step = resolution.step(answer);
+                (resolution, step)
+            };
+            let stepped = self.rooms.runtime.cpu.run(step).await;
+            let step;
+            (resolution, step) = stepped.map_err(|_| RoomError::Stopping)?;
+            match step {
                 Step::Need(need) => answer = self.answer(states, &need).await?,
                 Step::Done(resolved) => return Ok(resolved),
                 Step::OverLimit(limit) => return Err(RoomError::Unresolved(format!("{limit:?}"))),

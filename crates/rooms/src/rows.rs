@@ -3,13 +3,14 @@
 //! Fields are only ever added with a new row version; see the snapshot tests.
 
 use homeserver_events::EventStatus;
-use homeserver_storage::{Bytes, Position, row};
+use homeserver_storage::{Batch, Bytes, Position, row};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::{
     numbers::EventNumber,
+    tables::SERVER_COUNTS,
     tally::{ClassCounts, Tally},
     tree::StateRoot,
 };
@@ -183,6 +184,34 @@ impl Membership {
             Self::Knock => "knock",
             Self::Leave => "leave",
             Self::Ban => "ban",
+        }
+    }
+}
+
+/// How many users of a server are joined. Below zero while a debt of a switch is open that will
+/// count users who have left already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinedUsers(pub(crate) i64);
+row!(JoinedUsers, 1);
+
+impl JoinedUsers {
+    /// After so many have come (or gone, if negative).
+    #[must_use]
+    pub(crate) fn changed(self, by: i64) -> Self {
+        Self(self.0.saturating_add(by))
+    }
+
+    /// Whether the server is in the room.
+    pub(crate) fn present(self) -> bool {
+        self.0 > 0
+    }
+
+    /// Writes the row.
+    pub(crate) fn put(self, batch: &mut Batch, key: &(u64, &str)) {
+        if self.0 == 0 {
+            batch.delete(&SERVER_COUNTS, key);
+        } else {
+            batch.put(&SERVER_COUNTS, key, &self);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     execute::not_stored,
     import::{ATTEMPTS, ImportId},
     live::Wants,
-    numbers::{EventNumber, RoomNumber},
+    numbers::{EventNumber, KeyNumber, RoomNumber},
     room::Room,
     rows::{Head, ImportRow, IndexDebtRow, Membership, StateLogRow, TreeSweepRow},
     states::{PendingNodes, write_nodes},
@@ -32,8 +32,12 @@ use crate::{
 /// Members whose events are loaded in one go.
 const MEMBERS_AT_ONCE: usize = 200;
 
+/// The memberships before and after an import, of members that it changes.
+type PreparedMembers = HashMap<KeyNumber, (Option<Membership>, Option<Membership>)>;
+
 /// A member in which two states differ.
 pub(crate) struct ChangedMember {
+    pub(crate) key: KeyNumber,
     pub(crate) user: ruma::OwnedUserId,
     pub(crate) before: Option<Membership>,
     pub(crate) after: Option<Membership>,
@@ -53,22 +57,25 @@ impl Rooms {
         Err(RoomError::Contended)
     }
 
-    async fn try_switch(
+    pub(crate) async fn try_switch(
         &self,
         import: ImportId,
     ) -> Result<Option<(Arc<Room>, Position)>, RoomError> {
         let row = self.import_row(import).await?;
         let room = self.room_by_number(RoomNumber(row.room)).await?;
+        let prepared = self.prepared_members(&room, &row).await?;
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (seen, _) = tip.parts();
         let mut batch = Batch::new();
-        let root = self.rebased(&room, &row, &seen, &mut batch).await?;
+        let meanwhile = self.changed_keys(&room, (row.base, seen.root)).await?;
+        let root = self.rebased(&room, &row, &seen, &meanwhile, &mut batch);
+        let root = root.await?;
         let mut head = seen.clone();
         head.sequence += 1;
         head.root = root;
-        self.recount(&room, &seen, &mut head).await?;
+        recount(&mut head, prepared, &meanwhile);
         // The next event follows the present extremities, and its state is the resolved one. The
         // states of their own rows are still those of before.
         for extremity in &mut head.extremities {
@@ -99,16 +106,14 @@ impl Rooms {
         room: &Room,
         row: &ImportRow,
         now: &Head,
+        meanwhile: &[Difference],
         batch: &mut Batch,
     ) -> Result<StateRoot, RoomError> {
-        if now.root == row.base {
+        if meanwhile.is_empty() {
             return Ok(row.root);
         }
-        let pending = PendingNodes::new();
-        let roots = (row.base, now.root);
-        let found = self.states.difference(room.number, &pending, roots).await?;
-        let mut changes = Vec::with_capacity(found.len());
-        for difference in found {
+        let mut changes = Vec::with_capacity(meanwhile.len());
+        for difference in meanwhile {
             let key = self.numbering.key_name(difference.key).await?;
             changes.push(Change {
                 hash: self.states.place(key.event_type(), key.state_key()),
@@ -116,22 +121,28 @@ impl Rooms {
                 value: difference.after,
             });
         }
+        let pending = PendingNodes::new();
         let edit = self.states.edit(room.number, &pending, row.root, &changes);
         let edited = edit.await?;
         write_nodes(batch, (room.number, now.generation), &edited.written);
         Ok(edited.root)
     }
 
-    /// Counts the members of the new state from the difference to the old one.
-    async fn recount(&self, room: &Room, old: &Head, new: &mut Head) -> Result<(), RoomError> {
-        let found = self.changed_keys(room, (old.root, new.root)).await?;
+    /// The memberships that an import changes. There may be very many, so this is found out before
+    /// the tip is taken.
+    async fn prepared_members(
+        &self,
+        room: &Room,
+        row: &ImportRow,
+    ) -> Result<PreparedMembers, RoomError> {
+        let found = self.changed_keys(room, (row.base, row.root)).await?;
+        let mut members = PreparedMembers::new();
         for some in found.chunks(MEMBERS_AT_ONCE) {
             for change in self.members_among(room, some).await? {
-                count(new, change.before, -1);
-                count(new, change.after, 1);
+                members.insert(change.key, (change.before, change.after));
             }
         }
-        Ok(())
+        Ok(members)
     }
 
     /// The keys in which two states differ, in a fixed order.
@@ -173,6 +184,7 @@ impl Rooms {
         let change = |(user, difference): (_, &Difference)| {
             let value = difference.after.or(difference.before);
             ChangedMember {
+                key: difference.key,
                 user,
                 before: membership(difference.before),
                 after: membership(difference.after),
@@ -180,6 +192,17 @@ impl Rooms {
             }
         };
         Ok(users.into_iter().map(change).collect())
+    }
+}
+
+/// Counts the members of the new state. What changed in the room in the meantime stays as it is.
+fn recount(head: &mut Head, mut prepared: PreparedMembers, meanwhile: &[Difference]) {
+    for difference in meanwhile {
+        prepared.remove(&difference.key);
+    }
+    for (before, after) in prepared.into_values() {
+        count(head, before, -1);
+        count(head, after, 1);
     }
 }
 

@@ -9,8 +9,8 @@ use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, Tabl
 
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
-    MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow, StrippedRow,
-    TransactionRow, TreeSweepRow,
+    JoinedUsers, MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow,
+    StrippedRow, TransactionRow, TreeSweepRow,
 };
 use crate::tally::ClassCounts;
 
@@ -46,7 +46,8 @@ pub(crate) const LOCAL_MEMBERS: Table<(u64, u64), Positioned<MembershipRow>> =
 pub(crate) const STRIPPED_STATE: Table<(u64, u64, Position), StrippedRow> =
     Table::new(0x1c, "stripped_state");
 /// (room number, server name) → how many of its users are joined. Current.
-pub(crate) const SERVER_COUNTS: Table<(u64, String), u64> = Table::new(0x1d, "server_counts");
+pub(crate) const SERVER_COUNTS: Table<(u64, String), JoinedUsers> =
+    Table::new(0x1d, "server_counts");
 /// (room number, server name, position) → 1 while the server has joined users, 0 after. History.
 pub(crate) const SERVER_LOG: Table<(u64, String, Position), u64> = Table::new(0x1e, "server_log");
 /// (alias) → where it points.

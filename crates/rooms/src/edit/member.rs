@@ -120,12 +120,12 @@ impl RoomEdit<'_> {
         } else {
             let key = (self.room().number.0, server.as_str());
             let stored = self.rooms.store.get(&SERVER_COUNTS, &key).await?;
-            stored.unwrap_or(0)
+            stored.unwrap_or_default()
         };
-        let count = counted.saturating_add_signed(by);
+        let count = counted.changed(by);
         self.delta.server_counts.insert(server.clone(), count);
-        if (counted == 0) != (count == 0) {
-            appended.servers.push((server, count > 0));
+        if counted.present() != count.present() {
+            appended.servers.push((server, count.present()));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ pub(super) struct Elsewhere<'a> {
     pub(super) server: &'a Server,
     pub(super) room: OwnedRoomId,
     pub(super) user: OwnedUserId,
-    time: u64,
+    pub(super) time: u64,
 }
 
 impl<'a> Elsewhere<'a> {

@@ -1,6 +1,8 @@
 //! What a peer may hand over: events on rejected ones, on outliers, of other rooms, with odd
 //! references or depths.
 
+use std::sync::{Arc, atomic::Ordering};
+
 use homeserver_events::{Pdu, StatusKind};
 use homeserver_storage::{Direction, ScanRange};
 use ruma::{OwnedEventId, owned_event_id};
@@ -315,4 +317,141 @@ async fn an_event_that_names_itself_neither_relates_to_nor_redacts_itself() {
         let waiting = store.scan(&tables::WAITING_REDACTIONS, ScanRange::all(), forward, 9);
         assert_eq!(waiting.await.unwrap(), []);
     }
+}
+
+/// A fork whose branches differ in their state: the ends of the branches of this server and of
+/// `zed`.
+async fn forked(zed: &mut Elsewhere<'_>, join: &OwnedEventId) -> OwnedEventId {
+    let ours = event("m.room.topic", Some(""), &json!({ "topic": "ours" }));
+    let sent = zed.server.try_send(&user("alice"), &zed.room, ours).await;
+    sent.unwrap();
+    let (prev, name) = (std::slice::from_ref(join), json!({ "name": "theirs" }));
+    let theirs = zed.make(prev, "m.room.name", Some(""), name).await;
+    assert_eq!(zed.receive(&theirs).await, StatusKind::Accepted);
+    theirs.event_id().to_owned()
+}
+
+fn resolutions(server: &Server) -> usize {
+    let made = &server.rooms.resolutions.made;
+    made.load(Ordering::Relaxed)
+}
+
+/// While a fork is open every event resolves its branches, but only the first has the work.
+#[tokio::test]
+async fn messages_on_a_fork_resolve_it_once() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let mut prev = forked(&mut zed, &join).await;
+    let before = resolutions(&server);
+    for _ in 0..20 {
+        let on = std::slice::from_ref(&prev);
+        let message = zed
+            .make(on, "m.room.message", None, json!({ "body": "x" }))
+            .await;
+        assert_eq!(zed.receive(&message).await, StatusKind::Accepted);
+        prev = message.event_id().to_owned();
+    }
+    assert_eq!(resolutions(&server), before, "the first of them was before");
+    // Another process, which has nothing at hand, resolves it once and to the same state.
+    let again = server.restart().await;
+    let mut there = Elsewhere {
+        server: &again,
+        ..zed.other(zed.user.as_str())
+    };
+    for _ in 0..5 {
+        let on = std::slice::from_ref(&prev);
+        let message = there
+            .make(on, "m.room.message", None, json!({ "body": "x" }))
+            .await;
+        assert_eq!(there.receive(&message).await, StatusKind::Accepted);
+        prev = message.event_id().to_owned();
+    }
+    assert_eq!(resolutions(&again), 1);
+    assert_eq!(root(&there).await, root(&zed).await);
+    let third = again.restart().await;
+    let state = async |event_type: &str| third.state(&zed.room, event_type, "").await.unwrap();
+    assert_eq!(state("m.room.topic").await["topic"], "ours");
+    assert_eq!(state("m.room.name").await["name"], "theirs");
+    third.say(&user("alice"), &zed.room, "whole").await;
+}
+
+/// However long a resolution takes, the room goes on.
+#[tokio::test]
+async fn a_room_goes_on_while_its_states_are_resolved() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let room = server.room(&zed.room).await;
+    let theirs = forked(&mut zed, &join).await;
+    let name = json!({ "name": "later" });
+    let later = zed.make(&[theirs], "m.room.name", Some(""), name).await;
+    let live = server.rooms.live.room(room.number);
+    let turn = live.resolving.lock().await;
+    let asked = || server.rooms.resolutions.asked.load(Ordering::Relaxed);
+    let before = asked();
+    let (rooms, pdu) = (Arc::clone(&server.rooms), later.clone());
+    let receiving = tokio::spawn(async move { rooms.receive(&room, pdu).await });
+    // Nothing but the turn is in its way.
+    while asked() == before {
+        tokio::task::yield_now().await;
+    }
+    let said = server.say(&user("alice"), &zed.room, "meanwhile").await;
+    assert!(!receiving.is_finished());
+    drop(turn);
+    let received = receiving.await.unwrap().unwrap();
+    let Received::Judged { status, .. } = received else {
+        panic!("{received:?}");
+    };
+    assert_eq!(status, StatusKind::Accepted);
+    let shown = server.timeline(&user("alice"), &zed.room).await;
+    let last: Vec<_> = shown
+        .iter()
+        .rev()
+        .take(2)
+        .map(|e| e.pdu().event_id())
+        .collect();
+    assert_eq!(last, [later.event_id(), &*said]);
+    let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
+    assert_eq!(now["name"], "later");
+}
+
+/// Chains that all link to all: what is stored for an event, and what one costs, is bounded by what
+/// it names itself.
+#[tokio::test]
+async fn links_are_stored_for_what_an_event_names_only() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let room = server.room(&zed.room).await;
+    let prev = std::slice::from_ref(&join);
+    let before = resolutions(&server);
+    let mut chain = join.clone();
+    for turn in 0..60_usize {
+        // Each profile names the one before, and each message on a branch of its own names it.
+        let content = json!({ "membership": "join", "displayname": turn.to_string() });
+        let user = zed.user.to_string();
+        let on = std::slice::from_ref(&chain);
+        let profile = zed.make(on, "m.room.member", Some(&user), content).await;
+        assert_eq!(zed.receive(&profile).await, StatusKind::Accepted);
+        let branch = zed
+            .make(prev, "m.room.message", None, json!({ "body": "x" }))
+            .await;
+        assert_eq!(zed.receive(&branch).await, StatusKind::Accepted);
+        chain = profile.event_id().to_owned();
+        for pdu in [&profile, &branch] {
+            let number = server
+                .rooms
+                .events
+                .number(room.number, pdu.event_id())
+                .await;
+            let stored = server.rooms.events.load(&room, number.unwrap().unwrap());
+            assert_eq!(stored.await.unwrap().auth.len(), pdu.auth_events().len());
+        }
+    }
+    assert!(
+        resolutions(&server) - before <= 2 * 60,
+        "at most one for each event"
+    );
+    let member = server
+        .state(&zed.room, "m.room.member", zed.user.as_str())
+        .await;
+    assert_eq!(member.unwrap()["displayname"], "59");
 }

@@ -17,11 +17,11 @@ use serde_json::value::to_raw_value;
 use super::{
     forks::shared_room,
     mortal::{MortalEngine, copy},
-    support::{Server, message, user},
+    support::{Server, invite, message, user},
 };
 use crate::{
-    CreateRoom, EventNumber, IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, PartTaken, Preset,
-    Room, RoomError, StateRoot, tables,
+    CreateRoom, EventNumber, IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, MembershipChange,
+    PartTaken, Preset, Room, RoomError, StateRoot, tables,
 };
 
 /// Joins of other users, as another server would hand them over.
@@ -588,4 +588,61 @@ async fn many_events_are_appended_at_once() {
         .append_many(&id, &[(user("eve"), message("no"))])
         .await;
     assert!(matches!(refused, Err(RoomError::Forbidden(_))));
+}
+
+/// While a switch has yet to count its members, one of them leaves.
+#[tokio::test]
+async fn who_leaves_before_a_switch_has_counted_them_is_not_counted() {
+    let server = Server::start().await;
+    let id = public_room(&server).await.unwrap();
+    let room = server.room(&id).await;
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 2);
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    part(&server, begun, 0, &pdus).await.unwrap();
+    // As if the process were killed between the two, and the other one did not pay yet.
+    server.rooms.try_switch(begun).await.unwrap().unwrap();
+    let servers = async || server.rooms.servers(room.number, 9).await.unwrap();
+    assert_eq!(servers().await, ["here.example"]);
+    let away = MembershipChange::Ban {
+        user: pdus[1].sender().to_owned(),
+    };
+    server.member(&user("alice"), &id, away).await.unwrap();
+    assert_eq!(servers().await, ["here.example"]);
+    server.rooms.pay_debts_of(&room).await.unwrap();
+    assert_eq!(servers().await, ["here.example"]);
+    let now = server.rooms.durable();
+    let log = server.rooms.state_at(room.number, now).await.unwrap();
+    assert_eq!(log.joined, 2, "alice and u0");
+    let counts = server.rooms.store.scan(
+        &tables::SERVER_COUNTS,
+        ScanRange::prefix(&room.number.0),
+        Direction::Forward,
+        9,
+    );
+    let counts = counts.await.unwrap();
+    assert_eq!(counts.len(), 1, "{counts:?}");
+    assert_eq!(counts[0].1, crate::rows::JoinedUsers(2));
+}
+
+/// What happens in the room while an import is prepared is counted once.
+#[tokio::test]
+async fn members_who_change_while_an_import_is_prepared_are_counted_once() {
+    let server = Server::start().await;
+    let id = public_room(&server).await.unwrap();
+    let room = server.room(&id).await;
+    let pdus = joins(&room, &allows_joins(&server, &room).await, 4);
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    part(&server, begun, 0, &pdus).await.unwrap();
+    // One whom the import brings is banned, another one is invited, and somebody else joins.
+    let alice = user("alice");
+    let ban = MembershipChange::Ban {
+        user: pdus[1].sender().to_owned(),
+    };
+    server.member(&alice, &id, ban).await.unwrap();
+    server.member(&alice, &id, invite("u0")).await.unwrap();
+    server.join(&user("bob"), &id).await.unwrap();
+    server.rooms.switch(begun).await.unwrap();
+    let now = server.rooms.durable();
+    let log = server.rooms.state_at(room.number, now).await.unwrap();
+    assert_eq!((log.joined, log.invited), (4, 1), "alice, bob, u2, u3; u0");
 }
