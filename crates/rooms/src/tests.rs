@@ -1,6 +1,7 @@
 //! Rooms on the memory engine: what commands do, and what readers see of it.
 
 mod commands;
+mod convergence;
 mod counting;
 mod crash;
 mod fetched;

@@ -226,9 +226,10 @@ impl<'a> Sights<'a> {
             Some(at) => join.position > at,
             None => join.height > event.height,
         };
-        let later = match self.joined_now || self.last_join.as_ref().is_some_and(later) {
-            true => Later::Joined,
-            false => Later::NeverJoined,
+        let later = if self.joined_now || self.last_join.as_ref().is_some_and(later) {
+            Later::Joined
+        } else {
+            Later::NeverJoined
         };
         let sight = Sight {
             visibility: Around {

@@ -80,9 +80,10 @@ impl RoomEdit<'_> {
         redaction: &StoredEvent,
     ) -> Result<(), RoomError> {
         let sender = redaction.pdu.sender();
-        let by = match self.levels().await?.may_redact(sender) {
-            true => BY_POWER,
-            false => sender.server_name().as_str(),
+        let by = if self.levels().await?.may_redact(sender) {
+            BY_POWER
+        } else {
+            sender.server_name().as_str()
         };
         let waits = (target, by.to_owned(), Some(redaction.number));
         self.delta.waiting.push(waits);

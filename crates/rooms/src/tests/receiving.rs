@@ -1,7 +1,7 @@
 //! What a peer may hand over: events on rejected ones, on outliers, of other rooms, with odd
 //! references or depths.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use homeserver_events::{Pdu, StatusKind};
 use homeserver_storage::{Direction, ScanRange};
@@ -225,28 +225,20 @@ async fn no_redaction_shields_its_target_from_others() {
             let shield = redaction(&mut eve, std::slice::from_ref(&joined), id.as_str()).await;
             assert_eq!(eve.receive(&shield).await, StatusKind::Accepted);
         }
-        let by = match powerful {
-            false => {
-                let redaction = redaction(&mut zed, prev, id.as_str()).await;
-                assert_eq!(zed.receive(&redaction).await, StatusKind::Accepted);
-                redaction.event_id().to_owned()
-            }
-            true => {
-                let mut mod_elsewhere = zed.other("@mod:elsewhere.example");
-                let content = json!({ "users": {
-                    "@zed:there.example": 50, "@alice:here.example": 100,
-                    "@mod:elsewhere.example": 50,
-                } });
-                let levels = event("m.room.power_levels", Some(""), &content);
-                let levels = server.try_send(&alice, &zed.room, levels).await.unwrap();
-                let joined = mod_elsewhere.join(&levels).await;
-                let prev = std::slice::from_ref(&joined);
-                let redaction = redaction(&mut mod_elsewhere, prev, id.as_str()).await;
-                let received = mod_elsewhere.receive(&redaction).await;
-                assert_eq!(received, StatusKind::Accepted);
-                redaction.event_id().to_owned()
-            }
+        let (mut redactor, on) = if powerful {
+            let content = json!({ "users": {
+                "@zed:there.example": 50, "@alice:here.example": 100, "@mod:elsewhere.example": 50,
+            } });
+            let levels = event("m.room.power_levels", Some(""), &content);
+            let levels = server.try_send(&alice, &zed.room, levels).await.unwrap();
+            let mut moderator = zed.other("@mod:elsewhere.example");
+            let joined = moderator.join(&levels).await;
+            (moderator, joined)
+        } else {
+            (zed.other("@zed:there.example"), join.clone())
         };
+        let by = redaction(&mut redactor, std::slice::from_ref(&on), id.as_str()).await;
+        assert_eq!(redactor.receive(&by).await, StatusKind::Accepted);
         assert_eq!(zed.receive(&target).await, StatusKind::Accepted);
         let shown = server.timeline(&alice, &zed.room).await;
         let shown = shown.last().unwrap();
@@ -255,7 +247,11 @@ async fn no_redaction_shields_its_target_from_others() {
             (&*id, "{}")
         );
         let (rooms, room) = (&server.rooms, server.room(&zed.room).await);
-        let number = rooms.events.number(room.number, &by).await.unwrap();
+        let number = rooms
+            .events
+            .number(room.number, by.event_id())
+            .await
+            .unwrap();
         assert_eq!(shown.redacted_by(), number);
     }
 }
@@ -388,16 +384,18 @@ async fn a_room_goes_on_while_its_states_are_resolved() {
     let turn = live.resolving.lock().await;
     let asked = || server.rooms.resolutions.asked.load(Ordering::Relaxed);
     let before = asked();
-    let (rooms, pdu) = (Arc::clone(&server.rooms), later.clone());
-    let receiving = tokio::spawn(async move { rooms.receive(&room, pdu).await });
-    // Nothing but the turn is in its way.
-    while asked() == before {
-        tokio::task::yield_now().await;
-    }
-    let said = server.say(&user("alice"), &zed.room, "meanwhile").await;
-    assert!(!receiving.is_finished());
-    drop(turn);
-    let received = receiving.await.unwrap().unwrap();
+    let meanwhile = async {
+        // Nothing but the turn is in its way.
+        while asked() == before {
+            tokio::task::yield_now().await;
+        }
+        let said = server.say(&user("alice"), &zed.room, "meanwhile").await;
+        drop(turn);
+        said
+    };
+    let receiving = server.rooms.receive(&room, later.clone());
+    let (received, said) = tokio::join!(receiving, meanwhile);
+    let received = received.unwrap();
     let Received::Judged { status, .. } = received else {
         panic!("{received:?}");
     };

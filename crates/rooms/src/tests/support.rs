@@ -5,7 +5,10 @@ use std::sync::Arc;
 use homeserver_events::SigningKey;
 use homeserver_runtime::{ManualClock, Runtime};
 use homeserver_storage::{Engine, Store, engines::memory::MemoryEngine};
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId, owned_server_name};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId, UserId,
+    owned_server_name,
+};
 use serde_json::{Value, json, value::to_raw_value};
 
 use crate::{
@@ -29,12 +32,19 @@ impl Server {
     }
 
     pub(super) async fn try_on(engine: Arc<dyn Engine>) -> Result<Self, RoomError> {
+        Self::named(owned_server_name!("here.example"), engine).await
+    }
+
+    pub(super) async fn named(
+        server_name: OwnedServerName,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, RoomError> {
         let clock = Arc::new(ManualClock::new(1_700_000_000_000));
         let runtime = Runtime::simulated(Arc::clone(&clock), 42);
         let opened = Store::open(Arc::clone(&engine), &[TABLES], &runtime).await;
         let store = opened.map_err(|error| RoomError::damaged(error.to_string()))?;
         let options = RoomsOptions {
-            server_name: owned_server_name!("here.example"),
+            server_name,
             signing_key: Arc::new(SigningKey::from_seed("test", &[5; 32]).unwrap()),
             default_version: RoomVersionId::V12,
         };
