@@ -9,6 +9,7 @@ mod reopen;
 use std::{
     collections::VecDeque,
     future::Future,
+    panic::AssertUnwindSafe,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -25,7 +26,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use self::reopen::Recovery;
 pub use crate::engine::{Committed, Durability};
 use crate::{
-    AssertRef, Batch, EngineError, OpenEngine, Position, TooLarge,
+    AssertRef, Batch, Engine, EngineError, OpenEngine, Position, TooLarge,
     batch::Refused,
     engine::{BatchResult, CommitFailure, Conflict, Group},
     handle::Handle,
@@ -315,7 +316,7 @@ impl Shared {
         if working.shared.handle.blocks && !runtime.blocking.is_inline() {
             runtime.tasks.clone().spawn(async move {
                 let drain = move || Self::end(working.shared.drain_blocking(), working);
-                // An error means that the job panicked or never ran: `Working` closes the queue.
+                // An error means that the job never ran: `Working` closes the queue.
                 if let Ok(Some((working, recovery))) = runtime.blocking.run(drain).await {
                     Self::reopen(working, recovery).await;
                 }
@@ -346,7 +347,7 @@ impl Shared {
             match next {
                 Next::Group(mut group, answers) => {
                     let outcome = match self.handle.now() {
-                        Some(engine) => engine.commit(&mut group).await,
+                        Some(engine) => commit(&**engine, &mut group).await,
                         None => Err(no_engine()),
                     };
                     if self.answer(group, answers, outcome) == After::Failed {
@@ -367,7 +368,7 @@ impl Shared {
             match next {
                 Next::Group(mut group, answers) => {
                     let outcome = match self.handle.now() {
-                        Some(engine) => engine.commit(&mut group).now_or_never(),
+                        Some(engine) => commit(&**engine, &mut group).now_or_never(),
                         None => Some(Err(no_engine())),
                     };
                     let outcome = outcome.unwrap_or_else(|| Err(suspended()));
@@ -386,14 +387,17 @@ impl Shared {
 
     async fn perform(&self, what: Work) -> Result<(), EngineError> {
         let engine = self.handle.engine().await?;
-        match what {
-            Work::Checkpoint(into) => engine.checkpoint(&into).await,
-            Work::Idle => engine.idle().await,
-            Work::Close => {
-                self.close();
-                engine.close().await
+        let done = async {
+            match what {
+                Work::Checkpoint(into) => engine.checkpoint(&into).await,
+                Work::Idle => engine.idle().await,
+                Work::Close => {
+                    self.close();
+                    engine.close().await
+                }
             }
-        }
+        };
+        caught(self.handle.name, done).await?
     }
 
     /// Takes the next group from the queue, as large as the limits allow. `None` ends the worker.
@@ -505,6 +509,21 @@ impl Shared {
             waiting.refuse();
         }
     }
+}
+
+/// Commits a group. A panic in the engine leaves the outcome unknown, as a failed fsync does.
+async fn commit(engine: &dyn Engine, group: &mut Group) -> Result<Vec<BatchResult>, CommitFailure> {
+    let outcome = caught(engine.name(), async { engine.commit(group).await }).await;
+    outcome.unwrap_or_else(|error| Err(CommitFailure::Unknown(Arc::new(error))))
+}
+
+/// What a call of an engine gives; a panic in it is an error.
+async fn caught<T>(engine: &'static str, call: impl Future<Output = T>) -> Result<T, EngineError> {
+    let outcome = AssertUnwindSafe(call).catch_unwind().await;
+    outcome.map_err(|_| EngineError::Backend {
+        engine,
+        message: "it panicked".to_owned(),
+    })
 }
 
 /// An error and what caused it, in one line.

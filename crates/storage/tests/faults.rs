@@ -25,12 +25,6 @@ use homeserver_storage::{
 /// `(writer, number, row)` → position of the batch.
 const ROWS: Table<(u64, u64, u64), At> = Table::new(0x20, "rows");
 const TABLES: &[TableSpec] = &[ROWS.spec()];
-const FAULTS: [Fault; 4] = [
-    Fault::Error,
-    Fault::Full,
-    Fault::ShortWrite,
-    Fault::FailedSync,
-];
 const WRITERS: u64 = 3;
 const BATCHES: u64 = 6;
 const ROWS_PER_BATCH: u64 = 5;
@@ -170,7 +164,7 @@ async fn one_fault_at_every_call() {
     assert!(calls > 15, "only {calls} calls");
     let mut partly = 0;
     for call in 0..calls {
-        for fault in FAULTS {
+        for fault in Fault::ALL {
             for seed in 0..3 {
                 let (_, acknowledged) = round(FaultPlan::once(seed, call, fault)).await;
                 partly += u64::from(acknowledged > 0 && (acknowledged as u64) < WRITERS * BATCHES);
@@ -300,7 +294,7 @@ async fn the_engine_is_opened_again_in_place() {
     assert_eq!(generation, 0, "nothing was wrong");
     let mut reopened = 0;
     for call in 0..calls {
-        for fault in FAULTS {
+        for fault in Fault::ALL {
             for seed in 0..3 {
                 let plan = FaultPlan::once(seed, call, fault);
                 let disk = FaultyDisk::memory(plan.clone());
@@ -348,7 +342,8 @@ async fn engines_on_files_are_opened_again_in_place() {
             }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("database");
-            let plan = FaultPlan::once(call, call, Fault::FailedSync);
+            let fault = [Fault::FailedSync, Fault::Panic][reopened as usize % 2];
+            let plan = FaultPlan::once(call, call, fault);
             let disk = FaultyDisk::folder(plan.clone(), move || Ok(open(&path)));
             reopened += round_in_place(plan, disk).await.1;
         }

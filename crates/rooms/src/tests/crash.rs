@@ -96,12 +96,7 @@ async fn round(seed: u64, call: u64, fault: Fault) -> bool {
 async fn nothing_answered_is_lost_at_any_call() {
     let mut hit = 0;
     for call in (0..120).step_by(3) {
-        for fault in [
-            Fault::Error,
-            Fault::Full,
-            Fault::ShortWrite,
-            Fault::FailedSync,
-        ] {
+        for fault in Fault::ALL {
             hit += usize::from(round(call, call, fault).await);
         }
     }

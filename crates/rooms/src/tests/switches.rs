@@ -493,13 +493,7 @@ async fn a_switch_is_whole_or_not_there_wherever_it_is_killed() {
     let mut pdus = None;
     let mut hit = 0;
     for call in (30..400).step_by(3) {
-        let fault = [
-            Fault::Error,
-            Fault::Full,
-            Fault::ShortWrite,
-            Fault::FailedSync,
-        ];
-        let fault = fault[call as usize % 4];
+        let fault = Fault::ALL[call as usize % Fault::ALL.len()];
         hit += usize::from(round(call, fault, &mut pdus).await);
     }
     assert!(hit > 20, "only {hit} imports were hit");

@@ -191,7 +191,7 @@ impl Trial {
         if self.epoch != 0 && stored != Some(self.epoch) {
             return Err(ReopenError::OtherEpoch);
         }
-        let committed = engine.commit(&mut self.group).await;
+        let committed = super::commit(&*engine, &mut self.group).await;
         committed.map(drop).map_err(ReopenError::Commit)
     }
 }
@@ -220,7 +220,8 @@ impl Shared {
         let engine = self.handle.name;
         let mut wait = FIRST_WAIT;
         loop {
-            match self.attempt(recovery).await {
+            let attempted = super::caught(engine, self.attempt(recovery)).await;
+            match attempted.map_err(ReopenError::from).flatten() {
                 Ok(()) => {
                     tracing::warn!(engine, "the database was opened again and takes writes");
                     return true;

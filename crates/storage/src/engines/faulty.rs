@@ -45,6 +45,20 @@ pub enum Fault {
     ShortWrite,
     /// The fsync fails: the outcome is unknown, and a reopening finds all of it or nothing.
     FailedSync,
+    /// The engine panics in a commit, and does not close itself. Otherwise like
+    /// [`Fault::FailedSync`]. A read is not affected.
+    Panic,
+}
+
+impl Fault {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [
+        Self::Error,
+        Self::Full,
+        Self::ShortWrite,
+        Self::FailedSync,
+        Self::Panic,
+    ];
 }
 
 /// When what goes wrong. Calls (reads, scans, commits) are counted from 0.
@@ -141,13 +155,8 @@ impl Faults {
         if self.plan.per_thousand == 0 || self.number() % 1_000 >= self.plan.per_thousand {
             return None;
         }
-        let all = [
-            Fault::Error,
-            Fault::Full,
-            Fault::ShortWrite,
-            Fault::FailedSync,
-        ];
-        Some(all[(self.number() % 4) as usize])
+        let all = Fault::ALL;
+        Some(all[(self.number() % all.len() as u64) as usize])
     }
 
     /// A group whose fsync failed turns out to be there or not.
@@ -271,7 +280,7 @@ fn error(fault: Fault) -> EngineError {
         Fault::Error => ("cannot use", std::io::ErrorKind::Other),
         Fault::Full => ("cannot write", std::io::ErrorKind::StorageFull),
         Fault::ShortWrite => ("cannot write", std::io::ErrorKind::WriteZero),
-        Fault::FailedSync => ("cannot sync", std::io::ErrorKind::Other),
+        Fault::FailedSync | Fault::Panic => ("cannot sync", std::io::ErrorKind::Other),
     };
     EngineError::Io {
         what,
@@ -328,13 +337,17 @@ impl Engine for FaultyEngine {
                 return Err(CommitFailure::NotApplied(Arc::new(error(fault))));
             }
             Some(Fault::ShortWrite) => return Err(self.unknown(Fault::ShortWrite)),
-            Some(Fault::FailedSync) => {
+            Some(fault @ (Fault::FailedSync | Fault::Panic)) => {
                 let group = Group {
                     batches: std::mem::take(&mut group.batches),
                     durability: group.durability,
                 };
                 self.faults.leftover.lock().undecided = Some(group);
-                return Err(self.unknown(Fault::FailedSync));
+                if fault == Fault::Panic {
+                    // Without the words of the panic hook: it is on purpose.
+                    std::panic::resume_unwind(Box::new("a planned panic"));
+                }
+                return Err(self.unknown(fault));
             }
             None => {}
         }

@@ -70,9 +70,11 @@ impl Local {
         let judged = judge(group, keys, found, state.last);
         let writes = WriteSet::new(group, &judged);
         if !writes.is_empty() {
-            write(&writes, group.durability).inspect_err(|failure| {
-                state.open &= matches!(failure, CommitFailure::NotApplied(_));
-            })?;
+            // It stays closed if the write panics.
+            state.open = false;
+            let written = write(&writes, group.durability);
+            state.open = !matches!(written, Err(CommitFailure::Unknown(_)));
+            written?;
         }
         drop(writes);
         if judged.last > state.last {
@@ -93,7 +95,7 @@ impl Local {
     }
 
     /// Runs a write of the engine's own while no commit runs, unless commits are refused. One that
-    /// fails is as unknown as a commit: commits are refused after it.
+    /// fails or panics is as unknown as a commit: commits are refused after it.
     pub(crate) fn between_commits(
         &self,
         write: impl FnOnce() -> Result<(), EngineError>,
@@ -102,7 +104,10 @@ impl Local {
         if !state.open {
             return Err(EngineError::Closed);
         }
-        write().inspect_err(|_| state.open = false)
+        state.open = false;
+        let written = write();
+        state.open = written.is_ok();
+        written
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Position> {

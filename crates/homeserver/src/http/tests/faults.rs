@@ -26,12 +26,6 @@ use crate::{
 
 const CLIENT: &str = "/_matrix/client/v3";
 const ALIAS: &str = "%23faulty:localhost";
-const FAULTS: [Fault; 4] = [
-    Fault::Error,
-    Fault::Full,
-    Fault::ShortWrite,
-    Fault::FailedSync,
-];
 /// What the script does, in this order.
 const STEPS: [&str; 15] = [
     "create",
@@ -453,7 +447,7 @@ async fn every_commit_and_many_reads_fail_once() {
 
     let of_commits = commits
         .iter()
-        .flat_map(|call| FAULTS.map(|fault| (*call, fault)));
+        .flat_map(|call| Fault::ALL.map(|fault| (*call, fault)));
     let of_reads = reads.iter().map(|call| (*call, Fault::Error));
     let (mut failed, mut reopened, mut rounds) = (0, 0, 0);
     for (call, fault) in of_commits.chain(of_reads) {
