@@ -5,6 +5,7 @@ mod bounds;
 mod differential;
 mod fixtures;
 mod fork;
+mod fuzz;
 mod peer;
 mod room;
 mod version1;

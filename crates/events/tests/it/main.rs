@@ -8,6 +8,7 @@
 mod advisories;
 mod auth_rules;
 mod differential;
+mod fuzz;
 mod properties;
 mod room;
 mod vectors;

@@ -48,13 +48,21 @@ impl TestRoom {
 
     /// Adds an event in the shape of room versions 3 and later, with its `event_id`. What only a
     /// real server could fill in is filled in.
-    pub(super) fn add(&mut self, mut json: Value) -> EventNumber {
-        let id = EventId::parse(json["event_id"].as_str().unwrap()).unwrap();
-        let auth: Vec<_> = ids(&json["auth_events"])
-            .map(|id| self.number(&id))
-            .collect();
+    pub(super) fn add(&mut self, json: Value) -> EventNumber {
+        let shown = json.to_string();
+        self.try_add(json).unwrap_or_else(|| {
+            panic!("no event, twice the same, or without its auth events: {shown}")
+        })
+    }
+
+    /// Like [`TestRoom::add`], of anything.
+    pub(super) fn try_add(&mut self, mut json: Value) -> Option<EventNumber> {
+        let id = EventId::parse(json.get("event_id")?.as_str()?).ok()?;
+        let auth = json.get("auth_events").map(ids).unwrap_or_default()?;
+        let auth = auth.iter().map(|id| self.numbers.get(id).copied());
+        let auth: Vec<_> = auth.collect::<Option<_>>()?;
         let rejected = json.get("rejected") == Some(&Value::Bool(true));
-        let fields = json.as_object_mut().unwrap();
+        let fields = json.as_object_mut()?;
         fields.remove("rejected");
         fields.remove("test-comments");
         if self.rules.event_id != EventIdFormat::Field {
@@ -67,14 +75,16 @@ impl TestRoom {
         fields.insert("signatures".into(), json!({}));
         if self.rules.references == ReferenceShape::Pairs {
             for list in ["auth_events", "prev_events"] {
-                let pairs = ids(&fields[list])
-                    .map(|id| json!([id, { "sha256": "" }]))
-                    .collect();
-                fields.insert(list.into(), pairs);
+                let ids = fields.get(list).map(ids).unwrap_or_default()?;
+                let pairs = ids.iter().map(|id| json!([id, { "sha256": "" }]));
+                fields.insert(list.into(), pairs.collect());
             }
         }
-        let stored = serde_json::to_vec(&json).unwrap();
-        let event = Pdu::from_stored(&stored, id.clone(), self.rules).unwrap();
+        let stored = serde_json::to_vec(&json).ok()?;
+        let event = Pdu::from_stored(&stored, id.clone(), self.rules).ok()?;
+        if self.numbers.contains_key(&id) {
+            return None;
+        }
         let number = (self.events.len() as u64 + 1) ^ self.mask;
         let below = auth.iter().map(|auth| self.events[auth].links.height);
         let height = below.max().map_or(0, |height| height + 1);
@@ -91,11 +101,8 @@ impl TestRoom {
                 event,
             },
         );
-        assert!(
-            self.numbers.insert(id, number).is_none(),
-            "twice the same id"
-        );
-        number
+        self.numbers.insert(id, number);
+        Some(number)
     }
 
     pub(super) fn number(&self, id: &EventId) -> EventNumber {
@@ -220,8 +227,8 @@ impl TestRoom {
     }
 }
 
-fn ids(list: &Value) -> impl Iterator<Item = OwnedEventId> {
-    let ids = list.as_array().cloned().unwrap_or_default();
-    ids.into_iter()
-        .map(|id| EventId::parse(id.as_str().unwrap()).unwrap())
+/// `None` if they are not all ids.
+fn ids(list: &Value) -> Option<Vec<OwnedEventId>> {
+    let parse = |id: &Value| EventId::parse(id.as_str()?).ok();
+    list.as_array()?.iter().map(parse).collect()
 }
