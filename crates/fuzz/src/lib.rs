@@ -15,6 +15,7 @@
 
 mod dice;
 mod mutate;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 

@@ -43,3 +43,12 @@ fn mutations_bear_any_input() {
 fn a_target_that_refuses_everything_is_a_mistake() {
     Target::new(NAME).seeds(["x"]).run(|_| false);
 }
+
+#[test]
+fn lines_of_snapshots_are_rows() {
+    let snapshot = "---\nsource: x\n---\nnames \\10a\\00 = \\01b\nempty @a =\n0x10 names";
+    let seeds = rows::of_snapshot(snapshot);
+    assert_eq!(seeds, [b"\x03\x10a\x00\x01b".to_vec(), b"\x02@a".to_vec()]);
+    let expected: (&[u8], &[u8]) = (b"\x10a\0", b"\x01b");
+    assert_eq!(rows::key_and_row(&seeds[0]), Some(expected));
+}

@@ -22,6 +22,8 @@ mod client;
 mod client_event;
 pub mod config;
 mod engine_folder;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 mod http;
 mod listen;

@@ -16,6 +16,8 @@
 
 mod download;
 mod failure;
+#[cfg(test)]
+mod fuzz;
 mod id;
 mod intake;
 mod remove;

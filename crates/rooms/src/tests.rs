@@ -6,6 +6,7 @@ mod counting;
 mod crash;
 mod fetched;
 mod forks;
+mod fuzz;
 mod imports;
 mod member_state;
 mod mortal;

@@ -14,6 +14,8 @@ mod committer;
 pub mod cursor;
 pub mod engine;
 pub mod engines;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 pub mod journal;
 pub mod judge;

@@ -3,6 +3,7 @@
 mod accounts;
 mod data;
 mod devices;
+mod fuzz;
 mod keys;
 mod rows;
 mod signing;

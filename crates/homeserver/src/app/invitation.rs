@@ -32,7 +32,7 @@ pub(crate) struct TokenRow {
 row!(TokenRow, 1);
 
 /// (token) → how far it is good
-const TOKENS: Table<String, TokenRow> = Table::new(0x88, "registration tokens");
+pub(crate) const TOKENS: Table<String, TokenRow> = Table::new(0x88, "registration tokens");
 
 /// The tables above.
 pub(crate) const TABLES: [TableSpec; 1] = [TOKENS.spec()];

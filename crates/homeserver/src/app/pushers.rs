@@ -25,7 +25,7 @@ pub(crate) struct PusherRow {
 row!(PusherRow, 1);
 
 /// (user number, app id, pushkey) → the pusher.
-const PUSHERS: Table<(u64, String, String), PusherRow> = Table::new(0x9a, "pushers");
+pub(crate) const PUSHERS: Table<(u64, String, String), PusherRow> = Table::new(0x9a, "pushers");
 /// (app id, pushkey, user number) → nothing. Who else has a pusher with this key.
 const PUSHER_OWNERS: Table<(String, String, u64), ()> = Table::new(0x9b, "pusher_owners");
 /// (user number) → how often the user's pushers were set or ended. Changes at the same time see each

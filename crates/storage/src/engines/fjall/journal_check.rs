@@ -392,4 +392,34 @@ mod tests {
             );
         }
     }
+
+    mod fuzz {
+        use super::*;
+
+        /// Where each whole batch ends.
+        fn ends(mut bytes: &[u8]) -> Vec<u64> {
+            let (mut ends, mut at) = (Vec::new(), 0);
+            while let Ok(Some(batch)) = read_batch(&mut bytes) {
+                at += batch.length;
+                ends.push(at);
+            }
+            ends
+        }
+
+        /// Damage is never taken for a whole batch, nor does it hide those before it.
+        #[test]
+        fn fjall_journal() {
+            let (_folder, _, whole) = written();
+            let written = ends(&whole);
+            let target = homeserver_fuzz::Target::new("fjall_journal");
+            target.seeds([whole.clone()]).run(|input| {
+                let found = ends(input);
+                assert!(found.iter().all(|end| *end <= input.len() as u64));
+                let same = input.iter().zip(&whole).take_while(|(a, b)| a == b).count() as u64;
+                let until = |ends: &[u64]| ends.partition_point(|end| *end <= same);
+                assert_eq!(found[..until(&found)], written[..until(&written)]);
+                !found.is_empty()
+            });
+        }
+    }
 }
