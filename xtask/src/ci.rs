@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use crate::{
     command::{self, Error, answers, cargo},
-    schema, test,
+    fuzz, schema, test,
 };
 
 /// The cargo-deny that is installed where none is.
@@ -48,6 +48,7 @@ fn parts(spec: Option<&Path>) -> Result<Vec<(&'static str, Duration)>, Error> {
     })?;
     part(times_of, "dependencies", dependencies)?;
     part(times_of, "tests", || test::run(&[]))?;
+    part(times_of, "fuzz", || fuzz::run(None, fuzz::IN_CI, None))?;
     match spec {
         Some(spec) => part(times_of, "schemas", || schema::run(spec))?,
         None => println!("\n== schemas: no specification given (--spec DIR)"),

@@ -2,7 +2,7 @@
 //!
 //! `test` prepares what the tests need and runs them all; `ci` is exactly what continuous
 //! integration runs; `schema` compares recorded answers with the specification's schemas; `bench`
-//! measures. Nothing here is part of the product.
+//! measures; `fuzz` feeds mutated input to all that parses. Nothing here is part of the product.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,6 +13,7 @@ mod bench;
 mod ci;
 mod command;
 mod fixture;
+mod fuzz;
 mod peers;
 mod schema;
 mod test;
@@ -56,6 +57,17 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the fuzz targets, from a seed that is printed.
+    Fuzz {
+        /// Only targets whose names contain this.
+        target: Option<String>,
+        /// Executions of each target.
+        #[arg(long, default_value_t = 1_000_000)]
+        executions: u64,
+        /// Repeats a run.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Keep a database of each engine in the formats of this version, for later ones to read.
     Fixture,
     /// Check dependencies against the advisory database (needs the network).
@@ -68,6 +80,11 @@ fn main() -> ExitCode {
         Task::Ci { spec } => ci::run(spec.as_deref()),
         Task::Schema { spec } => schema::run(&spec),
         Task::Bench { what, arguments } => bench::run(what, &arguments),
+        Task::Fuzz {
+            target,
+            executions,
+            seed,
+        } => fuzz::run(target.as_deref(), executions, seed),
         Task::Fixture => fixture::run(),
         Task::Advisories => ci::advisories(),
     };

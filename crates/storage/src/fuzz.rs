@@ -20,7 +20,7 @@ fn check<K: Key>(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn keys() {
+fn stored_keys() {
     let mut seeds = vec![
         key_bytes(&(7_u64, "ab", true)),
         key_bytes(&(Reverse64(1), -1_i64)),
@@ -31,14 +31,16 @@ fn keys() {
     for (kind, seed) in seeds.iter_mut().enumerate() {
         seed.insert(0, kind as u8);
     }
-    Target::new("keys").seeds(seeds).run(|input| match input {
-        [0, key @ ..] => check::<(u64, String, bool)>(key),
-        [1, key @ ..] => check::<(Reverse64, i64)>(key),
-        [2, key @ ..] => check::<(String, String, u8)>(key),
-        [3, key @ ..] => check::<([u8; 4], u128)>(key),
-        [4, key @ ..] => check::<Bytes>(key),
-        _ => false,
-    });
+    Target::new("stored_keys")
+        .seeds(seeds)
+        .run(|input| match input {
+            [0, key @ ..] => check::<(u64, String, bool)>(key),
+            [1, key @ ..] => check::<(Reverse64, i64)>(key),
+            [2, key @ ..] => check::<(String, String, u8)>(key),
+            [3, key @ ..] => check::<([u8; 4], u128)>(key),
+            [4, key @ ..] => check::<Bytes>(key),
+            _ => false,
+        });
 }
 
 #[test]

@@ -200,11 +200,11 @@ fn hashes_and_signatures() {
 }
 
 #[test]
-fn keys() {
+fn signing_keys() {
     let stored = key().to_stored();
     let public = key().verify_key().to_base64();
     let seeds = [stored.as_str(), public.as_str(), "ed25519 a_b AAAA"];
-    Target::new("keys").seeds(seeds).run(|input| {
+    Target::new("signing_keys").seeds(seeds).run(|input| {
         let Ok(text) = std::str::from_utf8(input) else {
             return false;
         };
