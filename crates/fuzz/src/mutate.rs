@@ -11,8 +11,10 @@ use crate::dice::Dice;
 const MOST_MUTATIONS: usize = 6;
 /// Bytes of an input at most; more than an event may have.
 const MAX_INPUT: usize = 80 * 1024;
-/// Times that a part is repeated, or a value wrapped, at most.
-const MOST_REPEATS: usize = 300;
+/// How often a part is repeated, or a value wrapped: around the limits that formats have.
+const COUNTS: [usize; 16] = [
+    2, 3, 10, 11, 20, 21, 63, 64, 65, 126, 127, 128, 129, 255, 256, 300,
+];
 
 /// Numbers at the edges of what is allowed, and texts that look like numbers.
 const NUMBERS: [&str; 24] = [
@@ -127,6 +129,10 @@ impl<'a> Mutator<'a> {
         }
     }
 
+    fn count(&mut self) -> usize {
+        self.dice.pick(&COUNTS).copied().unwrap_or(1)
+    }
+
     fn flip(&mut self, bytes: &mut [u8]) {
         let at = self.dice.below(bytes.len());
         if let Some(byte) = bytes.get_mut(at) {
@@ -154,11 +160,7 @@ impl<'a> Mutator<'a> {
     fn repeat(&mut self, bytes: &mut Vec<u8>) {
         let part = bytes[self.dice.range(bytes.len())].to_vec();
         let often = self.dice.one_in(8);
-        let times = if often {
-            self.dice.below(MOST_REPEATS)
-        } else {
-            1
-        };
+        let times = if often { self.count() } else { 1 };
         let at = self.dice.below(bytes.len() + 1);
         bytes.splice(at..at, part.repeat(times));
         bytes.truncate(MAX_INPUT);
@@ -219,7 +221,7 @@ impl<'a> Mutator<'a> {
             return self.repeat(bytes);
         };
         let often = self.dice.one_in(3);
-        let times = 1 + self.dice.below(if often { MOST_REPEATS } else { 2 });
+        let times = if often { self.count() } else { 1 };
         let (open, close) = if self.dice.one_in(2) {
             ("[", "]")
         } else {
@@ -251,8 +253,8 @@ impl<'a> Mutator<'a> {
         };
         let text = self.dice.pick(&TEXTS).copied().unwrap_or_default();
         let text = match self.dice.below(4) {
-            0 => "a".repeat(self.dice.below(MOST_REPEATS)),
-            1 => text.repeat(1 + self.dice.below(MOST_REPEATS)),
+            0 => "a".repeat(self.count()),
+            1 => text.repeat(self.count()),
             _ => text.to_owned(),
         };
         let inside = quote + 1;
