@@ -386,8 +386,11 @@ async fn a_room_goes_on_while_its_states_are_resolved() {
     let before = asked();
     let meanwhile = async {
         // Nothing but the turn is in its way.
+        let mut yields = 0;
         while asked() == before {
             tokio::task::yield_now().await;
+            yields += 1;
+            assert!(yields < 100_000, "it never came to resolve");
         }
         let said = server.say(&user("alice"), &zed.room, "meanwhile").await;
         drop(turn);
