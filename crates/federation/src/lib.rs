@@ -2,7 +2,7 @@
 //!
 //! HTTP stays in the crate `homeserver`; here is what a request must hold ([`x_matrix`],
 //! [`signed_request`]), the keys that vouch for it
-//! ([`keys`]), and what carries it ([`transport`]).
+//! ([`keys`]), what carries it ([`transport`]), and how a server is found by its name ([`ways`]).
 //!
 //! Specification: server-server API.
 
@@ -13,6 +13,7 @@ pub mod keys;
 pub mod signed_request;
 pub mod tables;
 pub mod transport;
+pub mod ways;
 pub mod x_matrix;
 
 pub use admission::Admission;
@@ -22,4 +23,5 @@ pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use signed_request::{Claim, RequestError, SignedRequest};
 pub use tables::TABLES;
 pub use transport::{Body, Limits, Outgoing, Reply, Transport, TransportError};
+pub use ways::{Ports, Ways};
 pub use x_matrix::{XMatrix, XMatrixError};

@@ -17,6 +17,18 @@ pub struct Endpoint {
     pub host: HeaderValue,
 }
 
+impl Endpoint {
+    /// `tls_name` is a name or an address, without brackets. `None` if no certificate can be for
+    /// it, or no header can hold `host`.
+    pub fn new(dial: Dial, tls_name: &str, host: &str) -> Option<Self> {
+        Some(Self {
+            dial,
+            tls_name: ServerName::try_from(tls_name.to_owned()).ok()?,
+            host: HeaderValue::from_str(host).ok()?,
+        })
+    }
+}
+
 /// What to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dial {

@@ -6,8 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode};
-use rustls_pki_types::ServerName;
+use http::{Request, StatusCode};
 use tokio::net::TcpListener;
 
 use super::{
@@ -55,11 +54,7 @@ async fn server(
 }
 
 fn endpoint(dial: Dial, tls_name: &str, host: &str) -> Endpoint {
-    Endpoint {
-        dial,
-        tls_name: ServerName::try_from(tls_name.to_owned()).unwrap(),
-        host: HeaderValue::from_str(host).unwrap(),
-    }
+    Endpoint::new(dial, tls_name, host).unwrap()
 }
 
 /// The way to a server of `server.test`.
@@ -138,6 +133,10 @@ async fn an_address_is_proven_like_a_name() {
         matches!(refused, Err(TransportError::Tls(_))),
         "{refused:?}"
     );
+    for no_name in ["", "a b", "[::1]", "a..b"] {
+        let way = Endpoint::new(Dial::Address(server.address), no_name, "x");
+        assert_eq!(way, None, "{no_name}");
+    }
 }
 
 #[tokio::test]
