@@ -29,6 +29,7 @@
 
 mod account;
 mod address;
+mod bodies;
 mod components;
 mod cors;
 mod devices;
@@ -49,12 +50,13 @@ mod sync;
 mod user;
 
 pub(crate) use address::{PeerAddress, TrustedProxies};
+pub(crate) use bodies::BodyBudget;
+#[cfg(test)]
+pub(crate) use bodies::{MAX_BODY, MAX_STRANGERS_BODY};
 pub(crate) use components::{Components, Foundation};
 pub(crate) use error::ApiError;
 pub(crate) use interactive::Interactive;
 pub(crate) use routes::{Counted, Routes};
-#[cfg(test)]
-pub(crate) use ruma_types::MAX_BODY;
 pub(crate) use ruma_types::{Ruma, Unparsed, json_answer};
 
 use axum::{Router, middleware};

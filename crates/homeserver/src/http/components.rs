@@ -14,7 +14,7 @@ use homeserver_users::{
 };
 use ruma::OwnedServerName;
 
-use super::TrustedProxies;
+use super::{BodyBudget, TrustedProxies};
 use crate::{
     app::{
         authentication::Authenticator,
@@ -93,6 +93,8 @@ components! {
     proxies: TrustedProxies,
     /// Token buckets.
     limits: RateLimits,
+    /// What may be held of request bodies.
+    bodies: BodyBudget,
     /// The database, for its journal.
     store: Store,
     /// All rooms.
@@ -256,6 +258,7 @@ impl Components {
             runtime,
             server_name,
             limits,
+            bodies: BodyBudget::default(),
             store,
             users,
             passwords,

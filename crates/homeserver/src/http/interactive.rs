@@ -66,7 +66,7 @@ impl<T: IncomingRequest> FromRequest<Components> for Interactive<T> {
 
     async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
         let mut arrived = ruma_types::arrive::<T>(request, state).await?;
-        let mut object = match &arrived.body[..] {
+        let mut object = match &arrived.body.bytes[..] {
             [] => serde_json::Map::new(),
             body => match serde_json::from_slice(body)? {
                 Value::Object(object) => object,
@@ -82,7 +82,7 @@ impl<T: IncomingRequest> FromRequest<Components> for Interactive<T> {
             hash.update([0]);
         }
         hash.update(&rest);
-        arrived.body = rest.into();
+        arrived.body.bytes = rest.into();
         Ok(Self {
             request: arrived.parse()?,
             proof: proof.map(Proof::from),

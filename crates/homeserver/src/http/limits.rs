@@ -47,15 +47,18 @@ fn class<T: Metadata>() -> Option<LimitClass> {
     }
 }
 
-/// Refuses a request over its limit. Counts by account if the session was looked up before, as it
+/// Refuses a request over its limit. What is answered without a session is always limited. Counts
+/// by account if the session was looked up before, as it
 /// is in every handler that asks for one, else by address.
 pub(super) fn check<T: Metadata>(parts: &Parts, state: &Components) -> Result<(), ApiError> {
-    let Some(class) = class::<T>() else {
-        return Ok(());
-    };
-    let key = match parts.extensions.get::<Session>() {
-        Some(session) => LimitKey::User(session.user.clone()),
-        None => LimitKey::address(state.proxies.client(&parts.extensions, &parts.headers)),
+    let (class, key) = match (class::<T>(), parts.extensions.get::<Session>()) {
+        (None, Some(_)) => return Ok(()),
+        (Some(class), Some(session)) => (class, LimitKey::User(session.user.clone())),
+        (class, None) => {
+            let address = state.proxies.client(&parts.extensions, &parts.headers);
+            let class = class.unwrap_or(LimitClass::Other);
+            (class, LimitKey::address(address))
+        }
     };
     state.limits.take(class, key)?;
     Ok(())

@@ -7,7 +7,7 @@ use ruma::api::error::ErrorKind;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiError, Counted, Routes, json_answer, ruma_types::read_body};
+use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender, json_answer};
 use crate::app::{
     invitation::Invitations,
     limits::LimitClass,
@@ -58,11 +58,14 @@ async fn register(
     State(operator): State<OperatorRegistration>,
     State(registration): State<Registration>,
     State(sessions): State<Sessions>,
+    State(bodies): State<BodyBudget>,
     request: axum::extract::Request,
 ) -> Result<impl IntoResponse, ApiError> {
     let secret = invitations.shared_secret().ok_or_else(disabled)?;
-    let body = read_body(request.into_body(), MAX_BODY).await?;
-    let body: Body = serde_json::from_slice(&body)?;
+    let body = bodies
+        .read_at_most(request.into_body(), Sender::Stranger, MAX_BODY)
+        .await?;
+    let body: Body = serde_json::from_slice(&body.bytes)?;
     let texts = [&body.username, &body.password, &body.nonce];
     if texts.iter().any(|text| text.contains('\0')) {
         return Err(ApiError::invalid_param("NUL is not allowed"));

@@ -18,7 +18,7 @@ use ruma::OwnedServerName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{ApiError, Counted, Routes, ruma_types::read_body};
+use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender};
 use crate::app::{
     authentication::{AuthenticationError, Authenticator, PageOutcome},
     interactive::Stage,
@@ -116,13 +116,16 @@ struct Entered {
 
 async fn attempt(
     State(authenticator): State<Authenticator>,
+    State(bodies): State<BodyBudget>,
     Path(name): Path<String>,
     query: AskedSession,
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) = query?;
-    let body = read_body(request.into_body(), MAX_FORM).await?;
-    let entered = entered(&body)?;
+    let body = bodies
+        .read_at_most(request.into_body(), Sender::Stranger, MAX_FORM)
+        .await?;
+    let entered = entered(&body.bytes)?;
     let Some((stage, _)) = authenticator.interactive.offered(&query.session, &name) else {
         return Ok(no_session());
     };

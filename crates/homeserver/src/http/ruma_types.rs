@@ -1,29 +1,24 @@
 //! ruma's request and response types as axum extractor and response.
 
-use std::{marker::PhantomData, time::Duration};
+use std::marker::PhantomData;
 
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
-    http::{StatusCode, header, request::Parts},
+    http::{header, request::Parts},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt, Metadata, OutgoingResponse, OutgoingResponseExt,
-    error::ErrorKind, path_builder::PathBuilder,
+    path_builder::PathBuilder,
 };
 use serde::de::DeserializeOwned;
 
-use super::{ApiError, Components, limits};
-
-/// Bytes of a request body that is not a media upload. Key backups and to-device messages are the
-/// largest that clients send.
-pub(crate) const MAX_BODY: usize = 8 * 1024 * 1024;
-
-/// How long a request body may take to arrive.
-pub(crate) const BODY_PATIENCE: Duration = Duration::from_mins(1);
+use super::{
+    ApiError, Components,
+    bodies::{Held, Sender},
+    limits,
+};
 
 /// A ruma request as argument, a ruma response as result.
 #[derive(Debug)]
@@ -42,15 +37,15 @@ impl<T: IncomingRequest> FromRequest<Components> for Ruma<T> {
 /// itself.
 #[derive(Debug)]
 pub(crate) struct Unparsed<T> {
-    body: Bytes,
+    body: Held,
     request: PhantomData<fn() -> T>,
 }
 
 impl<T> Unparsed<T> {
     /// The body as JSON.
     pub(crate) fn json<B: DeserializeOwned>(&self) -> Result<B, ApiError> {
-        refuse_array(&self.body)?;
-        Ok(serde_json::from_slice(&self.body)?)
+        refuse_array(&self.body.bytes)?;
+        Ok(serde_json::from_slice(&self.body.bytes)?)
     }
 }
 
@@ -73,10 +68,10 @@ pub(super) struct Arrived {
     /// The path's parameters, decoded.
     pub(super) arguments: Vec<String>,
     /// The whole body.
-    pub(super) body: Bytes,
+    pub(super) body: Held,
 }
 
-/// Checks the rate limit, then reads the body.
+/// Checks the rate limit, then reads the body. Of a `GET` there is none, whatever was sent.
 pub(super) async fn arrive<T: Metadata>(
     request: Request,
     state: &Components,
@@ -87,9 +82,13 @@ pub(super) async fn arrive<T: Metadata>(
         .await
         .map_err(|error| ApiError::invalid_param(error.body_text()))?;
     let arguments = parameters.iter().map(|(_, value)| value.to_owned());
+    let body = match T::METHOD {
+        http::Method::GET => Held::default(),
+        _ => state.bodies.read(body, Sender::of(&parts)).await?,
+    };
     Ok(Arrived {
         arguments: arguments.collect(),
-        body: read_body(body, MAX_BODY).await?,
+        body,
         parts,
     })
 }
@@ -102,8 +101,12 @@ impl Arrived {
         let mut arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         arguments.resize(expected.max(arguments.len()), "");
         // ruma reads an empty body as an empty object for most requests, but not for all.
-        let is_bare_post = self.body.is_empty() && T::METHOD == http::Method::POST;
-        let body = if is_bare_post { b"{}" } else { &self.body[..] };
+        let is_bare_post = self.body.bytes.is_empty() && T::METHOD == http::Method::POST;
+        let body = if is_bare_post {
+            b"{}"
+        } else {
+            &self.body.bytes[..]
+        };
         if T::METHOD != http::Method::GET {
             refuse_array(body)?;
         }
@@ -118,23 +121,6 @@ fn refuse_array(body: &[u8]) -> Result<(), ApiError> {
         return Err(ApiError::bad_json("The body is not an object"));
     }
     Ok(())
-}
-
-/// Reads a whole body of at most `limit` bytes.
-pub(crate) async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, limit).collect()).await;
-    match collected {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(format!(
-            "The body is larger than {limit} bytes"
-        ))),
-        Ok(Err(_)) => Err(ApiError::not_json("The body ended early")),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            ErrorKind::Unknown,
-            "The body took too long to arrive",
-        )),
-    }
 }
 
 impl<T: OutgoingResponse> IntoResponse for Ruma<T> {

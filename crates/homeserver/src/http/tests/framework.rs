@@ -5,6 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::fresh;
+use crate::http::{MAX_BODY, MAX_STRANGERS_BODY};
 
 const LOGIN: &str = "/_matrix/client/v3/login";
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
@@ -87,11 +88,51 @@ async fn bodies_that_cannot_be_read_say_why() {
 #[tokio::test]
 async fn bodies_that_are_too_large_are_refused() {
     let fresh = fresh().await;
-    let body = format!("{{\"type\": \"{}\"}}", "a".repeat(crate::http::MAX_BODY));
-    let answer = fresh
-        .send_bytes(Method::POST, LOGIN, None, Body::from(body))
-        .await;
-    answer.refused(413, "M_TOO_LARGE");
+    let alice = fresh.register("alice").await;
+    let filter = format!("/_matrix/client/v3/user/{}/filter", alice.user);
+    let cases = [
+        (LOGIN.to_owned(), None, MAX_STRANGERS_BODY),
+        (filter, Some(&*alice.token), MAX_BODY),
+    ];
+    for (path, token, limit) in cases {
+        let body = Body::from(vec![b' '; limit + 1]);
+        let answer = fresh.send_bytes(Method::POST, &path, token, body).await;
+        answer.refused(413, "M_TOO_LARGE");
+        let body = Body::from(vec![b' '; limit]);
+        let answer = fresh.send_bytes(Method::POST, &path, token, body).await;
+        answer.refused(400, "M_NOT_JSON");
+    }
+}
+
+#[tokio::test]
+async fn the_body_of_a_get_is_not_read() {
+    let fresh = fresh().await;
+    let never = futures_util::stream::pending::<Result<Vec<u8>, std::convert::Infallible>>();
+    let body = Body::from_stream(never);
+    let path = "/_matrix/client/versions";
+    fresh.send_bytes(Method::GET, path, None, body).await.ok();
+}
+
+#[tokio::test]
+async fn strangers_are_limited_everywhere() {
+    let fresh = super::fresh_with(|config| {
+        config.rate_limits.enabled = true;
+        config.rate_limits.other.per_second = 0.001;
+        config.rate_limits.other.burst = 2;
+    })
+    .await;
+    let alice = fresh.register("alice").await;
+    for path in ["/_matrix/client/versions", "/_matrix/client/v3/login"] {
+        fresh.get(path, None).await.ok();
+    }
+    let versions = fresh.get("/_matrix/client/versions", None).await;
+    versions.refused(429, "M_LIMIT_EXCEEDED");
+    let profile = format!("/_matrix/client/v3/profile/{}", alice.user);
+    let strangers = fresh.get(&profile, None).await;
+    strangers.refused(429, "M_LIMIT_EXCEEDED");
+    for _ in 0..4 {
+        fresh.get(&profile, Some(&alice.token)).await.ok();
+    }
 }
 
 #[tokio::test]
