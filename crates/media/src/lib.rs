@@ -20,6 +20,7 @@ mod failure;
 mod fuzz;
 mod id;
 mod intake;
+mod queue;
 mod remove;
 pub mod serving;
 mod tables;
@@ -41,10 +42,14 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{BlobId, BlobStore, Store};
 use ruma::OwnedServerName;
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Notify};
 
-/// Images that are held in memory to be made smaller, at the same time.
-const THUMBNAILS_AT_ONCE: usize = 4;
+use queue::Queue;
+
+/// Images that are held in memory to be made smaller, at the same time: each takes up to the size
+/// of its file and [`thumbnail::MAX_DECODED_BYTES`]. Fewer if the CPU pool has no turn left over
+/// for the passwords of those who log in meanwhile.
+const THUMBNAILS_AT_ONCE: usize = 2;
 
 /// Locks that keep two requests from making the same thumbnail twice.
 const STRIPES: usize = 64;
@@ -76,7 +81,7 @@ struct Parts {
     options: MediaOptions,
     /// Rings when a reserved upload has arrived.
     arrived: Notify,
-    thumbnailing: Semaphore,
+    thumbnailing: Queue,
     turns: [Mutex<()>; STRIPES],
     /// Blobs that no row named when the last sweep looked.
     orphans: Mutex<BTreeSet<BlobId>>,
@@ -100,13 +105,14 @@ impl Media {
         runtime: &Runtime,
         options: MediaOptions,
     ) -> Self {
+        let turns = runtime.cpu.turns();
         let parts = Parts {
             store: store.clone(),
             blobs,
             runtime: runtime.clone(),
             options,
             arrived: Notify::new(),
-            thumbnailing: Semaphore::new(THUMBNAILS_AT_ONCE),
+            thumbnailing: Queue::new(THUMBNAILS_AT_ONCE.min(turns.saturating_sub(1))),
             turns: std::array::from_fn(|_| Mutex::new(())),
             orphans: Mutex::new(BTreeSet::new()),
         };

@@ -10,7 +10,8 @@ mod decode;
 mod size;
 
 pub use decode::{MAX_DECODED_BYTES, MAX_PIXELS, MAX_SIDE};
-pub use size::{MAX_THUMBNAIL_SIDE, Method};
+pub(crate) use size::SIZES;
+pub use size::{MAX_THUMBNAIL_PIXELS, MAX_THUMBNAIL_SIDE, Method};
 
 use bytes::Bytes;
 use image::{DynamicImage, codecs::jpeg::JpegEncoder, imageops};
@@ -47,8 +48,8 @@ pub enum Animation {
 }
 
 impl Wanted {
-    /// The size that is actually made: the smallest standard size that suffices, else exactly
-    /// the one asked for, within bounds. Equal results share one stored thumbnail.
+    /// The size that is actually made: the smallest standard size that suffices. Equal results
+    /// share one stored thumbnail.
     #[must_use]
     pub fn normalised(self) -> Self {
         let (width, height) = size::standard(self.width, self.height, self.method);
@@ -70,8 +71,9 @@ pub enum Thumbnail {
         /// `image/png` or `image/jpeg`.
         content_type: &'static str,
     },
-    /// The image is as small as the thumbnail would be, or is to stay animated: serve it itself,
-    /// with this content type, whatever was declared at its upload.
+    /// The image is as small as the thumbnail would be, or so long that it would hardly be smaller,
+    /// or is to stay animated: serve it itself, with this content type, whatever was declared at
+    /// its upload.
     Original {
         /// What its bytes are.
         content_type: &'static str,
@@ -92,7 +94,8 @@ pub enum ThumbnailError {
     Damaged,
 }
 
-/// Makes a thumbnail. Takes up to a second of a core and [`MAX_DECODED_BYTES`] of memory.
+/// Makes a thumbnail. Takes up to a second of a core, and beside the original [`MAX_DECODED_BYTES`]
+/// of memory and a few times [`MAX_THUMBNAIL_PIXELS`].
 pub fn make(original: &[u8], wanted: Wanted) -> Result<Thumbnail, ThumbnailError> {
     let source = Source::recognise(original)?;
     let moving = wanted.animation == Animation::Moving;
@@ -101,31 +104,28 @@ pub fn make(original: &[u8], wanted: Wanted) -> Result<Thumbnail, ThumbnailError
             content_type: source.content_type(),
         });
     }
-    let size = source.upright_size()?;
-    let image = match plan(size, (wanted.width, wanted.height), wanted.method) {
-        Plan::Original => {
-            return Ok(Thumbnail::Original {
-                content_type: source.content_type(),
-            });
-        }
-        Plan::Scale { width, height } => decode(&source)?.thumbnail_exact(width, height),
-        Plan::Crop {
-            scaled,
-            wanted: (width, height),
-        } => {
-            let scaled = decode(&source)?.thumbnail_exact(scaled.0, scaled.1);
-            let left = (scaled.width() - width) / 2;
-            let top = (scaled.height() - height) / 2;
-            let cut = imageops::crop_imm(&scaled, left, top, width, height);
-            DynamicImage::ImageRgba8(cut.to_image())
-        }
+    let lies = source.lies()?;
+    // Made smaller as it lies and turned then, so that only the small one is ever there twice.
+    let wanted_size = lies.turned((wanted.width, wanted.height));
+    let Plan::Shrink { part, made } = plan(lies.size, wanted_size, wanted.method) else {
+        return Ok(Thumbnail::Original {
+            content_type: source.content_type(),
+        });
     };
-    encode(&image)
+    let image = decode(&source)?;
+    let left = (image.width() - part.0) / 2;
+    let top = (image.height() - part.1) / 2;
+    let part = imageops::crop_imm(&image, left, top, part.0, part.1);
+    let small = imageops::thumbnail(&*part, made.0, made.1);
+    drop(image);
+    let mut small = DynamicImage::ImageRgba8(small);
+    small.apply_orientation(lies.orientation);
+    encode(small)
 }
 
 /// JPEG where nothing is transparent, else PNG.
-fn encode(image: &DynamicImage) -> Result<Thumbnail, ThumbnailError> {
-    let rgba = image.to_rgba8();
+fn encode(image: DynamicImage) -> Result<Thumbnail, ThumbnailError> {
+    let rgba = image.into_rgba8();
     let mut bytes = Vec::new();
     let opaque = rgba.pixels().all(|pixel| pixel.0[3] == u8::MAX);
     let (encoded, content_type) = if opaque {

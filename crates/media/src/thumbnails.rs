@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use homeserver_storage::{Batch, BlobId, Direction, ScanRange};
+use homeserver_storage::{Batch, BlobId};
 use ruma::ServerName;
 use tokio::sync::Mutex;
 
 use crate::{
     Access, Download, DownloadError, Failure, Media, MediaId, STRIPES,
+    queue::Place,
     serving::content_disposition,
     tables::{BLOBS_IN_USE, FileRow, MEDIA, MediaState, THUMBNAILS, ThumbnailKey, ThumbnailRow},
     thumbnail::{self, Animation, Method, Thumbnail, ThumbnailError, Wanted},
 };
 
-/// Thumbnails kept of one medium; further sizes are made anew each time.
-pub(crate) const MAX_THUMBNAILS: usize = 24;
+/// Thumbnails of one medium: all sizes that are ever made, still and moving.
+pub(crate) const MAX_THUMBNAILS: usize = thumbnail::SIZES * 2;
 
 /// Bytes of an image that is read into memory to be made smaller.
 const MAX_ORIGINAL: u64 = 64 * 1024 * 1024;
@@ -29,6 +30,9 @@ pub enum ThumbnailRequestError {
     /// The original is not an image that is made smaller here.
     #[error(transparent)]
     Thumbnail(#[from] ThumbnailError),
+    /// Too many thumbnails are waiting to be made, of this client or of all.
+    #[error("too many thumbnails are asked for")]
+    Crowded,
 }
 
 impl<T: Into<Failure>> From<T> for ThumbnailRequestError {
@@ -39,12 +43,13 @@ impl<T: Into<Failure>> From<T> for ThumbnailRequestError {
 
 impl Media {
     /// A thumbnail of an image: one that was made before, or a new one, or the original where
-    /// that is small enough. Waits like [`Media::open_file`].
+    /// that is small enough. Waits like [`Media::open_file`]. What `who` asks for is made one after
+    /// the other.
     pub async fn thumbnail(
         &self,
-        server: &ServerName,
-        id: &MediaId,
+        (server, id): (&ServerName, &MediaId),
         wanted: Wanted,
+        who: &str,
         access: Access,
         patience: Duration,
     ) -> Result<Download, ThumbnailRequestError> {
@@ -54,12 +59,17 @@ impl Media {
         if let Some(row) = self.parts.store.get(&THUMBNAILS, &key).await? {
             return self.stored_thumbnail(file, row).await;
         }
+        let queue = &self.parts.thumbnailing;
+        let place = queue
+            .enter(who)
+            .map_err(|_| ThumbnailRequestError::Crowded)?;
+        let _own = place.own_turn().await?;
         // One request makes it, the others find it.
         let _turn = self.turn(&key).lock().await;
         if let Some(row) = self.parts.store.get(&THUMBNAILS, &key).await? {
             return self.stored_thumbnail(file, row).await;
         }
-        match self.make_thumbnail(&file, wanted).await? {
+        match self.make_thumbnail(&file, wanted, &place).await? {
             Thumbnail::Original { content_type } => {
                 let row = ThumbnailRow {
                     blob: None,
@@ -102,16 +112,13 @@ impl Media {
         &self,
         file: &FileRow,
         wanted: Wanted,
+        place: &Place<'_>,
     ) -> Result<Thumbnail, ThumbnailRequestError> {
         if file.length > MAX_ORIGINAL {
             return Err(ThumbnailError::TooLarge.into());
         }
         let parts = &self.parts;
-        let _held = parts
-            .thumbnailing
-            .acquire()
-            .await
-            .map_err(|_| Failure::Busy)?;
+        let _turn = place.turn().await?;
         let original = parts.blobs.read(BlobId(file.blob), MAX_ORIGINAL).await?;
         let job = move || thumbnail::make(&original, wanted);
         Ok(parts.runtime.cpu.run(job).await??)
@@ -135,7 +142,7 @@ impl Media {
         Ok(())
     }
 
-    /// Keeps a thumbnail unless there are too many, or the medium was deleted meanwhile.
+    /// Keeps a thumbnail unless the medium was deleted meanwhile.
     async fn keep(
         &self,
         key: &ThumbnailKey,
@@ -144,14 +151,10 @@ impl Media {
     ) -> Result<bool, Failure> {
         let of_medium = (key.0.as_str(), key.1.as_str());
         let store = &self.parts.store;
-        let range = ScanRange::prefix(&of_medium);
-        let kept = store
-            .scan(&THUMBNAILS, range, Direction::Forward, MAX_THUMBNAILS)
-            .await?;
         let medium = store.get(&MEDIA, &of_medium).await?;
         let still = medium
             .filter(|row| matches!(&row.state, MediaState::Stored(now) if now.blob == file.blob));
-        let Some(medium) = still.filter(|_| kept.len() < MAX_THUMBNAILS) else {
+        let Some(medium) = still else {
             return Ok(false);
         };
         let mut batch = Batch::new();

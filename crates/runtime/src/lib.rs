@@ -55,7 +55,8 @@ impl Runtime {
             clock: Arc::new(SystemClock::default()),
             entropy: Arc::new(SystemEntropy),
             tasks: Tasks::default(),
-            cpu: WorkPool::threads("cpu", cores),
+            // At least two, so that one long job does not keep all others waiting.
+            cpu: WorkPool::threads("cpu", cores.max(2)),
             blocking: WorkPool::threads("blocking", BLOCKING_JOBS),
             memory: MemoryBudget::new(DEFAULT_CACHE_BYTES),
         }

@@ -17,6 +17,7 @@ pub struct WorkPool {
 enum Kind {
     Threads {
         name: &'static str,
+        at_once: usize,
         turns: Arc<Semaphore>,
     },
     Inline,
@@ -33,10 +34,12 @@ impl WorkPool {
     /// A pool that runs at most `at_once` jobs at the same time on tokio's blocking threads.
     #[must_use]
     pub fn threads(name: &'static str, at_once: usize) -> Self {
+        let at_once = at_once.max(1);
         Self {
             kind: Kind::Threads {
                 name,
-                turns: Arc::new(Semaphore::new(at_once.max(1))),
+                at_once,
+                turns: Arc::new(Semaphore::new(at_once)),
             },
         }
     }
@@ -53,6 +56,15 @@ impl WorkPool {
         matches!(self.kind, Kind::Inline)
     }
 
+    /// How many jobs run at the same time, at most.
+    #[must_use]
+    pub fn turns(&self) -> usize {
+        match self.kind {
+            Kind::Inline => 1,
+            Kind::Threads { at_once, .. } => at_once,
+        }
+    }
+
     /// Waits for a turn, then runs `job` and gives its result.
     ///
     /// # Errors
@@ -65,7 +77,7 @@ impl WorkPool {
     {
         let (name, turns) = match &self.kind {
             Kind::Inline => return Ok(job()),
-            Kind::Threads { name, turns } => (*name, Arc::clone(turns)),
+            Kind::Threads { name, turns, .. } => (*name, Arc::clone(turns)),
         };
         let turn = turns
             .acquire_owned()

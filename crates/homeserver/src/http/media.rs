@@ -79,6 +79,9 @@ async fn old_config(
     Ok(Ruma(media::get_media_config::v3::Response::new(largest)))
 }
 
+/// When to ask again if too many thumbnails are waited for.
+const CROWDED_PAUSE: Duration = Duration::from_secs(2);
+
 /// What the address of an upload says.
 #[derive(Debug, Deserialize)]
 struct UploadQuery {
@@ -230,6 +233,7 @@ impl From<ThumbnailRequestError> for ApiError {
     fn from(error: ThumbnailRequestError) -> Self {
         match error {
             ThumbnailRequestError::Original(error) => error.into(),
+            ThumbnailRequestError::Crowded => Self::limit_exceeded(CROWDED_PAUSE),
             ThumbnailRequestError::Thumbnail(ThumbnailError::TooLarge) => {
                 Self::too_large("The image is too large for a thumbnail")
             }

@@ -17,7 +17,7 @@ pub const MAX_PIXELS: u64 = 32 * 1024 * 1024;
 pub const MAX_SIDE: u32 = 20_000;
 
 /// Bytes that decoding may take.
-pub const MAX_DECODED_BYTES: u64 = 192 * 1024 * 1024;
+pub const MAX_DECODED_BYTES: u64 = 128 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
@@ -79,14 +79,12 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Width and height as the image is meant to be seen.
-    pub(super) fn upright_size(&self) -> Result<(u32, u32), ThumbnailError> {
+    /// Width and height, and how it is to be turned.
+    pub(super) fn lies(&self) -> Result<Lies, ThumbnailError> {
         let mut decoder = self.decoder()?;
-        let (width, height) = decoder.dimensions();
-        Ok(if is_on_its_side(decoder.orientation().map_err(failed)?) {
-            (height, width)
-        } else {
-            (width, height)
+        Ok(Lies {
+            size: decoder.dimensions(),
+            orientation: decoder.orientation().map_err(failed)?,
         })
     }
 
@@ -111,13 +109,28 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The first frame, turned the way it is meant to be seen.
+/// How the pixels of an image lie.
+pub(super) struct Lies {
+    /// Width and height as stored.
+    pub(super) size: (u32, u32),
+    /// What makes it upright.
+    pub(super) orientation: Orientation,
+}
+
+impl Lies {
+    /// A size that is wanted upright, as it lies.
+    pub(super) fn turned(&self, (width, height): (u32, u32)) -> (u32, u32) {
+        if is_on_its_side(self.orientation) {
+            (height, width)
+        } else {
+            (width, height)
+        }
+    }
+}
+
+/// The first frame, as it lies.
 pub(super) fn decode(source: &Source<'_>) -> Result<DynamicImage, ThumbnailError> {
-    let mut decoder = source.decoder()?;
-    let orientation = decoder.orientation().map_err(failed)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+    DynamicImage::from_decoder(source.decoder()?).map_err(failed)
 }
 
 fn is_on_its_side(orientation: Orientation) -> bool {

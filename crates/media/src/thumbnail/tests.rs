@@ -82,6 +82,31 @@ fn small_images_are_served_as_they_are() {
 }
 
 #[test]
+fn a_long_image_is_served_as_it_is() {
+    let long = picture(20_000, 1_601, ImageFormat::Png);
+    let original = |made| matches!(made, Thumbnail::Original { .. });
+    assert!(original(
+        make(&long, wanted(1_600, 1_600, Method::Scale)).unwrap()
+    ));
+    let cut = make(&long, wanted(1_600, 1_600, Method::Crop)).unwrap();
+    assert_eq!(size_of(&cut), (1_600, 1_600));
+}
+
+#[test]
+fn of_deep_colours_eight_bits_are_left() {
+    let image = image::ImageBuffer::from_pixel(400, 400, Rgba([u16::MAX, 0, 0, u16::MAX / 2]));
+    let mut bytes = Cursor::new(Vec::new());
+    let image = DynamicImage::ImageRgba16(image);
+    image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    let made = make(&bytes.into_inner(), wanted(96, 96, Method::Crop)).unwrap();
+    let Thumbnail::Made { bytes, .. } = made else {
+        panic!("not made")
+    };
+    let image = image::load_from_memory(&bytes).unwrap();
+    assert_eq!(image.color(), image::ColorType::Rgba8);
+}
+
+#[test]
 fn transparency_is_kept() {
     let mut bytes = Cursor::new(Vec::new());
     let image = RgbaImage::from_pixel(400, 400, Rgba([255, 0, 0, 100]));

@@ -33,6 +33,9 @@ use crate::{
 /// How long a download waits for a reserved content unless the request says otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 
+/// Those without a session, who wait for their thumbnails as if they were one.
+const STRANGERS: &str = "";
+
 pub(super) fn routes() -> Routes {
     Routes::new()
         .ruma(file::<get_content::v1::Request>)
@@ -155,8 +158,9 @@ async fn file<R: FileRequest>(
             animated,
         } => {
             let wanted = wanted(size, method, animated)?;
+            let who = session.as_ref().map_or(STRANGERS, |it| it.user.as_str());
             media
-                .thumbnail(server, &id, wanted, R::ACCESS, wait)
+                .thumbnail((server, &id), wanted, who, R::ACCESS, wait)
                 .await?
         }
     };
