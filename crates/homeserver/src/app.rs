@@ -18,6 +18,7 @@ pub(crate) mod receipts;
 pub(crate) mod registration;
 pub(crate) mod reports;
 pub(crate) mod rooms;
+pub(crate) mod secret;
 pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod tokens;

@@ -280,10 +280,12 @@ impl Config {
         N: AsRef<str>,
         V: AsRef<str>,
     {
-        let mut table: toml::Table = text.parse()?;
+        let table = text.parse::<toml::Table>();
+        let mut table = table.map_err(|error| ConfigError::toml(&error, text))?;
         overlay::apply(&mut table, environment)?;
         keys::refuse_unknown(&table)?;
-        let raw: raw::Raw = table.try_into()?;
+        let raw = table.try_into::<raw::Raw>();
+        let raw = raw.map_err(|error| ConfigError::toml(&error, ""))?;
         raw.resolve()
     }
 }

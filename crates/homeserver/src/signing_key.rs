@@ -143,4 +143,12 @@ mod tests {
         let refused = in_folder(folder.path(), &runtime).unwrap_err();
         assert!(refused.to_string().contains("signing.key"), "{refused}");
     }
+
+    #[tokio::test]
+    async fn two_servers_have_two_keys() {
+        let runtime = Runtime::system();
+        let [one, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let key = |folder: &tempfile::TempDir| in_folder(folder.path(), &runtime).unwrap();
+        assert_ne!(key(&one).to_stored(), key(&other).to_stored());
+    }
 }

@@ -1,6 +1,10 @@
 //! Listeners over real sockets: an answer, the configured surfaces, an orderly end.
 
-#![expect(clippy::unwrap_used, reason = "these are tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "these are tests, and clients of the server"
+)]
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -79,6 +83,81 @@ async fn a_listener_serves_what_it_is_told_and_no_more() {
     assert!(homeserver.shutdown().await);
 }
 
+/// Sends `request` and reads until the server closes the connection, which it does at the latest
+/// when no further request comes.
+async fn all_answers(request: &str) -> String {
+    let (homeserver, address) =
+        serving_with(|config| config.http.idle_timeout = Duration::from_millis(500)).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    // What the server does not read may make the end of the connection a rough one.
+    let _ = stream.read_to_end(&mut read).await;
+    assert!(homeserver.shutdown().await);
+    String::from_utf8(read).unwrap()
+}
+
+#[tokio::test]
+async fn an_announced_length_is_refused_unread() {
+    for (method, path, status) in [
+        ("POST", "/_matrix/client/v3/login", "413"),
+        ("POST", "/_synapse/admin/v1/register", "400"),
+        ("POST", "/_matrix/client/v3/register", "413"),
+        ("GET", "/_matrix/client/versions", "200"),
+    ] {
+        let answer = all_answers(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\n"
+        ))
+        .await;
+        let expected = format!("HTTP/1.1 {status} ");
+        assert!(answer.starts_with(&expected), "{method} {path}: {answer}");
+    }
+}
+
+/// Where a request ends must not be a matter of opinion between a proxy and this server.
+#[tokio::test]
+async fn a_body_of_two_lengths_is_no_second_request() {
+    for lengths in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 40",
+        "Content-Length: +4",
+        "Content-Length: 4, 40",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, identity",
+    ] {
+        let answer = all_answers(&format!(
+            "POST /_matrix/client/v3/login HTTP/1.1\r\nHost: localhost\r\n{lengths}\r\n\r\n\
+             0\r\n\r\nGET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        ))
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{lengths}: {answer}");
+        assert_eq!(
+            answer.matches("HTTP/1.1 ").count(),
+            1,
+            "{lengths}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn answers_come_in_the_order_of_the_requests() {
+    let get = |path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let asked = [
+        get("/_matrix/client/v3/login"),
+        get("/_matrix/client/versions"),
+        get("/nowhere"),
+    ];
+    let answers = all_answers(&asked.concat()).await;
+    let at = |text| {
+        answers
+            .find(text)
+            .unwrap_or_else(|| panic!("{text}: {answers}"))
+    };
+    let places = [at("\"flows\""), at("\"versions\""), at("M_UNRECOGNIZED")];
+    assert!(places.is_sorted(), "{answers}");
+}
+
 #[tokio::test]
 async fn a_head_that_does_not_come_ends_the_connection() {
     let (homeserver, address) =
@@ -109,10 +188,6 @@ fn certificate(folder: &Path, name: &str) -> Certificate {
 }
 
 /// A client that trusts one certificate and speaks these protocols.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test is a client of the server"
-)]
 fn client(trusted: &Certificate, protocols: &[&[u8]]) -> reqwest::Client {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.der.clone()).unwrap();

@@ -39,7 +39,7 @@ pub enum AccountState {
 }
 
 /// An account as stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Account {
     /// Its number in keys and topics.
     pub number: UserNumber,
@@ -81,6 +81,24 @@ pub(crate) struct AccountRow {
 }
 homeserver_storage::row!(AccountRow, 1);
 
+/// Password hashes are not shown.
+impl std::fmt::Debug for Account {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Account");
+        shown.field("user_id", &self.user_id);
+        shown.field("kind", &self.kind).field("state", &self.state);
+        shown.field("admin", &self.admin).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for NewAccount {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("NewAccount");
+        shown.field("user_id", &self.user_id);
+        shown.field("admin", &self.admin).finish_non_exhaustive()
+    }
+}
+
 /// Who becomes an administrator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admin {
@@ -94,7 +112,7 @@ pub enum Admin {
 }
 
 /// An account to create.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NewAccount {
     /// Its full user id; the caller has checked that it is one of this server and well-formed.
     pub user_id: OwnedUserId,

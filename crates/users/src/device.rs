@@ -26,8 +26,9 @@ use crate::{
     },
 };
 
-/// Devices one user may have.
-pub const MAX_DEVICES: usize = 10_000;
+/// Devices one user may have. Whatever is asked about all of a user's devices, keys above all, is
+/// that many times as large.
+pub const MAX_DEVICES: usize = 500;
 
 /// Bytes of a device's display name.
 pub const MAX_DISPLAY_NAME: usize = 1_024;

@@ -45,6 +45,10 @@ pub const MAX_INBOX_BYTES: u64 = 32 * 1024 * 1024;
 /// Recipient devices of one request.
 pub const MAX_RECIPIENTS: usize = 20_000;
 
+/// Bytes of one request's contents, each counted as often as it has recipients: a room key for some
+/// thousand devices.
+pub const MAX_DELIVERED_BYTES: usize = 16 * 1024 * 1024;
+
 /// Messages and bytes of content put into one batch.
 const BATCH_MESSAGES: usize = 300;
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
@@ -130,8 +134,9 @@ pub enum ToDeviceError {
     /// The type or the transaction id is not a valid identifier.
     #[error("the type or the transaction id is not a valid identifier")]
     BadIdentifier(#[from] BadIdentifier),
-    /// A content is longer than [`MAX_TO_DEVICE_CONTENT`] bytes.
-    #[error("a message is too large")]
+    /// A content is longer than [`MAX_TO_DEVICE_CONTENT`] bytes, or all for all recipients than
+    /// [`MAX_DELIVERED_BYTES`].
+    #[error("a message is too large, or has too many recipients for its size")]
     TooLarge,
     /// More than [`MAX_RECIPIENTS`] devices.
     #[error("too many recipients")]
@@ -232,6 +237,7 @@ impl Inbox {
         request: &'a ToDeviceRequest,
     ) -> Result<Vec<Delivery<'a>>, ToDeviceError> {
         let mut deliveries = Vec::new();
+        let mut bytes = 0;
         for (user, messages) in &request.messages {
             let devices = self
                 .ground
@@ -245,6 +251,10 @@ impl Inbox {
                 let Some(content) = content else {
                     continue;
                 };
+                bytes += content.get().len();
+                if bytes > MAX_DELIVERED_BYTES {
+                    return Err(ToDeviceError::TooLarge);
+                }
                 let device = number(&row);
                 if self.has_room(device, content.get().len()).await? {
                     deliveries.push(Delivery {

@@ -38,8 +38,8 @@ use crate::{
     tables::{FALLBACK_KEYS, ONE_TIME_KEY_COUNTS},
 };
 
-/// Bytes of a device's identity keys.
-pub const MAX_DEVICE_KEYS: usize = 64 * 1024;
+/// Bytes of a device's identity keys, which take less than two thousand.
+pub const MAX_DEVICE_KEYS: usize = 8 * 1024;
 
 /// Bytes of one one-time or fallback key.
 pub const MAX_ONE_TIME_KEY: usize = 4 * 1024;

@@ -62,7 +62,7 @@ pub use filter::{FilterError, Filters, MAX_FILTER, MAX_FILTERS};
 pub use ground::Failure;
 pub use identifier::{BadIdentifier, MAX_IDENTIFIER};
 pub use inbox::{
-    INBOX_PAGE, Inbox, InboxPage, MAX_INBOX, MAX_INBOX_BYTES, MAX_RECIPIENTS,
+    INBOX_PAGE, Inbox, InboxPage, MAX_DELIVERED_BYTES, MAX_INBOX, MAX_INBOX_BYTES, MAX_RECIPIENTS,
     MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError, ToDeviceMessage, ToDeviceRequest,
 };
 pub use keys::{

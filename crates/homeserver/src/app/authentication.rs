@@ -14,6 +14,7 @@ use super::{
     invitation::Invitations,
     limits::{LimitClass, LimitExceeded, LimitKey, RateLimits},
     passwords::{PasswordError, Passwords},
+    secret::Secret,
 };
 
 /// What a client offers as proof, as it came in `auth`.
@@ -241,7 +242,10 @@ fn completed(stage: Stage, proof: &Proof) -> Completed {
     let token = proof.token.as_ref();
     Completed {
         stage,
-        token: token.filter(|_| stage == Stage::RegistrationToken).cloned(),
+        token: token
+            .filter(|_| stage == Stage::RegistrationToken)
+            .cloned()
+            .map(Secret::from),
     }
 }
 

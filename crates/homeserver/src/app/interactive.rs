@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::OwnedUserId;
 
+use super::secret::Secret;
+
 /// Sessions that are remembered; the least used are forgotten first.
 const MAX_SESSIONS: usize = 10_000;
 /// How long a session lasts.
@@ -81,14 +83,14 @@ pub(crate) struct Completed {
     /// Which.
     pub(crate) stage: Stage,
     /// By which registration token, if by one.
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Secret>,
 }
 
 /// What a completed flow has shown.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Proven {
     /// The registration token, which is to be spent with the account that it makes.
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Secret>,
 }
 
 /// Why an attempt at a stage failed; the client may try again.
@@ -112,7 +114,7 @@ struct Progress {
     /// Set by the first completed stage.
     body: Option<[u8; 32]>,
     /// The registration token that was shown.
-    token: Option<String>,
+    token: Option<Secret>,
     completed: Vec<Stage>,
     begun: Duration,
 }

@@ -26,7 +26,7 @@ pub(crate) struct OperatorRegistration {
 }
 
 /// What the code covers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Covered<'a> {
     /// The nonce.
     pub(crate) nonce: &'a str,

@@ -111,7 +111,10 @@ impl Registration {
             None => None,
         };
         let (admin, token) = match way {
-            Way::Public { token } => (Admin::IfFirst, Some(token)),
+            // A token shows that the operator has let them in. Where all may register, nobody
+            // becomes an administrator by being faster.
+            Way::Public { token: Some(token) } => (Admin::IfFirst, Some(Some(token))),
+            Way::Public { token: None } => (Admin::No, Some(None)),
             Way::Operator { admin: true } => (Admin::Yes, None),
             Way::Operator { admin: false } => (Admin::No, None),
         };

@@ -10,6 +10,9 @@ use super::{
     StorageConfig, WellKnownConfig, raw,
 };
 
+/// Bytes of the shortest key of the operators' registration endpoint.
+const MIN_SHARED_SECRET: usize = 16;
+
 /// The port of a DNS server that is given without one.
 const DNS_PORT: u16 = 53;
 
@@ -142,6 +145,16 @@ impl raw::Registration {
             if secret.as_ref().is_some_and(String::is_empty) {
                 return Err(refused(key, "", "an empty secret protects nothing"));
             }
+        }
+        // Whoever guesses it makes administrators.
+        let secret = self.shared_secret.as_ref();
+        if secret.is_some_and(|secret| secret.len() < MIN_SHARED_SECRET) {
+            let problem = format!("must have at least {MIN_SHARED_SECRET} characters");
+            return Err(refused(
+                "registration.shared_secret",
+                "(not shown)",
+                problem,
+            ));
         }
         Ok(RegistrationConfig {
             mode: self.mode,

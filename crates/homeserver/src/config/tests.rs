@@ -150,6 +150,10 @@ fn values_that_cannot_be_are_refused() {
         ("[rooms]\ndefault_version = \"13\"", "rooms.default_version"),
         ("[registration]\ntoken = \"\"", "registration.token"),
         (
+            "[registration]\nshared_secret = \"fifteen letters\"",
+            "registration.shared_secret",
+        ),
+        (
             "[rate_limits]\nlogin = { per_second = 0.0 }",
             "rate_limits.login.per_second",
         ),
@@ -176,5 +180,32 @@ fn variables_that_do_not_fit_are_refused() {
     for (name, value, named) in cases {
         let error = Config::parse("", [(name, value)]).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_without_the_secret() {
+    let texts = [
+        ("[registration]\nshared_secret = hunter2\n", "line 2"),
+        ("[registration]\nshared_secret = \"hunter2\n", "line 2"),
+        (
+            "[registration]\ntoken = [\"hunter2\"]\n",
+            "registration.token",
+        ),
+        ("registration = \"hunter2\"\n", "registration"),
+        (
+            "[http]\nmax_connections = \"hunter2\"\n",
+            "invalid type: string, expected",
+        ),
+        (
+            "[registration]\nshared_secret = \"hunter2\"\n",
+            "16 characters",
+        ),
+    ];
+    for (text, named) in texts {
+        let error = Config::parse(text, NOTHING).unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains(named), "{shown}");
     }
 }

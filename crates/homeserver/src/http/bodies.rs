@@ -84,14 +84,15 @@ impl Sender {
     }
 }
 
-/// A whole body, with its share of the budget, which is given back when this is dropped.
-#[derive(Debug, Default)]
+/// A whole body, with its share of the budget, which is given back when this is dropped. Without
+/// `Debug`: a body may be a password.
+#[derive(Default)]
 pub(super) struct Held {
     pub(super) bytes: Bytes,
     _share: Share,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Share {
     small: Option<OwnedSemaphorePermit>,
     large: Option<OwnedSemaphorePermit>,

@@ -10,7 +10,6 @@ use super::{ApiError, Components, ruma_types};
 use crate::app::{authentication::Proof, interactive::Operation, session::Session};
 
 /// A request, what the client offers as authentication for it, and a hash of all the rest.
-#[derive(Debug)]
 pub(crate) struct Interactive<T> {
     /// The request.
     pub(crate) request: T,

@@ -29,6 +29,15 @@ const CLASSES: &[(&str, LimitClass)] = &[
     ("/join/{room_id_or_alias}", LimitClass::Join),
     ("/knock/{room_id_or_alias}", LimitClass::Join),
     ("/invite", LimitClass::Invite),
+    // What makes others store or load much.
+    ("/sendToDevice/{event_type}/{txn_id}", LimitClass::Other),
+    ("/keys/upload", LimitClass::Other),
+    ("/keys/query", LimitClass::Other),
+    ("/keys/claim", LimitClass::Other),
+    ("/keys/signatures/upload", LimitClass::Other),
+    ("/keys/device_signing/upload", LimitClass::Other),
+    ("/filter", LimitClass::Other),
+    ("/account_data/{event_type}", LimitClass::Other),
 ];
 
 /// The class of an endpoint, if it is limited.

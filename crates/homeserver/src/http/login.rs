@@ -20,6 +20,7 @@ use crate::app::{
     authentication::Authenticator,
     interactive::{Flows, Stage},
     login::{BriefTokens, LOGIN_TOKEN_LIFETIME},
+    secret::Secret,
     session::{Keep, Login, Session, Sessions},
 };
 
@@ -114,8 +115,9 @@ async fn login(
         refreshable: body.refresh_token,
     };
     let issued = sessions.issue(&account, asked).await?;
-    let mut response = login::v3::Response::new(issued.user, issued.access_token, issued.device);
-    response.refresh_token = issued.refresh_token;
+    let mut response =
+        login::v3::Response::new(issued.user, issued.access_token.reveal(), issued.device);
+    response.refresh_token = issued.refresh_token.map(Secret::reveal);
     response.expires_in = issued.expires_in;
     Ok(Ruma(response))
 }
@@ -142,8 +144,8 @@ async fn refresh(
     Ruma(request): Ruma<refresh_token::v3::Request>,
 ) -> Result<Ruma<refresh_token::v3::Response>, ApiError> {
     let issued = sessions.refresh(&request.refresh_token).await?;
-    let mut response = refresh_token::v3::Response::new(issued.access_token);
-    response.refresh_token = issued.refresh_token;
+    let mut response = refresh_token::v3::Response::new(issued.access_token.reveal());
+    response.refresh_token = issued.refresh_token.map(Secret::reveal);
     response.expires_in_ms = issued.expires_in;
     Ok(Ruma(response))
 }

@@ -102,7 +102,7 @@ async fn register(
     Ok(json_answer(&json!({
         "user_id": issued.user,
         "home_server": server,
-        "access_token": issued.access_token,
+        "access_token": issued.access_token.reveal(),
         "device_id": issued.device,
     })))
 }

@@ -108,7 +108,7 @@ async fn stage(
 }
 
 /// The one field of every form.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 struct Entered {
     #[serde(default)]
     entered: String,

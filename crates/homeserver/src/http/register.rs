@@ -72,10 +72,10 @@ async fn register(
             refreshable: request.refresh_token,
         };
         let issued = sessions.issue(&account, login).await?;
-        answer["access_token"] = issued.access_token.into();
+        answer["access_token"] = issued.access_token.reveal().into();
         answer["device_id"] = issued.device.as_str().into();
         if let Some(token) = issued.refresh_token {
-            answer["refresh_token"] = token.into();
+            answer["refresh_token"] = token.reveal().into();
         }
         if let Some(lifetime) = issued.expires_in {
             let millis = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);

@@ -21,7 +21,6 @@ use super::{
 };
 
 /// A ruma request as argument, a ruma response as result.
-#[derive(Debug)]
 pub(crate) struct Ruma<T>(pub(crate) T);
 
 impl<T: IncomingRequest> FromRequest<Components> for Ruma<T> {
@@ -35,7 +34,6 @@ impl<T: IncomingRequest> FromRequest<Components> for Ruma<T> {
 
 /// A request of type `T` that was routed and limited as one, but whose body the handler reads by
 /// itself.
-#[derive(Debug)]
 pub(crate) struct Unparsed<T> {
     body: Held,
     request: PhantomData<fn() -> T>,
@@ -62,7 +60,6 @@ impl<T: Metadata> FromRequest<Components> for Unparsed<T> {
 }
 
 /// A request that was let through and read, not yet parsed.
-#[derive(Debug)]
 pub(super) struct Arrived {
     parts: Parts,
     /// The path's parameters, decoded.

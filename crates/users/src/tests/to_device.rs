@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::{World, device_id, raw, user_id, value};
 use crate::{
-    DeviceNumber, INBOX_PAGE, MAX_INBOX, MAX_INBOX_BYTES, MAX_TO_DEVICE_CONTENT, Recipient,
-    ToDeviceError, ToDeviceRequest, UserNumber, tables::TO_DEVICE_TRANSACTIONS,
+    DeviceNumber, INBOX_PAGE, MAX_DELIVERED_BYTES, MAX_INBOX, MAX_INBOX_BYTES,
+    MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError, ToDeviceRequest, UserNumber,
+    tables::TO_DEVICE_TRANSACTIONS,
 };
 
 const END: u64 = u64::MAX - 1;
@@ -188,7 +189,7 @@ async fn a_request_larger_than_a_batch_reaches_everybody_once() {
     let world = World::new().await;
     let alice = world.user("alice").await;
     let mut devices = BTreeSet::new();
-    for number in 0..700 {
+    for number in 0..450 {
         devices.insert(world.device(alice, &format!("D{number:03}")).await);
     }
     let mut request = to(&[(alice, Recipient::AllDevices, json!({}))]);
@@ -303,4 +304,22 @@ async fn the_journal_wakes_each_device() {
         let last = world.store.journal().last(&[topic]).await.unwrap();
         assert!(last[0].is_some_and(|last| last > before));
     }
+}
+
+#[tokio::test]
+async fn a_wildcard_multiplies_no_more_than_so_many_bytes() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let content = json!({ "ciphertext": "x".repeat(MAX_TO_DEVICE_CONTENT - 20) });
+    let fit = MAX_DELIVERED_BYTES / raw(&content).get().len();
+    for number in 0..fit {
+        world.device(alice, &format!("D{number}")).await;
+    }
+    let request = to(&[(alice, Recipient::AllDevices, content)]);
+    world.users.inbox.send(&request).await.unwrap();
+    world.device(alice, "one more").await;
+    let before = world.store.durable();
+    let refused = world.users.inbox.send(&request).await;
+    assert!(matches!(refused, Err(ToDeviceError::TooLarge)));
+    assert_eq!(world.store.durable(), before, "nothing of it is stored");
 }

@@ -7,9 +7,12 @@ use homeserver_users::Account;
 use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::{SessionError, Sessions};
-use crate::app::tokens::{
-    self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS, Pair, REFRESH, REFRESH_TOKENS,
-    RefreshRow, TokenHash, TokenKind,
+use crate::app::{
+    secret::Secret,
+    tokens::{
+        self, ACCESS, ACCESS_TOKENS, AccessRow, DEVICE_TOKENS, Pair, REFRESH, REFRESH_TOKENS,
+        RefreshRow, TokenHash, TokenKind,
+    },
 };
 
 /// Letters of a generated device id.
@@ -34,9 +37,9 @@ pub(crate) struct Issued {
     /// The device.
     pub(crate) device: OwnedDeviceId,
     /// The access token.
-    pub(crate) access_token: String,
+    pub(crate) access_token: Secret,
     /// The refresh token, if asked for.
-    pub(crate) refresh_token: Option<String>,
+    pub(crate) refresh_token: Option<Secret>,
     /// How long the access token lasts, if it ends.
     pub(crate) expires_in: Option<Duration>,
 }
@@ -84,8 +87,8 @@ impl Sessions {
         Ok(Issued {
             user: account.user_id.clone(),
             device,
-            access_token,
-            refresh_token,
+            access_token: access_token.into(),
+            refresh_token: refresh_token.map(Secret::from),
             expires_in,
         })
     }

@@ -60,8 +60,8 @@ impl Sessions {
                     return Ok(Issued {
                         user: account.user_id,
                         device: row.device.as_str().into(),
-                        access_token,
-                        refresh_token: Some(refresh_token),
+                        access_token: access_token.into(),
+                        refresh_token: Some(refresh_token.into()),
                         expires_in,
                     });
                 }

@@ -99,6 +99,73 @@ async fn a_closed_account_is_out_of_its_rooms_and_nobody_gets_in() {
     login.refused(403, "M_USER_DEACTIVATED");
 }
 
+#[tokio::test]
+async fn no_token_and_no_key_survives_the_account() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let bob = fresh.register("bob").await;
+    let mut login = by_password("alice");
+    login["refresh_token"] = true.into();
+    let refreshable = fresh.post("/_matrix/client/v3/login", None, login).await;
+    let refresh_token = refreshable.ok()["refresh_token"].clone();
+    let proof = json!({ "auth": own_password("alice") });
+    let get_token = "/_matrix/client/v1/login/get_token";
+    let brief = fresh.post(get_token, Some(&alice.token), proof).await.ok();
+    let (user, device) = (&alice.user, &alice.device);
+    let signatures = json!({ user: { format!("ed25519:{device}"): "c2lnbmF0dXJl" } });
+    let keys = json!({
+        "device_keys": {
+            "user_id": user, "device_id": device, "algorithms": [],
+            "keys": { format!("ed25519:{device}"): "a2V5" }, "signatures": signatures,
+        },
+        "fallback_keys": {
+            "signed_curve25519:AAAA": { "key": "a2V5", "fallback": true, "signatures": signatures },
+        },
+    });
+    let upload = "/_matrix/client/v3/keys/upload";
+    fresh.post(upload, Some(&alice.token), keys).await.ok();
+    let query = json!({ "device_keys": { user: [] } });
+    let query = async || {
+        let path = "/_matrix/client/v3/keys/query";
+        let answer = fresh.post(path, Some(&bob.token), query.clone()).await;
+        answer.ok()["device_keys"][user].clone()
+    };
+    assert!(query().await[device].is_object());
+
+    let body = json!({ "auth": own_password("alice") });
+    fresh.post(DEACTIVATE, Some(&alice.token), body).await.ok();
+
+    let login = json!({ "type": "m.login.token", "token": brief["login_token"] });
+    let login = fresh.post("/_matrix/client/v3/login", None, login).await;
+    assert_eq!(login.status, 403, "{}", login.body);
+    let refresh = json!({ "refresh_token": refresh_token });
+    let refresh = fresh
+        .post("/_matrix/client/v3/refresh", None, refresh)
+        .await;
+    refresh.refused(401, "M_UNKNOWN_TOKEN");
+    assert!(query().await[device].is_null());
+    let claim = json!({ "one_time_keys": { user: { device: "signed_curve25519" } } });
+    let path = "/_matrix/client/v3/keys/claim";
+    let claimed = fresh.post(path, Some(&bob.token), claim).await.ok();
+    assert_eq!(claimed["one_time_keys"], json!({}));
+    let account = fresh.homeserver.administration().account("alice").await;
+    let devices = fresh
+        .homeserver
+        .users()
+        .devices
+        .all(account.unwrap().number);
+    assert!(devices.await.unwrap().is_empty());
+
+    // Nothing waits for who does not come back.
+    let message = json!({ "messages": { user: { "*": { "a": 1 } } } });
+    let path = "/_matrix/client/v3/sendToDevice/m.dummy/1";
+    fresh.put(path, Some(&bob.token), message).await.ok();
+    let parts = fresh.homeserver.components();
+    let number = fresh.homeserver.administration().account("alice").await;
+    let left = parts.devices.all(number.unwrap().number).await.unwrap();
+    assert!(left.is_empty(), "without a device there is no inbox");
+}
+
 /// The profile goes with the account, and rooms are told of that while they are being left.
 #[tokio::test]
 async fn a_closed_account_with_a_name_leaves_all_its_public_rooms() {

@@ -142,7 +142,9 @@ async fn ids_that_no_device_can_have_are_not_there() {
         .await
         .ok();
     assert_eq!(claimed["one_time_keys"], json!({}));
-    let many: Vec<_> = (0..=10_000).map(|number| format!("D{number}")).collect();
+    let many: Vec<_> = (0..=homeserver_users::MAX_DEVICES)
+        .map(|number| format!("D{number}"))
+        .collect();
     fresh
         .post(DELETE, Some(&alice.token), json!({ "devices": many }))
         .await

@@ -43,6 +43,11 @@ async fn options_is_answered_everywhere_and_does_nothing() {
             headers["access-control-allow-headers"],
             "X-Requested-With, Content-Type, Authorization"
         );
+        assert!(!headers.contains_key("access-control-allow-credentials"));
+        let answer = fresh.get(path, None).await;
+        assert_eq!(answer.headers["access-control-allow-origin"], "*");
+        let credentials = "access-control-allow-credentials";
+        assert!(!answer.headers.contains_key(credentials), "{path}");
     }
 }
 
@@ -154,7 +159,13 @@ async fn tokens_come_in_header_or_query() {
     let answer = fresh.get(WHOAMI, Some("wrong")).await;
     answer.refused(401, "M_UNKNOWN_TOKEN");
     assert_eq!(answer.headers["access-control-allow-origin"], "*");
-    for almost in [&alice.token[1..], &alice.token[..alice.token.len() - 1]] {
+    let swapped = alice.token.chars().map(|letter| match letter {
+        'a'..='z' => letter.to_ascii_uppercase(),
+        _ => letter.to_ascii_lowercase(),
+    });
+    let swapped: String = swapped.collect();
+    let shorter = &alice.token[..alice.token.len() - 1];
+    for almost in [&alice.token[1..], shorter, &swapped] {
         fresh
             .get(WHOAMI, Some(almost))
             .await
@@ -175,6 +186,43 @@ async fn tokens_come_in_header_or_query() {
             json!({ "user_id": alice.user, "device_id": alice.device })
         );
     }
+}
+
+#[tokio::test]
+async fn other_tokens_are_no_access_tokens() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let mut login = super::by_password("alice");
+    login["refresh_token"] = true.into();
+    let refreshable = fresh.post(LOGIN, None, login).await.ok();
+    let get_token = "/_matrix/client/v1/login/get_token";
+    let proof = json!({ "auth": super::own_password("alice") });
+    let brief = fresh.post(get_token, Some(&alice.token), proof).await.ok();
+    for token in [&refreshable["refresh_token"], &brief["login_token"]] {
+        let token = token.as_str().unwrap();
+        fresh
+            .get(WHOAMI, Some(token))
+            .await
+            .refused(401, "M_UNKNOWN_TOKEN");
+    }
+}
+
+/// Nothing is unpacked: a thousand bytes stay a thousand.
+#[tokio::test]
+async fn a_packed_body_is_not_unpacked() {
+    let fresh = fresh().await;
+    let packed = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x93, 0xe7, 0x60];
+    let request = http::Request::builder()
+        .method(Method::POST)
+        .uri(LOGIN)
+        .header("content-encoding", "gzip")
+        .body(Body::from(packed.to_vec()));
+    let answer = tower::ServiceExt::oneshot(fresh.router.clone(), request.unwrap());
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), 400);
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+    let body: Value = serde_json::from_slice(&body.unwrap().to_bytes()).unwrap();
+    assert_eq!(body["errcode"], "M_NOT_JSON");
 }
 
 #[tokio::test]

@@ -132,3 +132,22 @@ async fn strangers_keep_nobody_from_proving_their_own_password() {
     let limited = prove("alice", "password of alice").await;
     assert!(matches!(limited, Err(AuthenticationError::Limit(_))));
 }
+
+/// Whoever has no password cannot prove one.
+#[tokio::test]
+async fn an_account_without_a_password_has_none_to_be_guessed() {
+    let fresh = fresh().await;
+    let made = fresh.homeserver.administration();
+    let account = made.create_user("bot", None, false).await.unwrap();
+    let sessions = &fresh.homeserver.components().sessions;
+    let issued = sessions.issue(&account, crate::app::session::Login::default());
+    let token = issued.await.unwrap().access_token;
+    for password in [json!(""), json!("*"), json!("!"), Value::Null] {
+        let mut auth = own_password("bot");
+        auth["password"] = password;
+        let body = json!({ "auth": auth });
+        let answer = fresh.post(GET_TOKEN, Some(&token), body).await;
+        assert_eq!(answer.status, 401, "{}", answer.body);
+        assert!(answer.body["login_token"].is_null());
+    }
+}

@@ -17,6 +17,21 @@ async fn upload(fresh: &Fresh, token: &str, content: &'static str) -> String {
     uri.strip_prefix("mxc://").unwrap().to_owned()
 }
 
+/// What keeps a browser from running it.
+#[track_caller]
+fn is_harmless(answer: &super::Answer) {
+    let policy = answer.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("sandbox;"), "{policy}");
+    assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+}
+
+/// A black PNG of 64 × 64.
+const PICTURE: &[u8] = b"\
+    \x89\x50\x4e\x47\x0d\x0a\x1a\x0a\x00\x00\x00\x0d\x49\x48\x44\x52\x00\x00\x00\
+    \x40\x00\x00\x00\x40\x01\x00\x00\x00\x00\x82\x12\x4c\x73\x00\x00\x00\x0f\x49\
+    \x44\x41\x54\x78\xda\x63\x60\x18\x05\xa3\x80\x7c\x00\x00\x02\x40\x00\x01\xe0\
+    \x4d\x1d\x44\x00\x00\x00\x00\x49\x45\x4e\x44\xae\x42\x60\x82";
+
 #[tokio::test]
 async fn what_was_uploaded_is_downloaded() {
     let fresh = fresh().await;
@@ -42,7 +57,7 @@ async fn what_was_uploaded_is_downloaded() {
             answer.headers["cross-origin-resource-policy"],
             "cross-origin"
         );
-        assert!(answer.headers.contains_key("content-security-policy"));
+        is_harmless(&answer);
         fresh.get(&path, None).await.refused(401, "M_MISSING_TOKEN");
     }
     let missing = "/_matrix/client/v1/media/download/localhost/nothing";
@@ -61,14 +76,24 @@ async fn old_endpoints_serve_by_configuration() {
     for (allowed, status) in [(false, 404), (true, 200)] {
         let fresh = fresh_with(|config| config.media.allow_legacy_unauthenticated = allowed).await;
         let alice = fresh.register("alice").await;
-        let place = upload(&fresh, &alice.token, "hello").await;
+        let picture = Body::from(PICTURE);
+        let path = "/_matrix/media/v3/upload";
+        let sent = fresh.send_bytes(Method::POST, path, Some(&alice.token), picture);
+        let uri = sent.await.ok()["content_uri"].clone();
+        let place = uri.as_str().unwrap().strip_prefix("mxc://").unwrap();
+        let sizes = ["width=1&height=1", "width=800&height=800"];
         for version in ["v3", "r0"] {
-            let path = format!("/_matrix/media/{version}/download/{place}");
-            assert_eq!(
-                fresh.get(&path, None).await.status,
-                status,
-                "{path} {allowed}"
-            );
+            let download = format!("/_matrix/media/{version}/download/{place}");
+            let thumbnail = format!("/_matrix/media/{version}/thumbnail/{place}");
+            let mut paths = vec![download.clone(), format!("{download}/name.png")];
+            paths.extend(sizes.map(|size| format!("{thumbnail}?{size}&method=crop")));
+            for path in paths {
+                let answer = fresh.get(&path, None).await;
+                assert_eq!(answer.status, status, "{path} {allowed}");
+                if allowed {
+                    is_harmless(&answer);
+                }
+            }
         }
     }
 }

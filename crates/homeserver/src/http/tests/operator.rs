@@ -5,7 +5,7 @@ use sha1::Sha1;
 use super::{Fresh, fresh, fresh_with};
 
 const PATH: &str = "/_synapse/admin/v1/register";
-const SECRET: &str = "shared secret";
+const SECRET: &str = "a shared secret of some length";
 
 async fn with_secret() -> Fresh {
     fresh_with(|config| {

@@ -340,3 +340,44 @@ async fn a_token_that_was_made_is_good_as_often_and_as_long_as_was_said() {
         .unwrap();
     assert_eq!(register("seven", "open").await.status, 401);
 }
+
+/// A stranger who is first is a stranger nevertheless.
+#[tokio::test]
+async fn where_all_may_register_nobody_becomes_an_administrator() {
+    let fresh = fresh().await;
+    fresh.register("alice").await;
+    let account = fresh.homeserver.administration().account("alice").await;
+    assert!(!account.unwrap().admin);
+}
+
+#[tokio::test]
+async fn first_tokens_are_of_one_server() {
+    let mut tokens = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let homeserver = crate::Homeserver::configured(crate::config::Config::default())
+            .engine(std::sync::Arc::new(
+                homeserver_storage::engines::memory::MemoryEngine::new(),
+            ))
+            .open()
+            .await
+            .unwrap();
+        let token = homeserver.first_registration_token().await.unwrap();
+        tokens.insert(token.expect("the first account needs one"));
+    }
+    assert_eq!(tokens.len(), 3);
+}
+
+#[tokio::test]
+async fn there_is_one_way_to_register() {
+    let fresh = fresh().await;
+    for path in [
+        "/_matrix/client/v1/register",
+        "/_matrix/client/v2/register",
+        "/_matrix/client/api/v1/register",
+        "/_synapse/admin/v2/register",
+        "/_matrix/client/v2_alpha/register",
+    ] {
+        let answer = fresh.post(path, None, dummy("alice")).await;
+        answer.refused(404, "M_UNRECOGNIZED");
+    }
+}

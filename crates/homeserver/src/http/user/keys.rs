@@ -26,6 +26,10 @@ use crate::{
 /// Users in one query or claim.
 const MAX_USERS: usize = 10_000;
 
+/// Bytes of keys in the answer to a query. Users whose keys come after it are left out, and this
+/// server is among the failures: the client asks again, for fewer.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
 pub(super) fn routes() -> Routes {
     Routes::new()
         .ruma(upload)
@@ -71,15 +75,21 @@ async fn query(
     check_count(request.device_keys.len())?;
     let reader = (session.user_number, &*session.user);
     let mut response = get_keys::v3::Response::new();
+    let mut bytes = 0;
     for (user, devices) in request.device_keys {
         if is_remote(&session, &user) {
             unreachable_server(&mut response.failures, &user);
             continue;
         }
+        if bytes > MAX_ANSWER {
+            too_much(&mut response.failures, &user);
+            break;
+        }
         let Some(number) = users.known_number(&user).await? else {
             continue;
         };
         let keys = users.keys.of_user(number, &devices, reader.0).await?;
+        bytes += keys.values().map(|key| key.get().len()).sum::<usize>();
         let keys = keys.into_iter();
         let keys = keys.map(|(device, keys)| (device, Raw::from_json(keys)));
         response.device_keys.insert(user.clone(), keys.collect());
@@ -191,6 +201,11 @@ fn is_remote(session: &Session, user: &UserId) -> bool {
 
 fn unreachable_server(failures: &mut BTreeMap<String, serde_json::Value>, user: &UserId) {
     let error = json!({ "errcode": "M_UNKNOWN", "error": "This server does not federate" });
+    failures.insert(user.server_name().to_string(), error);
+}
+
+fn too_much(failures: &mut BTreeMap<String, serde_json::Value>, user: &UserId) {
+    let error = json!({ "errcode": "M_TOO_LARGE", "error": "Ask for fewer users at once" });
     failures.insert(user.server_name().to_string(), error);
 }
 
