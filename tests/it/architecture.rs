@@ -65,8 +65,27 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
+/// Crates whose programs speak HTTP to a server by themselves: the guard, and what is no server.
+const CLIENTS: [&str; 3] = [
+    "homeserver-outbound",
+    "homeserver-bench",
+    "homeserver-tests",
+];
+
 #[test]
-fn imports_run_downwards() {
+fn only_the_guard_speaks_to_others() {
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        let is_client =
+            |dependency: &Value| dependency["name"] == "reqwest" && dependency["kind"] != "dev";
+        let dependencies = package["dependencies"].as_array().unwrap();
+        let speaks = dependencies.iter().any(is_client);
+        assert_eq!(speaks, CLIENTS.contains(&name), "{name} and reqwest");
+    }
+}
+
+fn metadata() -> Value {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args([
@@ -84,7 +103,12 @@ fn imports_run_downwards() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn imports_run_downwards() {
+    let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     assert!(packages.len() > 5, "the workspace was not read");
     let ours: BTreeSet<&str> = packages

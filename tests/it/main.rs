@@ -5,6 +5,7 @@
     reason = "these are tests, helpers included"
 )]
 
+mod advisories;
 mod architecture;
 mod kill;
 mod real_clients;

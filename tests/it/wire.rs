@@ -12,6 +12,7 @@ mod reading;
 mod refusals;
 mod rooms;
 mod routes;
+mod secrets;
 mod signing;
 mod syncing;
 mod user_data;

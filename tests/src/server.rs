@@ -31,6 +31,8 @@ pub struct ServerOptions {
     pub registration: &'static str,
     /// More lines for the configuration file, whole sections.
     pub configuration: String,
+    /// What is logged, as `RUST_LOG` says it; the server's default when unset.
+    pub log: Option<&'static str>,
 }
 
 impl Default for ServerOptions {
@@ -41,6 +43,7 @@ impl Default for ServerOptions {
             rate_limits: false,
             registration: "mode = \"open\"\n",
             configuration: String::new(),
+            log: None,
         }
     }
 }
@@ -70,7 +73,7 @@ impl Server {
             configuration(&options, port),
         )
         .expect("the configuration must be written");
-        let process = spawn(&options.program, folder.path());
+        let process = spawn(&options, folder.path());
         let mut server = Self {
             process,
             folder,
@@ -120,7 +123,7 @@ impl Server {
 
     /// Starts the program again on the same folder and port.
     pub async fn restart(&mut self) {
-        self.process = spawn(&self.options.program, self.folder.path());
+        self.process = spawn(&self.options, self.folder.path());
         self.answers().await;
     }
 
@@ -157,7 +160,8 @@ impl Server {
     }
 }
 
-fn spawn(program: &Path, folder: &Path) -> Child {
+fn spawn(options: &ServerOptions, folder: &Path) -> Child {
+    let program = &options.program;
     let log = std::fs::File::options()
         .create(true)
         .append(true)
@@ -169,6 +173,7 @@ fn spawn(program: &Path, folder: &Path) -> Child {
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second handle"))
         .stderr(log)
+        .envs(options.log.map(|filter| ("RUST_LOG", filter)))
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|error| {
