@@ -41,6 +41,7 @@ mod login;
 mod media;
 mod operator;
 mod pages;
+mod panics;
 mod register;
 mod rooms;
 mod routes;
@@ -79,6 +80,7 @@ pub(crate) fn router(components: Components, surfaces: &[Surface]) -> Router {
         .into_router(&components)
         .fallback(error::unknown_path)
         .method_not_allowed_fallback(error::unknown_method)
+        .layer(middleware::from_fn(panics::answer))
         .layer(middleware::from_fn(cors::answer))
         .with_state(components)
 }

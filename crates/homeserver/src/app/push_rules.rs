@@ -97,7 +97,7 @@ impl PushRules {
         before: Option<&str>,
     ) -> Result<(), PushRuleError> {
         self.change(user, |rules| {
-            rules.insert(rule.clone(), after, before)?;
+            place(rules, rule.clone(), after, before)?;
             if rules
                 .iter()
                 .filter(|rule| !rule.is_server_default())
@@ -171,6 +171,34 @@ impl PushRules {
     }
 }
 
+/// Puts a rule into its place: anew if one is named, else where the rule of its name is.
+///
+/// A rule that moves is taken out first: ruma's `insert` expects that what is placed is not there
+/// yet, and panics where a rule is placed behind itself or moved behind the last one.
+fn place(
+    rules: &mut Ruleset,
+    rule: NewPushRule,
+    after: Option<&str>,
+    before: Option<&str>,
+) -> Result<(), PushRuleError> {
+    let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
+    let mut neighbours = after.iter().chain(&before).peekable();
+    let moves = neighbours.peek().is_some();
+    if neighbours.any(|neighbour| **neighbour == id) {
+        return Err(InsertPushRuleError::UnknownRuleId.into());
+    }
+    let enabled = rules.get(kind.clone(), &id).map(AnyPushRuleRef::enabled);
+    if moves && enabled.is_some() && !id.starts_with('.') {
+        rules.remove(kind.clone(), &id)?;
+    }
+    rules.insert(rule, after, before)?;
+    if enabled == Some(false) {
+        let switched = rules.set_enabled(kind, &id, false);
+        switched.map_err(|_| PushRuleError::NotFound)?;
+    }
+    Ok(())
+}
+
 /// One rule of a ruleset.
 pub(crate) fn rule<'a>(
     rules: &'a Ruleset,
@@ -201,7 +229,11 @@ fn rules_in(stored: Option<&RawValue>, user: &UserId) -> Ruleset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ruma::{push::NewSimplePushRule, room_id, user_id};
+    use proptest::prelude::*;
+    use ruma::{
+        push::{NewConditionalPushRule, NewPatternedPushRule, NewSimplePushRule},
+        room_id, user_id,
+    };
 
     #[test]
     fn what_is_stored_is_read_again_with_the_defaults_of_today() {
@@ -226,5 +258,83 @@ mod tests {
                 .enabled()
         );
         assert!(rule(&read, RuleKind::Underride, missing).is_ok());
+    }
+
+    fn named(kind: &RuleKind, name: &str) -> NewPushRule {
+        let name = name.to_owned();
+        match kind {
+            RuleKind::Override => {
+                let rule = NewConditionalPushRule::new(name, Vec::new(), Vec::new());
+                NewPushRule::Override(rule)
+            }
+            _ => NewPushRule::Content(NewPatternedPushRule::new(name, "x".to_owned(), Vec::new())),
+        }
+    }
+
+    /// The names of a user's own rules, and whether each is switched on.
+    fn own(rules: &Ruleset) -> Vec<(String, bool)> {
+        let rules = rules.iter().filter(|rule| !rule.is_server_default());
+        rules
+            .map(|rule| (rule.rule_id().to_owned(), rule.enabled()))
+            .collect()
+    }
+
+    /// Where the specification puts a rule among the user's own.
+    fn expected(
+        now: &[(String, bool)],
+        name: &str,
+        after: Option<&str>,
+        before: Option<&str>,
+    ) -> Option<Vec<(String, bool)>> {
+        let at = now.iter().position(|(other, _)| other == name);
+        let enabled = at.is_none_or(|at| now[at].1);
+        let mut rules = now.to_vec();
+        if after.is_none() && before.is_none() {
+            if at.is_none() {
+                rules.insert(0, (name.to_owned(), true));
+            }
+            return Some(rules);
+        }
+        rules.retain(|(other, _)| other != name);
+        let find = |wanted: &str| rules.iter().position(|(other, _)| other == wanted);
+        let behind = after.map(&find).map(|at| at.map(|at| at + 1));
+        let ahead = before.map(&find);
+        let to = match (behind, ahead) {
+            (Some(None), _) | (_, Some(None)) => return None,
+            (Some(Some(behind)), Some(Some(ahead))) if ahead < behind => return None,
+            (_, Some(Some(ahead))) => ahead,
+            (Some(Some(behind)), None) => behind,
+            (None, None) => 0,
+        };
+        rules.insert(to, (name.to_owned(), enabled));
+        Some(rules)
+    }
+
+    proptest! {
+        #[test]
+        fn rules_go_where_they_are_placed(
+            conditional: bool,
+            steps in prop::collection::vec(
+                ("[a-e]", prop::option::of("[a-e]"), prop::option::of("[a-e]"), any::<bool>()),
+                1..12,
+            ),
+        ) {
+            let kind = if conditional { RuleKind::Override } else { RuleKind::Content };
+            let mut rules = default_ruleset(user_id!("@alice:example.org"));
+            for (name, after, before, off) in steps {
+                let now = own(&rules);
+                let (after, before) = (after.as_deref(), before.as_deref());
+                let wanted = expected(&now, &name, after, before);
+                let mut changed = rules.clone();
+                let placed = place(&mut changed, named(&kind, &name), after, before);
+                prop_assert_eq!(placed.is_ok(), wanted.is_some());
+                let Some(wanted) = wanted else { continue };
+                prop_assert_eq!(own(&changed), wanted);
+                rules = changed;
+                if off {
+                    rules.set_enabled(kind.clone(), &name, false).unwrap();
+                }
+            }
+        }
     }
 }

@@ -108,6 +108,16 @@ async fn push_rules_have_defaults_and_can_be_changed() {
         .map(|rule| rule["rule_id"].clone())
         .collect();
     assert_eq!(&ids[..2], [json!("tea"), json!("milk")]);
+    // Each of these once stopped the whole connection.
+    for (path, status) in [
+        ("pushrules/global/content/milk?after=milk", 404),
+        ("pushrules/global/content/new?after=new", 404),
+        ("pushrules/global/content/milk?after=tea", 200),
+        ("pushrules/global/override/o?after=o", 404),
+    ] {
+        let body = json!({ "pattern": "milk", "actions": ["notify"], "conditions": [] });
+        assert_eq!(alice.put(path, body).await.status, status, "{path}");
+    }
     assert_eq!(alice.get(rule).await.ok()["pattern"], "tea");
     assert_eq!(
         alice.get(&format!("{rule}/enabled")).await.ok(),
