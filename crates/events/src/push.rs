@@ -31,6 +31,6 @@ pub use self::{
     condition::{Context, DEFAULT_NOTIFICATION_LEVEL, SenderPermission},
     event::{PushEvent, property_path},
     glob::{Glob, MAX_PATTERN_CHARS},
-    rules::{MAX_CONDITIONS, Outcome, Rules, default_ruleset},
+    rules::{MAX_CONDITIONS, MAX_STEPS, Outcome, Rules, default_ruleset},
     verdict::{ClassRules, Verdict, Verdicts},
 };

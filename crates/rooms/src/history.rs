@@ -17,7 +17,7 @@ use crate::{
 
 /// Events looked at for one page. A page that finds too little among so many ends early, with a
 /// token to go on.
-const LOOKED_AT_PER_PAGE: usize = 1000;
+pub(crate) const LOOKED_AT_PER_PAGE: usize = 1000;
 
 /// Rows passed over for one page because what they name was told by a timeline. A page that has to
 /// pass over more ends early, with a token to go on.

@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit, watch};
 use crate::{edit::Pending, error::RoomError, numbers::RoomNumber, rows::Head, tables::HEADS};
 
 /// Commands that may wait for one room.
-const QUEUE: usize = 1024;
+pub(crate) const QUEUE: usize = 1024;
 
 /// Handles kept. One that is dropped costs a read of the head when its room is used again.
 const HANDLES: usize = 4096;

@@ -12,7 +12,7 @@ use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-use super::{condition::SenderPermission, glob::Glob};
+use super::{condition::SenderPermission, glob::same_but_for_case};
 use crate::Pdu;
 
 /// Mentioned users that are kept one by one; an event that mentions more is flagged instead.
@@ -288,5 +288,5 @@ impl<'a> Content<'a> {
 
 /// `event_match` without wildcards: equal but for case.
 fn same(value: &str, wanted: &str) -> bool {
-    value == wanted || Glob::literal(wanted).matches_whole(value)
+    value == wanted || same_but_for_case(value, wanted)
 }

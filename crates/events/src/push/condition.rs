@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     event::{Path, PushEvent},
-    glob::Glob,
+    glob::{Glob, Steps},
 };
 use crate::{Pdu, PowerLevel, Rules, auth::Levels};
 
@@ -119,21 +119,22 @@ impl Condition {
         }
     }
 
-    pub(super) fn matches(&self, event: &PushEvent, context: &Context<'_>) -> bool {
+    /// Whether the event meets the condition, as far as `steps` allow to look.
+    pub(super) fn matches(&self, event: &PushEvent, context: &Context<'_>, steps: &Steps) -> bool {
         match self {
-            Self::EventMatch { path, glob } if path.is_body() => {
-                event.body().is_some_and(|body| glob.matches_words_in(body))
-            }
+            Self::EventMatch { path, glob } if path.is_body() => event
+                .body()
+                .is_some_and(|body| glob.matches_words_within(body, steps)),
             Self::EventMatch { path, glob } => event
                 .at(path)
                 .and_then(Value::as_str)
-                .is_some_and(|value| glob.matches_whole(value)),
+                .is_some_and(|value| glob.matches_whole_within(value, steps)),
             Self::PropertyIs { path, value } => event.at(path) == Some(value),
             Self::PropertyContains { path, value } => event
                 .at(path)
                 .and_then(Value::as_array)
-                .is_some_and(|array| array.contains(value)),
-            Self::ContainsDisplayName => contains_display_name(event, context.display_name),
+                .is_some_and(|array| steps.take(array.len()) && array.contains(value)),
+            Self::ContainsDisplayName => contains_display_name(event, context.display_name, steps),
             Self::MemberCount(is) => {
                 UInt::new(context.member_count).is_some_and(|n| is.contains(&n))
             }
@@ -144,11 +145,12 @@ impl Condition {
 }
 
 /// A display name is text: a star in somebody's name is a star.
-fn contains_display_name(event: &PushEvent, name: Option<&str>) -> bool {
-    match (event.body(), name) {
-        (Some(body), Some(name)) if !name.is_empty() => Glob::literal(name).matches_words_in(body),
-        _ => false,
-    }
+fn contains_display_name(event: &PushEvent, name: Option<&str>, steps: &Steps) -> bool {
+    let (Some(body), Some(name)) = (event.body(), name.filter(|name| !name.is_empty())) else {
+        return false;
+    };
+    // The name is compiled for this one event: at most a row of places for each character.
+    steps.take(name.len().pow(2) / 64) && Glob::literal(name).matches_words_within(body, steps)
 }
 
 fn scalar(value: &ScalarJsonValue) -> Value {

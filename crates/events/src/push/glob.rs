@@ -1,9 +1,14 @@
 //! Glob patterns: `*` is any run of characters, `?` exactly one, letters match in either case.
 //!
-//! A match takes time proportional to text × pattern at worst and never recurses; patterns are
-//! limited in length so that a user's keyword cannot make a message costly.
+//! A text is read once from its start to its end, and for each of its characters all places in the
+//! pattern that the text may have come to are moved on together, 64 to a machine word. A match
+//! therefore costs the characters of the text times the words of the pattern, whatever either of
+//! them says, and never recurses. That product is counted in steps, of which a user's rules have
+//! so many for an event ([`Steps`]).
 //!
 //! Specification: appendices, "Glob-style matching"; Client-Server API, `event_match`.
+
+use std::cell::Cell;
 
 /// Longest pattern that can match anything, in characters. User and room ids have at most 255.
 pub const MAX_PATTERN_CHARS: usize = 512;
@@ -27,6 +32,16 @@ impl Folded {
         };
         index == 0 || index >= self.0.len() || !is_word(index - 1) || !is_word(index)
     }
+
+    /// Characters.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Whether two texts are equal but for case.
+pub(super) fn same_but_for_case(one: &str, other: &str) -> bool {
+    one.chars().map(fold).eq(other.chars().map(fold))
 }
 
 /// The lower case of a character if that is one character, else the character itself.
@@ -41,6 +56,31 @@ fn fold(c: char) -> char {
     }
 }
 
+/// What the patterns of one user may still cost for one event. A pattern that would cost more than
+/// is left matches nothing.
+#[derive(Debug)]
+pub(super) struct Steps(Cell<u64>);
+
+impl Steps {
+    pub(super) fn new(steps: u64) -> Self {
+        Self(Cell::new(steps))
+    }
+
+    /// Takes so many steps, if there are as many.
+    pub(super) fn take(&self, steps: usize) -> bool {
+        let left = u64::try_from(steps)
+            .ok()
+            .and_then(|steps| self.0.get().checked_sub(steps));
+        // Nothing is left once something did not fit: what matches does not depend on luck.
+        self.0.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.0.get()
+    }
+}
+
 /// Where a match may begin and end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Anchor {
@@ -50,129 +90,182 @@ enum Anchor {
     Words,
 }
 
+impl Anchor {
+    fn may_start(self, text: &Folded, at: usize) -> bool {
+        match self {
+            Self::Whole => at == 0,
+            Self::Words => text.is_boundary(at),
+        }
+    }
+
+    fn may_end(self, text: &Folded, at: usize) -> bool {
+        match self {
+            Self::Whole => at == text.len(),
+            Self::Words => text.is_boundary(at),
+        }
+    }
+}
+
+/// One bit for each place in a pattern: before its first character, and behind each of them.
+type Places = Box<[u64]>;
+
+fn places(count: usize) -> Places {
+    vec![0; count / 64 + 1].into()
+}
+
+fn mark(places: &mut [u64], place: usize) {
+    if let Some(word) = places.get_mut(place / 64) {
+        *word |= 1 << (place % 64);
+    }
+}
+
+fn is_marked(places: &[u64], place: usize) -> bool {
+    places
+        .get(place / 64)
+        .is_some_and(|word| word >> (place % 64) & 1 == 1)
+}
+
 /// A compiled glob pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
-    /// What stands between the stars; `None` is a `?`.
-    segments: Vec<Vec<Option<char>>>,
-    open_start: bool,
-    open_end: bool,
+    /// The characters of the pattern beside the stars; `None` is a `?`.
+    wanted: Vec<Option<char>>,
+    /// The places where a star stands: any character leads from there to the same place.
+    stars: Places,
+    has_stars: bool,
+    /// The places from which a character leads to the next one, for the characters of the pattern
+    /// in their order.
+    leads: Vec<(char, Places)>,
+    /// The same for all other characters.
+    any_leads: Places,
     too_long: bool,
 }
 
 impl Glob {
     /// Compiles a pattern. One longer than [`MAX_PATTERN_CHARS`] never matches.
     pub fn new(pattern: &str) -> Self {
-        let too_long = pattern.chars().nth(MAX_PATTERN_CHARS).is_some();
-        let segments = if too_long {
-            Vec::new()
-        } else {
-            segments(pattern)
-        };
-        Self {
-            segments,
-            open_start: pattern.starts_with('*'),
-            open_end: pattern.ends_with('*'),
-            too_long,
-        }
+        Self::compile(pattern, true)
     }
 
     /// Compiles text in which no character is special, such as a display name.
     pub fn literal(text: &str) -> Self {
-        let too_long = text.chars().nth(MAX_PATTERN_CHARS).is_some();
-        let segment: Vec<_> = text.chars().map(|c| Some(fold(c))).collect();
-        let segments = if too_long || segment.is_empty() {
-            Vec::new()
-        } else {
-            vec![segment]
-        };
+        Self::compile(text, false)
+    }
+
+    fn compile(pattern: &str, has_wildcards: bool) -> Self {
+        let too_long = pattern.chars().nth(MAX_PATTERN_CHARS).is_some();
+        let pattern = if too_long { "" } else { pattern };
+        let mut wanted = Vec::new();
+        let mut stars = places(pattern.len());
+        let mut has_stars = false;
+        for c in pattern.chars() {
+            match c {
+                '*' if has_wildcards => {
+                    mark(&mut stars, wanted.len());
+                    has_stars = true;
+                }
+                '?' if has_wildcards => wanted.push(None),
+                c => wanted.push(Some(fold(c))),
+            }
+        }
+        let stars = stars.into_iter().take(wanted.len() / 64 + 1).collect();
+        let mut any_leads = places(wanted.len());
+        let mut chars: Vec<char> = wanted.iter().copied().flatten().collect();
+        chars.sort_unstable();
+        chars.dedup();
+        let mut leads: Vec<_> = chars
+            .into_iter()
+            .map(|c| (c, places(wanted.len())))
+            .collect();
+        for (place, wanted) in wanted.iter().enumerate() {
+            if wanted.is_none() {
+                mark(&mut any_leads, place);
+            }
+            for (c, leads) in &mut leads {
+                if wanted.is_none_or(|wanted| wanted == *c) {
+                    mark(leads, place);
+                }
+            }
+        }
         Self {
-            segments,
-            open_start: false,
-            open_end: false,
+            wanted,
+            stars,
+            has_stars,
+            leads,
+            any_leads,
             too_long,
         }
     }
 
+    /// Whether the pattern has a star, so that a text of any length may match.
+    pub(super) fn has_stars(&self) -> bool {
+        self.has_stars
+    }
+
     /// Whether the whole text matches.
     pub fn matches_whole(&self, text: &str) -> bool {
-        match self.segments.as_slice() {
-            // No star: compare in place, which is what nearly all rules need.
-            [only] if !self.open_start && !self.open_end && !self.too_long => {
-                let mut chars = text.chars();
-                only.iter().all(|wanted| {
-                    chars
-                        .next()
-                        .is_some_and(|c| wanted.is_none_or(|wanted| wanted == fold(c)))
-                }) && chars.next().is_none()
-            }
-            _ => self.matches(&Folded::new(text), Anchor::Whole),
+        self.matches_whole_within(text, &Steps::new(u64::MAX))
+    }
+
+    pub(super) fn matches_whole_within(&self, text: &str, steps: &Steps) -> bool {
+        if self.has_stars {
+            // Counted before the text is folded, which costs as much as matching does.
+            return steps.take(text.len())
+                && self.matches(&Folded::new(text), Anchor::Whole, steps);
         }
+        // Compared in place, which is what nearly all rules need, and costs less than to count: the
+        // server's own rules are never out of steps.
+        let mut chars = text.chars();
+        let same = |wanted: &Option<char>| {
+            let found = chars.next();
+            found.is_some_and(|c| wanted.is_none_or(|wanted| wanted == fold(c)))
+        };
+        !self.too_long && self.wanted.iter().all(same) && chars.next().is_none()
     }
 
     /// Whether some part of the text matches that starts and ends at word boundaries. The empty
     /// pattern matches only the empty text: a forgotten keyword must not match every message.
     pub fn matches_words(&self, text: &str) -> bool {
-        self.matches_words_in(&Folded::new(text))
+        self.matches_words_within(&Folded::new(text), &Steps::new(u64::MAX))
     }
 
-    pub(super) fn matches_words_in(&self, text: &Folded) -> bool {
-        self.matches(text, Anchor::Words)
+    pub(super) fn matches_words_within(&self, text: &Folded, steps: &Steps) -> bool {
+        self.matches(text, Anchor::Words, steps)
     }
 
-    fn matches(&self, text: &Folded, anchor: Anchor) -> bool {
-        if self.too_long {
+    fn matches(&self, text: &Folded, anchor: Anchor, steps: &Steps) -> bool {
+        if self.too_long || !steps.take(text.len().saturating_mul(self.stars.len())) {
             return false;
         }
-        if self.segments.is_empty() {
-            return self.open_start || text.0.is_empty();
+        let end = self.wanted.len();
+        if end == 0 {
+            return self.has_stars || text.len() == 0;
         }
-        // The leftmost place for each segment leaves the most room for those after it.
-        let last = self.segments.len() - 1;
-        let mut from = 0;
-        for (index, segment) in self.segments.iter().enumerate() {
-            let starts = index == 0 && !self.open_start;
-            let ends = index == last && !self.open_end;
-            let place = (from..=text.0.len().saturating_sub(segment.len())).find(|&at| {
-                (!starts || may_start(text, at, anchor))
-                    && (!ends || may_end(text, at + segment.len(), anchor))
-                    && segment_matches(segment, &text.0, at)
-            });
-            match place {
-                Some(at) => from = at + segment.len(),
-                None => return false,
+        let mut come_to = places(end);
+        for (at, c) in text.0.iter().enumerate() {
+            if anchor.may_start(text, at) {
+                mark(&mut come_to, 0);
+            }
+            self.step(&mut come_to, *c);
+            if is_marked(&come_to, end) && anchor.may_end(text, at + 1) {
+                return true;
             }
         }
-        true
+        false
     }
-}
 
-fn segments(pattern: &str) -> Vec<Vec<Option<char>>> {
-    pattern
-        .split('*')
-        .filter(|part| !part.is_empty())
-        .map(|part| part.chars().map(|c| (c != '?').then(|| fold(c))).collect())
-        .collect()
-}
-
-fn may_start(text: &Folded, at: usize, anchor: Anchor) -> bool {
-    match anchor {
-        Anchor::Whole => at == 0,
-        Anchor::Words => text.is_boundary(at),
+    /// Moves all places on by one character of the text.
+    fn step(&self, come_to: &mut [u64], c: char) {
+        let found = self.leads.binary_search_by_key(&c, |(c, _)| *c);
+        let leads = match found {
+            Ok(at) => &self.leads[at].1,
+            Err(_) => &self.any_leads,
+        };
+        let mut carried = 0;
+        for ((word, leads), stars) in come_to.iter_mut().zip(leads).zip(&self.stars) {
+            let moved = *word & leads;
+            *word = moved << 1 | carried | *word & stars;
+            carried = moved >> 63;
+        }
     }
-}
-
-fn may_end(text: &Folded, at: usize, anchor: Anchor) -> bool {
-    match anchor {
-        Anchor::Whole => at == text.0.len(),
-        Anchor::Words => text.is_boundary(at),
-    }
-}
-
-fn segment_matches(segment: &[Option<char>], text: &[char], at: usize) -> bool {
-    text.get(at..at + segment.len()).is_some_and(|part| {
-        part.iter()
-            .zip(segment)
-            .all(|(c, wanted)| wanted.is_none_or(|wanted| wanted == *c))
-    })
 }

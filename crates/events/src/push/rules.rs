@@ -12,8 +12,13 @@ use ruma::{
 use super::{
     condition::{Condition, Context},
     event::{Path, PushEvent},
-    glob::Glob,
+    glob::{Glob, Steps},
 };
+
+/// What the patterns of one user may cost for one event, in characters of a text times words of 64
+/// characters of a pattern: 16 keywords in the longest message there can be, 1,000 in one of a
+/// page. Patterns beyond that match nothing.
+pub const MAX_STEPS: u64 = 1 << 20;
 
 /// Conditions of one rule that are looked at; a rule with more never matches.
 pub const MAX_CONDITIONS: usize = 64;
@@ -134,14 +139,24 @@ impl Rules {
 
     /// The outcome of the first rule that matches, if any. A user's own events match nothing.
     pub fn evaluate(&self, event: &PushEvent, context: &Context<'_>) -> Option<&Outcome> {
+        self.evaluate_counted(event, context).0
+    }
+
+    /// The same, with the steps that it took: at most [`MAX_STEPS`].
+    pub fn evaluate_counted(
+        &self,
+        event: &PushEvent,
+        context: &Context<'_>,
+    ) -> (Option<&Outcome>, u64) {
         if event.text("sender") == Some(self.user.as_str()) {
-            return None;
+            return (None, 0);
         }
+        let steps = Steps::new(MAX_STEPS);
         let rule = self
             .rules
             .iter()
-            .find(|rule| rule.test.matches(event, context))?;
-        Some(&rule.outcome)
+            .find(|rule| rule.test.matches(event, context, &steps));
+        (rule.map(|rule| &rule.outcome), MAX_STEPS - steps.left())
     }
 }
 
@@ -182,9 +197,11 @@ impl Rank {
 }
 
 impl Test {
-    fn matches(&self, event: &PushEvent, context: &Context<'_>) -> bool {
+    fn matches(&self, event: &PushEvent, context: &Context<'_>, steps: &Steps) -> bool {
         match self {
-            Self::Conditions(conditions) => conditions.iter().all(|c| c.matches(event, context)),
+            Self::Conditions(conditions) => {
+                conditions.iter().all(|c| c.matches(event, context, steps))
+            }
             Self::Room(room) => event.text("room_id") == Some(room),
             Self::Sender(sender) => event.text("sender") == Some(sender),
         }

@@ -4,7 +4,7 @@ use ruma::{EventId, UserId, push::Ruleset, user_id};
 use serde_json::{Value, json};
 
 use super::{
-    Class, Context, Glob, Outcome, PushEvent, Rules, SenderPermission, classify, default_ruleset,
+    Class, Context, Outcome, PushEvent, Rules, SenderPermission, classify, default_ruleset,
 };
 use crate::{Pdu, PowerLevel, RoomVersion};
 

@@ -25,6 +25,10 @@ use super::{
 };
 use crate::PowerLevel;
 
+/// Patterns with stars that rooms are held against. Who has more has their events evaluated one by
+/// one, which has a limit of its own.
+const MAX_ROOM_PATTERNS: usize = 32;
+
 /// What an event is to a user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -80,6 +84,9 @@ impl ClassRules {
             if rule.enabled && !rule.default {
                 rooms.extend(rooms_of(rule)?);
             }
+        }
+        if rooms.iter().filter(|pattern| pattern.has_stars()).count() > MAX_ROOM_PATTERNS {
+            return None;
         }
         let looks_closer = ruleset.content.iter().any(|rule| rule.enabled)
             || ruleset.sender.iter().any(|rule| rule.enabled);

@@ -3,6 +3,7 @@
 //! (`tests/data/advisories.tsv`); flaws in the authorisation rules are in `auth_rules`.
 
 use homeserver_events::canonical::{self, Strictness};
+use homeserver_events::hash::{decode_base64, encode_base64};
 use homeserver_events::limits::{MAX_ID_BYTES, MAX_JSON_DEPTH, MAX_PDU_BYTES};
 use homeserver_events::{
     CanonicalObject, KeyError, KeyLifetime, KeySource, Pdu, PduError, PublishedKey, RoomVersion,
@@ -499,6 +500,44 @@ fn cve_2026_24044_known_keys_are_refused() {
         "l_O9hxMVKB6Lg-3Hqf0FQQZhVESQcMzbPN1Cz2nM3og",
     ] {
         assert_eq!(VerifyKey::from_base64(known), Err(KeyError::Predictable));
+    }
+}
+
+/// Signatures that satisfy the equation, but that some servers take and others refuse: an `R` of
+/// small order (made with the secret key of the seed of sevens, `S = H(R, A, M) a`), and a scalar
+/// with the order of the group added.
+#[test]
+fn signatures_that_servers_disagree_about_are_refused() {
+    let hex = |text: &str| -> Vec<u8> {
+        let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        (0..text.len()).step_by(2).map(digits).collect()
+    };
+    let public = "ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c";
+    let key = VerifyKey::from_bytes(&hex(public).try_into().unwrap()).unwrap();
+    let signer = SigningKey::from_seed("a", &[7; 32]).unwrap();
+    let mut object = canonical::parse_object(b"{}", Strictness::Strict).unwrap();
+    homeserver_events::sign_json(&mut object, "a", &signer);
+    let signed: Value = serde_json::from_str(&canonical::to_string(&object)).unwrap();
+    let good = signed["signatures"]["a"]["ed25519:a"].as_str().unwrap();
+    assert!(key.verifies(b"{}", good));
+
+    let order = hex("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
+    let mut bytes = decode_base64(good).unwrap();
+    let mut carried = 0;
+    for (byte, more) in bytes[32..].iter_mut().zip(order) {
+        let sum = u16::from(*byte) + u16::from(more) + carried;
+        *byte = (sum & 0xff) as u8;
+        carried = sum >> 8;
+    }
+    assert_eq!(carried, 0);
+    assert!(!key.verifies(b"{}", &encode_base64(&bytes)));
+    for bad in [
+        "0100000000000000000000000000000000000000000000000000000000000000\
+         d4c5323131ff9683cfb3d30197c786c9043f1052d6c2d5293f19d6f36b911104",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f\
+         dbecfef05ade8793dd5bae1958043b5a2717498c2b7e8df8596d6b6386769703",
+    ] {
+        assert!(!key.verifies(b"message", &encode_base64(hex(bad))));
     }
 }
 

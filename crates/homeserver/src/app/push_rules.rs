@@ -96,19 +96,8 @@ impl PushRules {
         after: Option<&str>,
         before: Option<&str>,
     ) -> Result<(), PushRuleError> {
-        self.change(user, |rules| {
-            place(rules, rule.clone(), after, before)?;
-            if rules
-                .iter()
-                .filter(|rule| !rule.is_server_default())
-                .count()
-                > MAX_RULES
-            {
-                return Err(PushRuleError::TooMany);
-            }
-            Ok(())
-        })
-        .await
+        self.change(user, |rules| place(rules, rule.clone(), after, before))
+            .await
     }
 
     /// Removes a rule of the user's own.
@@ -195,6 +184,10 @@ fn place(
     if enabled == Some(false) {
         let switched = rules.set_enabled(kind, &id, false);
         switched.map_err(|_| PushRuleError::NotFound)?;
+    }
+    let own = rules.iter().filter(|rule| !rule.is_server_default());
+    if own.count() > MAX_RULES {
+        return Err(PushRuleError::TooMany);
     }
     Ok(())
 }
@@ -308,6 +301,23 @@ mod tests {
         };
         rules.insert(to, (name.to_owned(), enabled));
         Some(rules)
+    }
+
+    #[test]
+    fn rules_are_limited_in_number() {
+        let mut rules = default_ruleset(user_id!("@alice:example.org"));
+        for number in 0..MAX_RULES {
+            let kind = [RuleKind::Override, RuleKind::Content][number % 2].clone();
+            let rule = named(&kind, &format!("r{number}"));
+            place(&mut rules, rule, None, None).unwrap();
+        }
+        for kind in [RuleKind::Override, RuleKind::Content] {
+            let more = place(&mut rules.clone(), named(&kind, "more"), None, None);
+            assert!(matches!(more, Err(PushRuleError::TooMany)), "{more:?}");
+        }
+        // One that is there may be replaced.
+        let again = named(&RuleKind::Content, "r1");
+        place(&mut rules, again, Some("r3"), None).unwrap();
     }
 
     proptest! {

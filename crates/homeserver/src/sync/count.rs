@@ -24,7 +24,10 @@ mod surroundings;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use homeserver_events::push::{ClassRules, Rules, Verdicts};
@@ -51,6 +54,12 @@ const EVENTS_COUNTED: usize = 500;
 /// Events that are evaluated for one response, of all rooms together.
 const EVENTS_PER_RESPONSE: usize = 20_000;
 
+/// Steps of patterns ([`homeserver_events::push::MAX_STEPS`]) that count as an event evaluated.
+const STEPS_AN_EVENT: u64 = 20_000;
+
+/// Steps of patterns after which others get their turn on the thread.
+const STEPS_A_TURN: u64 = 200_000;
+
 /// Counts of one room by thread root; `None` is the main timeline.
 type ByThread = BTreeMap<Option<EventNumber>, Counts>;
 
@@ -64,6 +73,18 @@ pub(super) struct Counting {
     by_class: Option<Mutex<ClassRules>>,
     /// How many events may still be evaluated.
     budget: AtomicUsize,
+}
+
+impl Counting {
+    /// Takes events off the budget, and what their patterns cost.
+    fn spend(&self, events: usize, steps: u64) {
+        let extra = usize::try_from(steps / STEPS_AN_EVENT).unwrap_or(usize::MAX);
+        let spent = events.saturating_add(extra);
+        let rest = |budget: usize| Some(budget.saturating_sub(spent));
+        let _ = self
+            .budget
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+    }
 }
 
 /// Up to where a user has read, as arrival positions.

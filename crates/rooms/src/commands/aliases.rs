@@ -12,6 +12,9 @@ use crate::{
     tables::ALIASES,
 };
 
+/// Aliases of one room: any member may give it one, and an upgrade moves them all at once.
+const MAX_ALIASES: usize = 200;
+
 impl Rooms {
     /// Whether a new alias is well formed and of this server.
     pub(super) fn check_own_alias(&self, alias: &RoomAliasId) -> Result<(), RoomError> {
@@ -37,6 +40,9 @@ impl Rooms {
         }
         if self.store.get(&ALIASES, &alias.as_str()).await?.is_some() {
             return Err(RoomError::AliasInUse(alias.to_string()));
+        }
+        if self.aliases(edit.room().number).await?.len() >= MAX_ALIASES {
+            return Err(RoomError::forbidden("this room has too many aliases"));
         }
         let row = AliasRow {
             room: edit.room().number.0,

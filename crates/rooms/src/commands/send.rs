@@ -20,6 +20,10 @@ use crate::{
     tables::ALIASES,
 };
 
+/// State that no client of this server redacts. Without its content a room would have no version
+/// and no owner, and would admit the servers it keeps out.
+const NOT_REDACTED: [&str; 2] = ["m.room.create", "m.room.server_acl"];
+
 /// Aliases that one `m.room.canonical_alias` may name.
 const MAX_ALT_ALIASES: usize = 100;
 
@@ -114,6 +118,12 @@ impl Rooms {
         let number = number.ok_or(RoomError::UnknownEvent)?;
         let target = self.events.find(edit.room(), number).await?;
         let target = target.ok_or(RoomError::UnknownEvent)?;
+        if target.pdu.state_key().is_some() && NOT_REDACTED.contains(&target.pdu.event_type()) {
+            return Err(RoomError::forbidden(format!(
+                "{} is not redacted",
+                target.pdu.event_type()
+            )));
+        }
         if target.pdu.sender() == sender || edit.levels().await?.may_redact(sender) {
             Ok(())
         } else {

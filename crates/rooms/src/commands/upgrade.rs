@@ -123,35 +123,34 @@ impl Rooms {
         Ok(tombstone.pdu.event_id().to_owned())
     }
 
-    /// Copies state into the new room, the power levels first. A sender who may not set something
-    /// under the old levels cannot copy it; the new room goes without.
+    /// Copies state into the new room. The power levels come first, with a sender who may set all
+    /// that follows, and last as they are to be: a room must not lose its rules about who may join
+    /// or which servers it keeps out because its upgrade was left to a moderator.
     async fn transfer(
         &self,
         old: &RoomEdit<'_>,
         new: &mut RoomEdit<'_>,
         sender: &UserId,
     ) -> Result<(), RoomError> {
+        let set = |event_type: &str, content: &Value| NewEvent::of(event_type, Some(""), content);
         let levels = self.levels_for(old, new, sender).await?;
-        append(
-            new,
-            sender,
-            &NewEvent::of("m.room.power_levels", Some(""), &levels),
-        )
-        .await?;
+        let raised = if creators_stand_above(new.room().rules) {
+            levels.clone()
+        } else {
+            with_power_over_state(&levels, sender)
+        };
+        append(new, sender, &set("m.room.power_levels", &raised)).await?;
         for event_type in TRANSFERRED {
-            let Some(state) = old.state(event_type, "").await? else {
-                continue;
-            };
-            let event = NewEvent {
-                event_type: event_type.to_owned(),
-                state_key: Some(String::new()),
-                content: state.pdu.content().to_owned(),
-                timestamp: None,
-            };
-            match new.append(sender, &event, None).await {
-                Ok(_) | Err(RoomError::Forbidden(_)) => {}
-                Err(error) => return Err(error),
+            if let Some(state) = old.state(event_type, "").await? {
+                let event = NewEvent {
+                    content: state.pdu.content().to_owned(),
+                    ..set(event_type, &Value::Null)
+                };
+                append(new, sender, &event).await?;
             }
+        }
+        if raised != levels {
+            append(new, sender, &set("m.room.power_levels", &levels)).await?;
         }
         Ok(())
     }
@@ -167,7 +166,8 @@ impl Rooms {
         let above = creators_stand_above(rules);
         let mut levels: Map<String, Value> = match old.state("m.room.power_levels", "").await? {
             Some(levels) => levels.pdu.content_as().unwrap_or_default(),
-            None => Map::new(),
+            // Whoever made the room had all power in it, and only they may do this.
+            None => Map::from_iter([("users".to_owned(), json!({ sender.as_str(): 100 }))]),
         };
         let users = levels.entry("users").or_insert_with(|| json!({}));
         if let Some(users) = users.as_object_mut() {
@@ -208,6 +208,31 @@ impl Rooms {
         }
         Ok(rows)
     }
+}
+
+/// Power levels in which a user may set all state that an upgrade copies.
+fn with_power_over_state(levels: &Value, user: &UserId) -> Value {
+    // Old versions have levels that are text.
+    let level = |value: &Value| match value {
+        Value::String(text) => text.trim().parse().ok(),
+        value => value.as_i64(),
+    };
+    let named = |name: &str| levels.get(name).and_then(level);
+    let of_user = levels["users"].get(user.as_str()).and_then(level);
+    let of_user = of_user.or_else(|| named("users_default"));
+    let events = levels["events"].as_object().into_iter().flatten();
+    let needed = events
+        .filter(|(event_type, _)| TRANSFERRED.contains(&event_type.as_str()))
+        .filter_map(|(_, needed)| level(needed))
+        .chain([named("state_default").unwrap_or(50)])
+        .chain(levels["events"].get("m.room.power_levels").and_then(level))
+        .fold(0, i64::max);
+    let mut raised = levels.clone();
+    let users = raised.get_mut("users").and_then(Value::as_object_mut);
+    if let (Some(users), true) = (users, of_user.unwrap_or(0) < needed) {
+        users.insert(user.to_string(), needed.into());
+    }
+    raised
 }
 
 /// Keeps people from talking on in the old room, if the sender may: `events_default` and `invite`

@@ -30,12 +30,16 @@ pub(crate) fn redacts(event: &NewEvent) -> Result<Option<OwnedEventId>, RoomErro
 
 impl RoomEdit<'_> {
     /// Whether a redaction takes effect: its sender has the power to redact, or its target is of
-    /// the same server (room versions, "Handling redactions").
+    /// the same server (room versions, "Handling redactions"). A create event stays what it is,
+    /// whoever redacts it: it says what the room is and, in old versions, who made it.
     pub(crate) async fn takes_effect(
         &self,
         redaction: &StoredEvent,
         target: &StoredEvent,
     ) -> Result<bool, RoomError> {
+        if target.pdu.event_type() == "m.room.create" {
+            return Ok(false);
+        }
         let sender = redaction.pdu.sender();
         let same_server = sender.server_name() == target.pdu.sender().server_name();
         Ok(same_server || self.levels().await?.may_redact(sender))

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::support::{Server, event, invite, user};
-use crate::{CreateRoom, HistoryKey, MembershipChange, Place, Towards};
+use crate::{
+    CreateRoom, HistoryKey, MembershipChange, Place, Towards, history::LOOKED_AT_PER_PAGE,
+};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -217,5 +219,39 @@ async fn an_old_token_passes_over_what_came_after_it() {
         let page = rooms.history(&reader, &room, Some(token), span, &|_| true);
         let page = page.await.unwrap();
         assert_eq!(page.events[0].pdu().event_id(), old);
+    }
+}
+
+/// A page stops after so many events, also where none of them is shown, and says where to go on.
+#[tokio::test]
+async fn a_page_among_hidden_events_is_bounded_and_goes_on() {
+    let server = Server::start().await;
+    let room_id = server.create(&user("alice"), CreateRoom::default()).await;
+    for number in 0..LOOKED_AT_PER_PAGE + 200 {
+        let event = event("org.example.noise", None, &json!({ "number": number }));
+        let sent = server.try_send(&user("alice"), &room_id, event).await;
+        sent.unwrap();
+    }
+    let reader = server.reader(&user("alice")).await;
+    let room = server.room(&room_id).await;
+    let looked_at = std::sync::atomic::AtomicUsize::new(0);
+    let wanted = |event: &crate::VisibleEvent| {
+        looked_at.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        event.pdu().event_type() == "m.room.create"
+    };
+    for towards in [Towards::Older, Towards::Newer] {
+        let (mut from, mut found, mut pages) = (None, 0, 0);
+        loop {
+            looked_at.store(0, std::sync::atomic::Ordering::Relaxed);
+            let page = server
+                .rooms
+                .history(&reader, &room, from, (towards, 10), &wanted);
+            let page = page.await.unwrap();
+            assert!(looked_at.load(std::sync::atomic::Ordering::Relaxed) <= LOOKED_AT_PER_PAGE);
+            (found, pages) = (found + page.events.len(), pages + 1);
+            let Some(next) = page.next else { break };
+            from = Some(next);
+        }
+        assert_eq!((found, pages), (1, 2), "{towards:?}");
     }
 }

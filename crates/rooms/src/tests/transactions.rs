@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ruma::owned_device_id;
 
 use super::support::{Server, message, user};
-use crate::{CreateRoom, RoomAction, RoomCommand, TRANSACTION_LIFETIME};
+use crate::{CreateRoom, RoomAction, RoomCommand, RoomError, TRANSACTION_LIFETIME, live::QUEUE};
 
 fn send(room: &ruma::OwnedRoomId, body: &str, device: &str, id: &str) -> RoomCommand {
     send_from(room, body, (device, u64::from(device.as_bytes()[0])), id)
@@ -131,6 +131,26 @@ async fn many_senders_in_one_room_make_one_line() {
         assert_eq!(follows, [pair[0].pdu().event_id().to_owned()]);
         assert!(pair[0].history_key() < pair[1].history_key());
     }
+}
+
+/// Who finds the line full is told to come again; everybody in it is served.
+#[tokio::test]
+async fn a_room_has_so_many_in_its_line() {
+    let server = Server::start().await;
+    let alice = user("alice");
+    let room = server.create(&alice, CreateRoom::default()).await;
+    let live = server.rooms.live.room(server.room(&room).await.number);
+    let mut line: Vec<_> = (1..QUEUE).map(|_| live.queue().unwrap()).collect();
+    server.say(&alice, &room, "the last place").await;
+    line.push(live.queue().unwrap());
+    let refused = server.try_send(&alice, &room, message("no place")).await;
+    assert!(matches!(refused, Err(RoomError::Busy)), "{refused:?}");
+    let other = server.create(&alice, CreateRoom::default()).await;
+    server
+        .say(&alice, &other, "rooms have lines of their own")
+        .await;
+    drop(line);
+    server.say(&alice, &room, "again").await;
 }
 
 /// Names a future's output.

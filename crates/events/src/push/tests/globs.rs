@@ -2,8 +2,17 @@
 
 use proptest::prelude::*;
 
-use super::super::MAX_PATTERN_CHARS;
-use super::Glob;
+use ruma::{
+    push::{NewConditionalPushRule, NewPatternedPushRule, NewPushRule},
+    user_id,
+};
+use serde_json::json;
+
+use super::super::{
+    Context, Glob, MAX_PATTERN_CHARS, MAX_STEPS, PushEvent, Rules, SenderPermission,
+    default_ruleset,
+    glob::{Folded, Steps},
+};
 
 fn whole(pattern: &str, text: &str) -> bool {
     Glob::new(pattern).matches_whole(text)
@@ -83,6 +92,81 @@ fn a_large_body_needs_no_stack() {
     assert!(words("a", &format!("{body} a")));
 }
 
+/// What no pattern and no text can make worse: one word of the pattern for each character.
+#[test]
+fn a_match_costs_its_text_times_the_words_of_its_pattern() {
+    let body = "a ".repeat(30_000);
+    let folded = Folded::new(&body);
+    for (pattern, expected) in [
+        ("?".repeat(MAX_PATTERN_CHARS - 1) + "b", false),
+        ("a".repeat(MAX_PATTERN_CHARS), false),
+        ("*a".repeat(MAX_PATTERN_CHARS / 2), true),
+        ("a?*".repeat(MAX_PATTERN_CHARS / 3) + "b", false),
+        ("*".repeat(MAX_PATTERN_CHARS), true),
+        ("a*b".to_owned(), false),
+    ] {
+        let words = pattern.chars().filter(|c| *c != '*').count() / 64 + 1;
+        let cost = body.len() as u64 * words as u64;
+        let steps = Steps::new(cost);
+        let found = Glob::new(&pattern).matches_words_within(&folded, &steps);
+        assert_eq!(steps.left(), 0, "{pattern}");
+        assert_eq!(found, expected, "{pattern}");
+        let steps = Steps::new(cost - 1);
+        assert!(!Glob::new(&pattern).matches_words_within(&folded, &steps));
+        assert_eq!(steps.left(), 0, "nothing is left for a cheaper one");
+    }
+}
+
+/// Rules that are as costly as a ruleset can make them, on the longest message.
+#[test]
+fn a_ruleset_has_so_many_steps_for_an_event() {
+    let user = user_id!("@me:example.org");
+    let body = "a ".repeat(30_000);
+    let message = json!({
+        "type": "m.room.message", "sender": "@you:example.org", "room_id": "!r:example.org",
+        "event_id": "$e", "content": { "body": body, "values": vec!["a"; 10_000] },
+    });
+    let patterned = |id: usize, pattern: &str| {
+        let rule = NewPatternedPushRule::new(format!("r{id}"), pattern.to_owned(), Vec::new());
+        NewPushRule::Content(rule)
+    };
+    let contains = |id: usize| {
+        let data = serde_json::from_value(json!({
+            "kind": "event_property_contains", "key": r"content.values", "value": "b",
+        }));
+        let rule = NewConditionalPushRule::new(format!("r{id}"), vec![data.unwrap()], Vec::new());
+        NewPushRule::Override(rule)
+    };
+    let permission = SenderPermission {
+        sender: crate::PowerLevel::Finite(0),
+        power_levels: None,
+    };
+    let context = Context {
+        member_count: 3,
+        display_name: Some("Me"),
+        permission: &permission,
+    };
+    let costly = "?".repeat(200) + "b";
+    type Made<'a> = &'a dyn Fn(usize) -> NewPushRule;
+    let cases: [(Made<'_>, usize, bool); 3] = [
+        (&|id| patterned(id, &costly), 190, true),
+        (&contains, 500, true),
+        (&|id| patterned(id, "tea"), 10, false),
+    ];
+    for (make, count, is_too_much) in cases {
+        let mut ruleset = default_ruleset(user);
+        for id in 0..count {
+            ruleset.insert(make(id), None, None).unwrap();
+        }
+        let event = PushEvent::from_json(message.as_object().unwrap().clone());
+        let rules = Rules::compile(user, &ruleset);
+        let (outcome, steps) = rules.evaluate_counted(&event, &context);
+        assert_eq!(outcome.unwrap().rule_id, ".m.rule.message");
+        assert_eq!(steps == MAX_STEPS, is_too_much, "{steps}");
+        assert!(steps <= MAX_STEPS);
+    }
+}
+
 /// Tries everything, by the definition.
 fn plain(pattern: &[char], text: &[char]) -> bool {
     match (pattern.split_first(), text.split_first()) {
@@ -114,6 +198,19 @@ fn plain_words(pattern: &[char], text: &[char]) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(
         crate::push::tests::globs::cases()) })]
+
+    #[test]
+    fn globs_longer_than_a_word_match_as_defined(
+        before in "[ab?]{58,66}", pattern in "[ab*?]{0,4}", text in "[ab]{56,72}",
+    ) {
+        let pattern = format!("{before}{pattern}");
+        // So that some match.
+        let fitted: String = before.chars().map(|c| if c == '?' { 'b' } else { c }).collect();
+        for text in [&text, &fitted, &format!("{fitted}a"), &format!("{fitted}ba")] {
+            let (p, t): (Vec<_>, Vec<_>) = (pattern.chars().collect(), text.chars().collect());
+            prop_assert_eq!(whole(&pattern, text), plain(&p, &t));
+        }
+    }
 
     #[test]
     fn globs_match_as_defined(pattern in "[ab *?]{0,6}", text in "[ab ]{0,8}") {

@@ -199,6 +199,12 @@ impl RoomChanges {
                 for user in &wanted.invite {
                     self.check_invite(user).await?;
                 }
+                for state in &wanted.initial_state {
+                    let (kind, key) = (&state.event_type, &state.state_key);
+                    if let Some(user) = invited_by_state(kind, Some(key), &state.content) {
+                        self.check_invite(&user).await?;
+                    }
+                }
             }
             RoomAction::Membership {
                 change: MembershipChange::Invite { user, .. },
@@ -208,7 +214,8 @@ impl RoomChanges {
                 if event.state_key.is_none() && event.event_type == "m.room.redaction" {
                     check_redaction(&event.content)?;
                 }
-                if let Some(user) = invited_by_state(event) {
+                let (kind, key) = (&event.event_type, event.state_key.as_deref());
+                if let Some(user) = invited_by_state(kind, key, &event.content) {
                     self.check_invite(&user).await?;
                 }
             }

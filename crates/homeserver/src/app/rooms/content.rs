@@ -1,7 +1,6 @@
 //! What the server reads in the content of events that clients send. Everything else in a content
 //! is the clients' own business.
 
-use homeserver_rooms::NewEvent;
 use ruma::{OwnedEventId, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -24,16 +23,20 @@ pub(super) fn check_redaction(content: &RawValue) -> Result<(), ChangeError> {
 }
 
 /// The user whom a state event invites.
-pub(super) fn invited_by_state(event: &NewEvent) -> Option<OwnedUserId> {
+pub(super) fn invited_by_state(
+    event_type: &str,
+    state_key: Option<&str>,
+    content: &RawValue,
+) -> Option<OwnedUserId> {
     #[derive(Deserialize)]
     struct Member {
         membership: String,
     }
-    if event.event_type != "m.room.member" {
+    if event_type != "m.room.member" {
         return None;
     }
-    let member: Member = serde_json::from_str(event.content.get()).ok()?;
-    let user = UserId::parse(event.state_key.as_deref()?).ok()?;
+    let member: Member = serde_json::from_str(content.get()).ok()?;
+    let user = UserId::parse(state_key?).ok()?;
     (member.membership == "invite").then_some(user)
 }
 
@@ -42,15 +45,6 @@ mod tests {
     use serde_json::{Value, json, value::to_raw_value};
 
     use super::*;
-
-    fn event(event_type: &str, state_key: Option<&str>, content: &Value) -> NewEvent {
-        NewEvent {
-            event_type: event_type.to_owned(),
-            state_key: state_key.map(str::to_owned),
-            content: to_raw_value(content).unwrap(),
-            timestamp: None,
-        }
-    }
 
     #[test]
     fn redactions_name_their_target() {
@@ -64,27 +58,18 @@ mod tests {
     #[test]
     fn member_events_with_membership_invite_invite() {
         let invite = json!({"membership": "invite"});
-        let cases = [
-            (event("m.room.member", Some("@a:b"), &invite), Some("@a:b")),
-            (
-                event(
-                    "m.room.member",
-                    Some("@a:b"),
-                    &json!({"membership": "join"}),
-                ),
-                None,
-            ),
-            (event("m.room.member", Some("a"), &invite), None),
-            (event("m.room.member", None, &invite), None),
-            (event("m.room.name", Some("@a:b"), &invite), None),
-        ];
-        for (event, invited) in cases {
-            let found = invited_by_state(&event);
-            assert_eq!(
-                found.as_ref().map(|user| user.as_str()),
-                invited,
-                "{event:?}"
-            );
+        let join = json!({"membership": "join"});
+        for (event_type, state_key, content, invited) in [
+            ("m.room.member", Some("@a:b"), &invite, Some("@a:b")),
+            ("m.room.member", Some("@a:b"), &join, None),
+            ("m.room.member", Some("a"), &invite, None),
+            ("m.room.member", None, &invite, None),
+            ("m.room.name", Some("@a:b"), &invite, None),
+        ] {
+            let content = to_raw_value(content).unwrap();
+            let found = invited_by_state(event_type, state_key, &content);
+            let found = found.as_ref().map(|user| user.as_str());
+            assert_eq!(found, invited, "{event_type} {state_key:?} {content}");
         }
     }
 }

@@ -11,7 +11,8 @@ use homeserver_rooms::{EventNumber, Room, VisibleEvent};
 use homeserver_storage::Position;
 
 use super::{
-    ByThread, Counting, EVENTS_COUNTED, ReadMarks, memo::Memo, surroundings::Surroundings,
+    ByThread, Counting, EVENTS_COUNTED, ReadMarks, STEPS_A_TURN, memo::Memo,
+    surroundings::Surroundings,
 };
 use crate::sync::{SyncError, pass::Pass};
 
@@ -58,12 +59,11 @@ impl Pass<'_> {
             };
             events = self.uncounted_events(room, memo.upto, limit).await?;
         }
-        counting
-            .budget
-            .fetch_sub(events.len().min(limit), Ordering::Relaxed);
         let after = memo.upto;
-        self.evaluate(room, (after, &events), marks, &mut memo.counts)
+        let steps = self
+            .evaluate(room, (after, &events), marks, &mut memo.counts)
             .await?;
+        counting.spend(events.len(), steps);
         memo.upto = self.upto();
         memo.unstored += events.len();
         let counts = memo.counts.clone();
@@ -96,16 +96,16 @@ impl Pass<'_> {
         Ok(slice.events)
     }
 
-    /// Adds events that arrived after a position, oldest first.
+    /// Adds events that arrived after a position, oldest first. Gives the steps that it took.
     async fn evaluate(
         &self,
         room: &Arc<Room>,
         (after, events): (Position, &[VisibleEvent]),
         marks: &ReadMarks,
         counts: &mut ByThread,
-    ) -> Result<(), SyncError> {
+    ) -> Result<u64, SyncError> {
         if events.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let span = (after, self.upto());
         let rooms = &self.engine.rooms;
@@ -118,6 +118,7 @@ impl Pass<'_> {
             .collect();
         let rules = &self.counting().await?.rules;
         let mut surroundings = Surroundings::default();
+        let (mut steps, mut turn) = (0, 0);
         for event in events {
             let pdu = event.pdu();
             let thread = threads.get(&event.number()).copied();
@@ -136,14 +137,21 @@ impl Pass<'_> {
                 display_name: around.display_name.as_deref(),
                 permission: &permission,
             };
-            let outcome = rules.evaluate(&PushEvent::new(pdu), &context);
+            let event = PushEvent::new(pdu);
+            let (outcome, cost) = rules.evaluate_counted(&event, &context);
+            steps += cost;
+            turn += cost;
             if let Some(outcome) = outcome.filter(|outcome| outcome.notify) {
                 let counts = counts.entry(thread).or_default();
                 counts.notifications += 1;
                 counts.highlights += u64::from(outcome.highlight);
             }
+            if turn >= STEPS_A_TURN {
+                turn = 0;
+                tokio::task::yield_now().await;
+            }
         }
-        Ok(())
+        Ok(steps)
     }
 }
 

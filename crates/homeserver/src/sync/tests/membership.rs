@@ -272,3 +272,41 @@ async fn a_refused_second_invite_tells_no_state_from_after_leaving() {
     let left = &sync["rooms"]["leave"][&room];
     assert!(!left.to_string().contains("org.example.hidden"), "{left}");
 }
+
+/// Who is removed while they wait is told so, and nothing that came after it.
+#[tokio::test]
+async fn a_waiting_sync_ends_with_a_kick_or_a_ban() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let bob = world.user("bob").await;
+    for action in ["kick", "ban"] {
+        let room = alice
+            .create_room(json!({ "preset": "public_chat", "name": "here" }))
+            .await;
+        bob.join(&room).await;
+        let token = next(&bob.sync("").await);
+        let waiting = bob.since(&token, "timeout=60000&set_presence=offline");
+        let removing = async {
+            tokio::task::yield_now().await;
+            let path = format!("rooms/{}/{action}", encoded(&room));
+            alice.post(&path, json!({ "user_id": bob.id() })).await.ok();
+            alice.say(&room, "without him").await;
+            let name = json!({ "name": "elsewhere" });
+            alice.set_state(&room, "m.room.name", "", name).await;
+        };
+        let (first, ()) = tokio::join!(waiting, removing);
+        let left = &first["rooms"]["leave"][&room];
+        let last = timeline(left).last().cloned().unwrap_or_default();
+        assert_eq!(last["state_key"], bob.id(), "{first}");
+        let later = bob.since(&next(&first), "").await;
+        let again = bob.since(&token, "").await;
+        for sync in [&first, &later, &again] {
+            let text = sync.to_string();
+            assert!(
+                !text.contains("without him") && !text.contains("elsewhere"),
+                "{sync}"
+            );
+            assert!(joined(sync, &room).is_null());
+        }
+    }
+}

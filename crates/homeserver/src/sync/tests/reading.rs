@@ -130,10 +130,42 @@ async fn wrong_receipts_are_refused() {
     let (alice, bob, room) = two().await;
     let message = alice.say(&room, "read me").await;
     let stranger = bob.world.user("stranger").await;
+    // Of another room that bob is in, and of this server, but from before bob could see.
+    let other = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&other).await;
+    let elsewhere = alice.say(&other, "elsewhere").await;
+    let visibility = json!({ "history_visibility": "joined" });
+    let set = json!([{ "type": "m.room.history_visibility", "content": visibility }]);
+    let wish = json!({ "preset": "public_chat", "initial_state": set });
+    let closed = alice.create_room(wish).await;
+    let hidden = alice.say(&closed, "hidden").await;
+    bob.join(&closed).await;
+    let in_closed = |event: &str| {
+        format!(
+            "rooms/{}/receipt/m.read/{}",
+            encoded(&closed),
+            encoded(event)
+        )
+    };
     let path = |kind: &str, event: &str| {
         format!("rooms/{}/receipt/{kind}/{}", encoded(&room), encoded(event))
     };
     let cases = [
+        (
+            &bob,
+            path("m.read", &elsewhere),
+            json!({}),
+            404,
+            "M_NOT_FOUND",
+        ),
+        (
+            &bob,
+            path("m.fully_read", &elsewhere),
+            json!({}),
+            404,
+            "M_NOT_FOUND",
+        ),
+        (&bob, in_closed(&hidden), json!({}), 404, "M_NOT_FOUND"),
         (
             &stranger,
             path("m.read", &message),

@@ -198,11 +198,14 @@ async fn nobody_is_invited_who_takes_no_invites() {
         .ok();
     let refused = alice.post(CREATE, json!({ "invite": [bob.id] })).await;
     refused.refused(403, "M_INVITE_BLOCKED");
+    let member = json!({ "membership": "invite" });
+    let state = json!([{ "type": "m.room.member", "state_key": bob.id, "content": member }]);
+    let refused = alice.post(CREATE, json!({ "initial_state": state })).await;
+    refused.refused(403, "M_INVITE_BLOCKED");
     let room = alice.create(json!({})).await;
     let invite = json!({ "user_id": bob.id });
     let refused = alice.post(&in_room(&room, "invite"), invite.clone()).await;
     refused.refused(403, "M_INVITE_BLOCKED");
-    let member = json!({ "membership": "invite" });
     let refused = alice
         .set_state(&room, "m.room.member", &bob.id, member)
         .await;

@@ -50,13 +50,28 @@ async fn refusals() {
     for (content, status, code) in cases {
         alice.put(&path, content).await.refused(status, code);
     }
-    let rubbish = Body::from("{not json");
     let token = alice.token.as_deref();
-    let rubbish = world
-        .fresh
-        .send_bytes(Method::PUT, &path, token, rubbish)
-        .await;
-    rubbish.refused(400, "M_NOT_JSON");
+    // Numbers that other servers could not read, or would read as others, are in no event.
+    for (body, code) in [
+        ("{not json", "M_NOT_JSON"),
+        (r#"{"a": NaN}"#, "M_NOT_JSON"),
+        (r#"{"a": -Infinity}"#, "M_NOT_JSON"),
+        (r#"{"a": 1e999}"#, "M_BAD_JSON"),
+        (r#"{"a": 1e2}"#, "M_BAD_JSON"),
+        (r#"{"a": 1.0}"#, "M_BAD_JSON"),
+        (r#"{"a": [{"b": -0.0}]}"#, "M_BAD_JSON"),
+        (r#"{"a": -9007199254740992}"#, "M_BAD_JSON"),
+    ] {
+        let sent = world
+            .fresh
+            .send_bytes(Method::PUT, &path, token, Body::from(body));
+        let answer = sent.await;
+        assert_eq!(
+            (answer.status, &answer.body["errcode"]),
+            (400, &json!(code)),
+            "{body}"
+        );
+    }
     let long = send_path(&room, &"t".repeat(256), "t");
     let long = alice.put(&long, json!({})).await;
     assert!([400, 413].contains(&long.status), "{}", long.body);
@@ -223,5 +238,87 @@ async fn redactions_of_nothing() {
     let path = send_path(&room, "m.room.redaction", "t");
     for content in [json!({}), json!({ "redacts": 3 })] {
         alice.put(&path, content).await.refused(400, "M_BAD_JSON");
+    }
+}
+
+/// Wherever an event is shown, what was redacted is not.
+#[tokio::test]
+async fn nothing_redacted_is_shown_anywhere() {
+    let world = World::new().await;
+    let [alice, bob] = [world.user("alice").await, world.user("bob").await];
+    let wish = json!({ "preset": "public_chat", "visibility": "public" });
+    let room = alice.create(wish).await;
+    bob.join(&room).await;
+    let root = alice.say(&room, "root").await;
+    let state = async |kind: &str, content: Value| {
+        event_id(&alice.set_state(&room, kind, "", content).await.ok())
+    };
+    let name = state("m.room.name", json!({ "name": "hush" })).await;
+    let topic = state("m.room.topic", json!({ "topic": "hush" })).await;
+    let replaced = state("m.room.avatar", json!({ "url": "mxc://example.org/hush" })).await;
+    let newer = state("m.room.avatar", json!({ "url": "mxc://example.org/open" })).await;
+    let thread = json!({ "rel_type": "m.thread", "event_id": root });
+    let content = json!({ "msgtype": "m.text", "body": "hush", "m.relates_to": thread });
+    let path = send_path(&room, "m.room.message", "r");
+    let reply = event_id(&alice.put(&path, content).await.ok());
+    let events = [&name, &topic, &replaced, &reply];
+    let mut shown = vec![
+        in_room(&room, "messages?dir=b&limit=100"),
+        in_room(&room, "messages?dir=f&limit=100"),
+        in_room(&room, &format!("relations/{}", encode(&root))).replace("/v3/", "/v1/"),
+        in_room(&room, "state"),
+        in_room(&room, &format!("context/{}?limit=100", encode(&root))),
+        "/_matrix/client/v3/sync".to_owned(),
+        "/_matrix/client/v3/sync?full_state=true".to_owned(),
+        "/_matrix/client/v3/publicRooms".to_owned(),
+        format!("/_matrix/client/v1/room_summary/{}", encode(&room)),
+    ];
+    for event in events.into_iter().chain([&newer]) {
+        shown.push(in_room(&room, &format!("event/{}", encode(event))));
+        shown.push(in_room(&room, &format!("context/{}", encode(event))));
+    }
+    let hushed = async || {
+        let mut hushed = 0;
+        for path in &shown {
+            let answer = bob.get(path).await.ok();
+            hushed += usize::from(answer.to_string().contains("hush"));
+        }
+        hushed
+    };
+    assert_eq!(
+        hushed().await,
+        shown.len(),
+        "every one of them tells it before"
+    );
+    let mut redactions = Vec::new();
+    for (number, event) in events.into_iter().enumerate() {
+        let path = in_room(&room, &format!("redact/{}/x{number}", encode(event)));
+        redactions.push(event_id(&alice.put(&path, json!({})).await.ok()));
+    }
+    assert_eq!(hushed().await, 0);
+    for key in ["m.room.name", "m.room.topic"] {
+        assert_eq!(bob.state(&room, key).await, json!({}));
+    }
+}
+
+/// A redaction that was redacted is told as such, one step from each event.
+#[tokio::test]
+async fn a_redacted_redaction_is_one_step_away() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let room = alice.create(json!({})).await;
+    let mut chain = vec![alice.say(&room, "first").await];
+    for number in 0..3 {
+        let last = &chain[number];
+        let path = in_room(&room, &format!("redact/{}/x{number}", encode(last)));
+        let redaction = event_id(&alice.put(&path, json!({ "reason": "r" })).await.ok());
+        chain.push(redaction);
+    }
+    for number in 0..3 {
+        let path = in_room(&room, &format!("event/{}", encode(&chain[number])));
+        let event = alice.get(&path).await.ok();
+        let because = &event["unsigned"]["redacted_because"];
+        assert_eq!(because["event_id"], json!(chain[number + 1]), "{event}");
+        assert_eq!(because["unsigned"].get("redacted_because"), None, "{event}");
     }
 }

@@ -257,6 +257,59 @@ async fn members_by_membership_and_time() {
     assert_eq!(joined.keys().collect::<Vec<_>>(), [&alice.id]);
 }
 
+/// Members of a time are told to who may see events of that time.
+#[tokio::test]
+async fn members_of_the_past_are_for_those_who_see_it() {
+    let world = World::new().await;
+    let [alice, bob, carol, dan, eve] = [
+        world.user("alice").await,
+        world.user("bob").await,
+        world.user("carol").await,
+        world.user("dan").await,
+        world.user("eve").await,
+    ];
+    let visibility = json!({ "history_visibility": "joined" });
+    let state = json!([{ "type": "m.room.history_visibility", "content": visibility }]);
+    let wish = json!({ "preset": "public_chat", "initial_state": state });
+    let room = alice.create(wish).await;
+    let now = async || {
+        let page = alice.get(&in_room(&room, "messages?dir=b&limit=1"));
+        page.await.ok()["start"].as_str().unwrap().to_owned()
+    };
+    let members = async |who: &super::User, at: &str| {
+        let path = in_room(&room, &format!("members?membership=join&at={}", encode(at)));
+        let answer = who.get(&path).await;
+        (
+            answer.status,
+            answer.body["chunk"].as_array().map_or(0, Vec::len),
+        )
+    };
+    dan.join(&room).await;
+    eve.join(&room).await;
+    alice.say(&room, "all of us").await;
+    let with_both = now().await;
+    dan.post(&in_room(&room, "leave"), json!({})).await.ok();
+    let ban = json!({ "user_id": eve.id });
+    alice.post(&in_room(&room, "ban"), ban).await.ok();
+    alice.say(&room, "alone").await;
+    let alone = now().await;
+    bob.join(&room).await;
+    carol.join(&room).await;
+    let later = now().await;
+    for who in [&dan, &eve] {
+        assert_eq!(members(who, &with_both).await, (200, 3));
+        // Of what came after, they are told the state as they left it.
+        let (status, count) = members(who, &later).await;
+        assert!(status == 200 && count < 3, "{}: {status} {count}", who.id);
+    }
+    assert_eq!(members(&bob, &later).await, (200, 3));
+    for at in [&with_both, &alone] {
+        assert_eq!(members(&bob, at).await, (403, 0), "from before bob joined");
+        assert_eq!(members(&world.nobody(), at).await.0, 401);
+    }
+    assert_eq!(members(&alice, &alone).await, (200, 1));
+}
+
 #[tokio::test]
 async fn replaced_state_is_named() {
     let world = World::new().await;
