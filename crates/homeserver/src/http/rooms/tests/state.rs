@@ -273,8 +273,11 @@ async fn members_of_the_past_are_for_those_who_see_it() {
     let wish = json!({ "preset": "public_chat", "initial_state": state });
     let room = alice.create(wish).await;
     let now = async || {
-        let page = alice.get(&in_room(&room, "messages?dir=b&limit=1"));
-        page.await.ok()["start"].as_str().unwrap().to_owned()
+        let page = in_room(&room, "messages?dir=b&limit=1");
+        alice.get(&page).await.ok()["start"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     let members = async |who: &super::User, at: &str| {
         let path = in_room(&room, &format!("members?membership=join&at={}", encode(at)));
@@ -286,7 +289,7 @@ async fn members_of_the_past_are_for_those_who_see_it() {
     };
     dan.join(&room).await;
     eve.join(&room).await;
-    alice.say(&room, "all of us").await;
+    alice.say(&room, "both").await;
     let with_both = now().await;
     dan.post(&in_room(&room, "leave"), json!({})).await.ok();
     let ban = json!({ "user_id": eve.id });
