@@ -41,7 +41,6 @@ mod tests {
 
     use super::*;
 
-    #[expect(clippy::panic, reason = "what is tested")]
     async fn panicking() -> &'static str {
         tokio::task::yield_now().await;
         panic!("secret {}", 7)
