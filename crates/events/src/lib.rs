@@ -33,7 +33,7 @@ pub use pdu::{EventReference, Pdu, PduError};
 pub use redaction::{redact, redact_object};
 pub use rules::{RoomVersion, Rules};
 pub use signatures::{
-    KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, required_servers, sign_json,
-    verify_event, verify_json,
+    KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, claimed_keys, required_servers,
+    sign_json, verify_event, verify_json,
 };
 pub use status::{EventStatus, RejectReason, SoftFailReason, StatusKind};

@@ -172,6 +172,22 @@ pub fn required_servers(event: &Pdu, rules: &Rules) -> Result<Vec<OwnedServerNam
     required_servers_of(event, &object, rules)
 }
 
+/// The keys that decide about an event's signatures: of each server that must have signed, the ids
+/// of those that it claims to have signed with; none where it did not sign.
+pub fn claimed_keys(
+    event: &Pdu,
+    rules: &Rules,
+) -> Result<Vec<(OwnedServerName, Vec<String>)>, VerifyError> {
+    let object = event.to_object()?;
+    let servers = required_servers_of(event, &object, rules)?;
+    let claimed = servers.into_iter().map(|server| {
+        let ids = signatures_of(&object, server.as_str()).map(|(id, _)| id.clone());
+        let ids = ids.collect();
+        (server, ids)
+    });
+    Ok(claimed.collect())
+}
+
 fn required_servers_of(
     event: &Pdu,
     object: &CanonicalObject,

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod signed_request;
 pub mod tables;
 pub mod transport;
+pub mod verify;
 pub mod ways;
 pub mod x_matrix;
 
@@ -23,5 +24,6 @@ pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use signed_request::{Claim, RequestError, SignedRequest};
 pub use tables::TABLES;
 pub use transport::{Body, Limits, Outgoing, Reply, Transport, TransportError};
+pub use verify::{CheckError, Dropped, Verifier};
 pub use ways::{Ports, Ways};
 pub use x_matrix::{XMatrix, XMatrixError};

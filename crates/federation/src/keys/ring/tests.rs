@@ -14,7 +14,7 @@ use crate::{
     keys::{KeyDocument, OldKey},
 };
 
-const START: u64 = 1_700_000_000_000;
+pub(crate) const START: u64 = 1_700_000_000_000;
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: u64 = 24 * 60 * 60 * 1000;
 
@@ -70,6 +70,7 @@ pub(crate) struct World {
     servers: Arc<Servers>,
     clock: Arc<ManualClock>,
     store: Store,
+    pub(crate) runtime: Runtime,
     pub(crate) ring: KeyRing,
 }
 
@@ -106,6 +107,7 @@ impl World {
             servers,
             clock,
             store,
+            runtime,
             ring,
         }
     }

@@ -1,0 +1,236 @@
+//! Checking many events of other servers at once: form, signatures, content hash.
+//!
+//! Each by itself: one bad event among fifty costs only itself. Parsing and checking run on the
+//! pool for such work, in pieces, so that other work gets its turns.
+//!
+//! Specification: server-server API, "Checks performed on receipt of a PDU", 1 to 3.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use homeserver_events::{
+    KeySource as _, Pdu, PduError, Rules, Verified, VerifyError, claimed_keys, verify_event,
+};
+use homeserver_runtime::{PoolClosed, Runtime};
+use homeserver_storage::StorageError;
+use ruma::OwnedServerName;
+
+use crate::keys::{KeyRing, Keys, Wanted};
+
+/// Events of one job on the pool.
+const AT_ONCE: usize = 16;
+
+/// Why an event is not looked at any further.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    /// It is no event of the room's version.
+    #[error(transparent)]
+    Form(#[from] PduError),
+    /// Somebody who must have signed it did not, or wrongly.
+    #[error(transparent)]
+    Signature(#[from] VerifyError),
+    /// A server that must have signed it did so by keys that are not known. They may be later.
+    #[error("the keys of {0} that signed it are not known")]
+    KeysUnknown(OwnedServerName),
+}
+
+/// Nothing was checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// Stored keys cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The process is shutting down, or the job for the events panicked.
+    #[error(transparent)]
+    Pool(#[from] PoolClosed),
+}
+
+/// Checks events. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    ring: KeyRing,
+    runtime: Runtime,
+}
+
+/// An event of the right form, and the keys that decide about its signatures.
+type Parsed = (Pdu, Vec<Wanted>);
+
+impl Verifier {
+    /// A verifier that takes its keys from this ring.
+    pub fn new(ring: KeyRing, runtime: Runtime) -> Self {
+        Self { ring, runtime }
+    }
+
+    /// Checks events of a room of this version, each in its place of the result. Missing keys are
+    /// fetched within `patience`. An event whose content hash does not match comes back redacted.
+    ///
+    /// # Errors
+    /// When nothing could be checked.
+    pub async fn verify(
+        &self,
+        events: Vec<Bytes>,
+        rules: &'static Rules,
+        patience: Duration,
+    ) -> Result<Vec<Result<Pdu, Dropped>>, CheckError> {
+        let parsed = self.each(events, move |json| parse(&json, rules)).await?;
+        let wanted: Vec<Wanted> = parsed
+            .iter()
+            .flatten()
+            .flat_map(|(_, wanted)| wanted.iter().cloned())
+            .collect();
+        let keys = Arc::new(self.ring.keys_for(&wanted, patience).await?);
+        let check = move |parsed: Result<Parsed, Dropped>| check(parsed?, rules, &keys);
+        Ok(self.each(parsed, check).await?)
+    }
+
+    /// Does `what` for each, on the pool; the results are in the order of `items`.
+    async fn each<T, R>(
+        &self,
+        mut items: Vec<T>,
+        what: impl Fn(T) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, PoolClosed>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
+        let mut jobs = Vec::new();
+        while !items.is_empty() {
+            let some: Vec<T> = items.drain(..items.len().min(AT_ONCE)).collect();
+            let what = what.clone();
+            let job = move || some.into_iter().map(what).collect::<Vec<R>>();
+            jobs.push(self.runtime.cpu.run(job));
+        }
+        let done: Result<Vec<Vec<R>>, PoolClosed> = join_all(jobs).await.into_iter().collect();
+        Ok(done?.into_iter().flatten().collect())
+    }
+}
+
+fn parse(json: &[u8], rules: &'static Rules) -> Result<Parsed, Dropped> {
+    let event = Pdu::parse(json, rules)?;
+    let mut wanted = Vec::new();
+    for (server, ids) in claimed_keys(&event, rules)? {
+        wanted.extend(ids.into_iter().map(|key_id| Wanted {
+            server: server.clone(),
+            key_id,
+            time: event.origin_server_ts(),
+            enforced: rules.enforces_key_validity,
+        }));
+    }
+    Ok((event, wanted))
+}
+
+fn check((event, wanted): Parsed, rules: &'static Rules, keys: &Keys) -> Result<Pdu, Dropped> {
+    match verify_event(&event, rules, keys) {
+        Ok(Verified::All) => Ok(event),
+        Ok(Verified::HashMismatch(copy)) => Ok(copy),
+        Err(VerifyError::NoUsableSignature(server)) => {
+            let unknown = wanted.into_iter().find(|wanted| {
+                wanted.server == *server && keys.key(&wanted.server, &wanted.key_id).is_none()
+            });
+            Err(match unknown {
+                Some(unknown) => Dropped::KeysUnknown(unknown.server),
+                None => VerifyError::NoUsableSignature(server).into(),
+            })
+        }
+        Err(wrong) => Err(wrong.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_events::{
+        CanonicalObject, Draft, RoomVersion, SigningKey, canonical, sign_json,
+    };
+    use ruma::{OwnedUserId, ServerName, room_id, server_name};
+    use serde_json::{json, value::to_raw_value};
+
+    use super::*;
+    use crate::keys::ring::tests::{START, World};
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn rules() -> &'static Rules {
+        RoomVersion::V11.rules()
+    }
+
+    /// A message of a user of `server`, signed by key `seed` as `ed25519:a`.
+    fn message(server: &str, seed: u8, body: &str, time: u64) -> CanonicalObject {
+        let server = ServerName::parse(server).unwrap();
+        let draft = Draft {
+            room_id: Some(room_id!("!room:there.example").to_owned()),
+            sender: OwnedUserId::try_from(format!("@user:{server}")).unwrap(),
+            event_type: "m.room.message".to_owned(),
+            state_key: None,
+            content: to_raw_value(&json!({ "body": body })).unwrap(),
+            origin_server_ts: time,
+            depth: 1,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            redacts: None,
+        };
+        let key = SigningKey::from_seed("a", &[seed; 32]).unwrap();
+        draft
+            .seal(rules(), &server, &key)
+            .unwrap()
+            .to_object()
+            .unwrap()
+    }
+
+    fn json(object: &CanonicalObject) -> Bytes {
+        Bytes::from(canonical::to_string(object))
+    }
+
+    async fn verify(world: &World, events: Vec<Bytes>) -> Vec<Result<Pdu, Dropped>> {
+        let verifier = Verifier::new(world.ring.clone(), world.runtime.clone());
+        verifier.verify(events, rules(), HOUR).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn each_event_is_judged_by_itself_and_in_its_place() {
+        let world = World::with_there(&[]).await;
+        let good = |number: u32| json(&message("there.example", 1, &number.to_string(), START));
+        let mut events: Vec<Bytes> = (0..50).map(good).collect();
+        let forged = message("there.example", 2, "forged", START);
+        let unreachable = message("gone.example", 1, "gone", START);
+        let mut unsigned = message("there.example", 1, "unsigned", START);
+        unsigned.insert(
+            "signatures".to_owned(),
+            canonical::CanonicalValue::Object(CanonicalObject::new()),
+        );
+        let mut changed = message("there.example", 1, "before", START);
+        let other = message("there.example", 1, "after", START);
+        changed.insert("content".to_owned(), other["content"].clone());
+        // A key that its server does not publish beside one that it does.
+        let mut twice = message("there.example", 1, "twice", START);
+        let new = SigningKey::from_seed("new", &[5; 32]).unwrap();
+        sign_json(&mut twice, "there.example", &new);
+        events[3] = json(&forged);
+        events[17] = Bytes::from_static(b"{}");
+        events[20] = json(&unreachable);
+        events[31] = json(&unsigned);
+        events[32] = json(&changed);
+        events[49] = json(&twice);
+        let judged = verify(&world, events).await;
+        assert_eq!(judged.len(), 50);
+        let there = server_name!("there.example").to_owned();
+        for (place, judged) in judged.into_iter().enumerate() {
+            match (place, judged) {
+                (3, Err(Dropped::Signature(VerifyError::WrongSignature(server)))) => {
+                    assert_eq!(server, *there);
+                }
+                (17, Err(Dropped::Form(_))) => {}
+                (20, Err(Dropped::KeysUnknown(server))) => assert_eq!(server, "gone.example"),
+                (31, Err(Dropped::Signature(VerifyError::NoUsableSignature(server)))) => {
+                    assert_eq!(server, *there);
+                }
+                (32, Ok(copy)) => assert_eq!(copy.content().get(), "{}"),
+                (49, Ok(event)) => assert_eq!(event.content().get(), r#"{"body":"twice"}"#),
+                (place, Ok(event)) => {
+                    assert_eq!(event.content().get(), format!(r#"{{"body":"{place}"}}"#));
+                }
+                (place, Err(error)) => panic!("{place}: {error:?}"),
+            }
+        }
+    }
+}
