@@ -106,6 +106,7 @@ impl Connector {
         Err(failed)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "this is the guarded client")]
     async fn open(
         &self,
         endpoint: &Endpoint,
