@@ -144,6 +144,11 @@ fn client_events() {
                 return false;
             };
             let content: &RawValue = serde_json::from_str(&canonical).unwrap();
+            // What the test reads again is wrapped in up to three objects, and serde_json reads
+            // no value that is nested deeper than 127 levels.
+            if serde_json::from_str::<Value>(&format!("[[[{canonical}]]]")).is_err() {
+                return false;
+            }
             let value: Value = serde_json::from_str(&canonical).unwrap();
             for redacts in [None, Some(event_id!("$target"))] {
                 let body = EventBody::new(EventParts {
