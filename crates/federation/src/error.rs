@@ -23,6 +23,12 @@ pub enum CallError {
     /// It failed a short while ago and is left alone for so long.
     #[error("the server failed before and is not asked again for {0:?}")]
     BackingOff(Duration),
+    /// Too many calls to it are waiting, or this one waited for too long.
+    #[error("too many calls to the server at once")]
+    Busy,
+    /// What was to be sent is not JSON, or cannot be said in HTTP: a fault of this server.
+    #[error("the request cannot be sent: {0}")]
+    OwnRequest(String),
     /// It was not reached, or its answer did not arrive.
     #[error(transparent)]
     Transport(#[from] TransportError),
