@@ -7,6 +7,7 @@ use serde_json::Value;
 /// Who may import whom. A new edge is a change of the design: it comes in a commit of its own, with
 /// the reason.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("homeserver-fuzz", &[]),
     ("homeserver-runtime", &[]),
     ("homeserver-events", &[]),
     ("homeserver-storage", &["homeserver-runtime"]),
