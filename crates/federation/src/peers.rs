@@ -235,7 +235,8 @@ impl Inner {
         if !self.options.enabled {
             return Err(CallError::Disabled);
         }
-        if server == self.own.server() {
+        let own = self.own.server().as_str();
+        if server.as_str().eq_ignore_ascii_case(own) {
             return Err(CallError::OwnServer);
         }
         if !self.admission.admits(server) {

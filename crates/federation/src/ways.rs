@@ -32,7 +32,7 @@ use crate::{Limits, Outgoing, Reply, Transport, TransportError};
 const SERVICES: [&str; 2] = ["_matrix-fed._tcp", "_matrix._tcp"];
 
 /// How long SRV records are waited for; a server without any is reached all the same.
-const SRV_PATIENCE: Duration = Duration::from_secs(5);
+const SRV_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The ports that are asked where no name gives another: those of the specification, but in tests.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +64,8 @@ pub struct Ways {
 impl Ways {
     /// Ways over `outbound`, none of them known yet.
     pub fn new(outbound: Outbound, ports: Ports, runtime: &Runtime) -> Self {
-        let clock = Arc::clone(&runtime.clock);
         Self {
-            well_known: WellKnown::new(outbound.clone(), ports.well_known, clock),
+            well_known: WellKnown::new(outbound.clone(), ports.well_known, runtime),
             outbound,
             federation_port: ports.federation,
             entropy: Arc::clone(&runtime.entropy),

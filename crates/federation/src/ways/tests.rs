@@ -14,7 +14,7 @@ use bytes::Bytes;
 use homeserver_outbound::{Outbound, OutboundOptions};
 use homeserver_runtime::{ManualClock, Runtime};
 use ruma::ServerName;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use self::{
     tls_server::{Authority, Say, Seen, TlsServer, ok},
@@ -350,6 +350,12 @@ async fn a_delegation_that_is_none_leaves_the_name_as_it_is() {
         // Five redirects are followed.
         assert_eq!(web.seen().len(), if again { 6 } else { 1 }, "{begins}");
     }
+    let (_, own) = with_web(|_| Say::Flood("HTTP/1.1 200 OK\r\n\r\n".to_owned())).await;
+    assert_eq!(own.seen().len(), 1);
+    // One that drips is waited for five seconds in all.
+    let dripping = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{";
+    let (_, own) = with_web(|_| Say::Hang(dripping.to_owned())).await;
+    assert_eq!(own.seen().len(), 1);
 }
 
 #[tokio::test]
@@ -529,9 +535,16 @@ async fn a_delegation_is_asked_for_once_and_again_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn finding_the_server_counts_against_the_deadline() {
+async fn finding_the_server_counts_against_the_deadline_and_is_not_in_vain() {
     let authority = Authority::new();
-    let web = web(&authority, |_| Say::Hang(String::new())).await;
+    let server = authority.serve(listener(B).await, "b.test", |_| Say::Keep(ok("{}")));
+    let told = delegation(&format!("b.test:{}", server.address.port()));
+    let go = Arc::new(Notify::new());
+    let gone = Arc::clone(&go);
+    let web = web(&authority, move |_| {
+        Say::When(Arc::clone(&gone), told.clone())
+    })
+    .await;
     let dns = zone().serve().await;
     let ports = Ports {
         well_known: web.address.port(),
@@ -539,9 +552,12 @@ async fn finding_the_server_counts_against_the_deadline() {
     };
     let ways = ways(&dns, &authority, ports, clock());
     let mut outgoing = outgoing("a.test");
-    outgoing.limits.deadline = Duration::from_millis(200);
+    outgoing.limits.deadline = Duration::from_millis(300);
     let late = ways.send(outgoing).await;
     assert!(matches!(late, Err(TransportError::Deadline)), "{late:?}");
+    go.notify_one();
+    assert_eq!(send(&ways, "a.test").await.unwrap(), "{}");
+    assert_eq!(web.seen().len(), 1);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use homeserver_outbound::{Answer, Exchange, Limits, Outbound, OutboundError, Url};
-use homeserver_runtime::Clock;
+use homeserver_runtime::{Clock, Runtime, Tasks};
 use http::{HeaderMap, StatusCode, header};
 use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName};
@@ -15,10 +15,11 @@ use tokio::sync::Mutex;
 /// Names of which it is remembered what they answered.
 const NAMES: usize = 10_000;
 
-/// What a question may cost.
+/// What a question may cost. Calls with ten seconds in all are left some to go on with: where
+/// nothing says so, a server is reached without a delegation.
 const LIMITS: Limits = Limits {
     body: 50 * 1024,
-    deadline: Duration::from_secs(10),
+    deadline: Duration::from_secs(5),
     redirects: 5,
     https_only: true,
 };
@@ -40,19 +41,30 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// Asks, and remembers.
 pub(super) struct WellKnown {
-    outbound: Outbound,
-    port: u16,
-    clock: Arc<dyn Clock>,
+    asker: Asker,
+    tasks: Tasks,
     /// By host in lower case. Whoever holds the lock asks; others of the same name wait for it.
     known: Cache<String, Arc<Mutex<Known>>>,
 }
 
+/// Asks.
+#[derive(Clone)]
+struct Asker {
+    outbound: Outbound,
+    port: u16,
+    clock: Arc<dyn Clock>,
+}
+
 impl WellKnown {
-    pub(super) fn new(outbound: Outbound, port: u16, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(outbound: Outbound, port: u16, runtime: &Runtime) -> Self {
+        let clock = Arc::clone(&runtime.clock);
         Self {
-            outbound,
-            port,
-            clock,
+            asker: Asker {
+                outbound,
+                port,
+                clock,
+            },
+            tasks: runtime.tasks.clone(),
             known: Cache::new(NAMES),
         }
     }
@@ -60,18 +72,26 @@ impl WellKnown {
     /// To whom `host` delegates; `None` if to nobody, as far as can be found out.
     pub(super) async fn delegated(&self, host: &str) -> Option<OwnedServerName> {
         let host = host.to_ascii_lowercase();
-        let known = self
+        let Ok(known) = self
             .known
             .get_or_insert_with(&host, || Ok::<_, std::convert::Infallible>(Arc::default()));
-        let Ok(known) = known;
-        let mut known = known.lock().await;
-        if self.clock.monotonic() >= known.ask_at {
-            let told = self.ask(&host).await;
-            known.note(told, self.clock.monotonic());
+        let mut known = known.lock_owned().await;
+        let asker = self.asker.clone();
+        if asker.clock.monotonic() < known.ask_at {
+            return known.delegated(asker.clock.monotonic());
         }
-        known.delegated(self.clock.monotonic())
+        // Whoever has no time for the answer leaves it to the next.
+        let asked = self.tasks.see_through(async move {
+            let told = asker.ask(&host).await;
+            let now = asker.clock.monotonic();
+            known.note(told, now);
+            known.delegated(now)
+        });
+        asked.await
     }
+}
 
+impl Asker {
     async fn ask(&self, host: &str) -> Told {
         let url = format!("https://{host}:{}/.well-known/matrix/server", self.port);
         let Ok(url) = url.parse::<Url>() else {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -273,8 +274,9 @@ async fn answers_keep_to_their_limits() {
     let server = server(&authority, |seen| match seen.header("host").unwrap() {
         "announced" => Say::Hang("HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n".to_owned()),
         "unannounced" => Say::Close(format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(1_001))),
+        "floods" => Say::Flood("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
         "stalls" => Say::Hang("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx".to_owned()),
-        "silent" => Say::Hang(String::new()),
+        "silent" => Say::When(Arc::default(), String::new()),
         "packed" => {
             let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx";
             Say::Keep(head.to_owned())
@@ -317,6 +319,7 @@ async fn answers_keep_to_their_limits() {
     };
     check(judge("announced", LIMITS).await, "large");
     check(judge("unannounced", LIMITS).await, "large");
+    check(judge("floods", LIMITS).await, "large");
     check(judge("stalls", stall).await, "stalled");
     check(judge("stalls", deadline).await, "deadline");
     check(judge("silent", deadline).await, "deadline");
@@ -324,6 +327,39 @@ async fn answers_keep_to_their_limits() {
     check(judge("nonsense", LIMITS).await, "broken");
     check(judge("head", LIMITS).await, "broken");
     check(judge("short", LIMITS).await, "unreachable");
+}
+
+#[tokio::test]
+async fn a_long_request_arrives_whole() {
+    let authority = Authority::new();
+    let server = server(&authority, |seen| {
+        Say::Keep(ok(&seen.body.len().to_string()))
+    });
+    let server = server.await;
+    let client = nameless(&authority).await;
+    for length in [0, 2_000_000, 1] {
+        let request = Request::put("/").body(Bytes::from("x".repeat(length)));
+        let way = at(server.address);
+        let reply = client.send(&way, request.unwrap(), LIMITS).await;
+        let told = text(reply.unwrap().body).await.unwrap();
+        assert_eq!(told, length.to_string());
+    }
+    assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn every_connection_is_judged_anew() {
+    const INSIDE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    let authority = Authority::new();
+    let server = server(&authority, |_| Say::Close(ok("hello"))).await;
+    let (dns, _task) = super::dns(&[HERE, INSIDE]).await;
+    let client = client(dns, &authority);
+    let dial = Dial::Names(vec![("rebind.test".to_owned(), server.address.port())]);
+    let way = endpoint(dial, "server.test", "server.test");
+    assert_eq!(fetch_text(&client, &way).await.unwrap(), "hello");
+    let moved = fetch(&client, &way, LIMITS).await;
+    assert!(matches!(moved, Err(TransportError::Denied)), "{moved:?}");
+    assert_eq!(server.accepted(), 1);
 }
 
 #[tokio::test]

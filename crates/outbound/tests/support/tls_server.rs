@@ -9,6 +9,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
@@ -37,6 +38,10 @@ pub(crate) enum Say {
     Close(String),
     /// These bytes, and nothing any more.
     Hang(String),
+    /// These bytes, and more and more.
+    Flood(String),
+    /// These bytes when it is told to, and wait for the next request.
+    When(Arc<Notify>, String),
 }
 
 /// A server, until it is dropped.
@@ -172,17 +177,28 @@ async fn converse(
         };
         let said = answer(&seen);
         noted.lock().push(seen);
-        let (Say::Keep(text) | Say::Close(text) | Say::Hang(text)) = &said;
+        let text = match &said {
+            Say::Keep(text) | Say::Close(text) | Say::Hang(text) | Say::Flood(text) => text,
+            Say::When(told, text) => {
+                told.notified().await;
+                text
+            }
+        };
         // The client may have broken off.
         let _ = stream.write_all(text.as_bytes()).await;
         let _ = stream.flush().await;
         match said {
-            Say::Keep(_) => {}
+            Say::Keep(_) | Say::When(..) => {}
             Say::Close(_) => {
                 let _ = stream.shutdown().await;
                 return;
             }
             Say::Hang(_) => std::future::pending().await,
+            Say::Flood(_) => {
+                let more = [b'x'; 1_000];
+                while stream.write_all(&more).await.is_ok() {}
+                return;
+            }
         }
     }
 }
