@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 
 use crate::{
-    Admission, KeyRing, XMatrix, XMatrixError,
+    Admission, Health, KeyRing, XMatrix, XMatrixError,
     keys::KeyProblem,
     signed_request::{Claim, RequestError},
 };
@@ -65,6 +65,7 @@ pub struct Arrived<'a> {
 pub struct Front {
     ring: KeyRing,
     admission: Admission,
+    health: Health,
     working: Arc<Mutex<Working>>,
 }
 
@@ -83,11 +84,12 @@ pub struct Place {
 }
 
 impl Front {
-    /// A front that knows servers by this ring.
-    pub fn new(ring: KeyRing, admission: Admission) -> Self {
+    /// A front that knows servers by this ring, and tells their health of signs of life.
+    pub fn new(ring: KeyRing, admission: Admission, health: Health) -> Self {
         Self {
             ring,
             admission,
+            health,
             working: Arc::default(),
         }
     }
@@ -109,6 +111,7 @@ impl Front {
         let keys = self.keys_of(&claim).await?;
         let key = |id: &str| keys.get(id).copied();
         claim.check(request.method, request.target, own_name, request.body, &key)?;
+        self.health.alive(origin);
         Ok(origin.to_owned())
     }
 
@@ -181,7 +184,10 @@ mod tests {
     use ruma::server_name;
 
     use super::*;
-    use crate::{SignedRequest, keys::ring::tests::World};
+    use crate::{Retry, SignedRequest, keys::ring::tests::World};
+
+    /// The longest that a server which gave a sign of life is left alone.
+    const SOON: Duration = Duration::from_secs(10);
 
     const TARGET: &str = "/_matrix/federation/v1/send/1?a=%2F";
 
@@ -210,17 +216,33 @@ mod tests {
         front.authenticate(arrived).await
     }
 
-    fn front(world: &World) -> Front {
+    async fn front(world: &World) -> Front {
         let denied = ["evil.example".to_owned()];
-        Front::new(world.ring.clone(), Admission::new(&[], &denied))
+        let retry = Retry {
+            shortest: Duration::from_mins(1),
+            longest: Duration::from_hours(1),
+        };
+        let health = Health::open(retry, world.store.clone(), world.runtime.clone()).await;
+        Front::new(
+            world.ring.clone(),
+            Admission::new(&[], &denied),
+            health.unwrap(),
+        )
     }
 
     #[tokio::test]
     async fn a_server_proves_itself_by_the_key_that_it_publishes() {
         let world = World::with_there(&[]).await;
-        let front = front(&world);
+        let front = front(&world).await;
+        // Nobody else's claim to be that server is a sign of life.
+        let there = server_name!("there.example");
+        front.health.failed(there, Duration::ZERO);
+        let left_alone = |front: &Front| front.health.failing(there).unwrap().pause > SOON;
+        assert!(ask(&front, &headers("there.example", 2)).await.is_err());
+        assert!(left_alone(&front));
         let origin = ask(&front, &headers("there.example", 1)).await.unwrap();
         assert_eq!(origin, "there.example");
+        assert!(!left_alone(&front));
         let forged = ask(&front, &headers("there.example", 2)).await;
         assert!(matches!(
             forged,
@@ -265,7 +287,7 @@ mod tests {
     #[tokio::test]
     async fn one_server_does_not_take_all_places() {
         let world = World::with_there(&[]).await;
-        let front = front(&world);
+        let front = front(&world).await;
         let there = server_name!("there.example");
         let mut places: Vec<_> = (0..PER_ORIGIN)
             .map(|_| front.place(there).unwrap())

@@ -28,3 +28,15 @@ pub trait Transport: Debug + Send + Sync {
     /// sent twice.
     async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError>;
 }
+
+/// The transport of a server that does not federate: nobody is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Nowhere;
+
+#[async_trait]
+impl Transport for Nowhere {
+    async fn send(&self, _outgoing: Outgoing) -> Result<Reply, TransportError> {
+        let why = "federation is disabled".to_owned();
+        Err(TransportError::Unreachable(why))
+    }
+}

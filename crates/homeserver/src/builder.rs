@@ -1,7 +1,9 @@
 //! Building a homeserver: engine, store, and every component over it.
 
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
+use homeserver_events::SigningKey;
+use homeserver_federation::{Admission, Federation, FederationOptions, Nowhere, Retry, Transport};
 use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
@@ -32,6 +34,18 @@ use crate::{
 
 /// Share of the memory budget for the engine's own cache, in percent.
 const ENGINE_CACHE_SHARE: u8 = 50;
+
+/// Calls to one other server at once.
+const REQUESTS_PER_DESTINATION: usize = 8;
+
+/// How long other servers are waited for.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long servers that fail are left alone.
+const RETRY: Retry = Retry {
+    shortest: Duration::from_secs(1),
+    longest: Duration::from_hours(1),
+};
 
 /// Rights on folders that are made: messages and files are nobody else's business.
 const FOLDER_MODE: u32 = 0o700;
@@ -126,6 +140,7 @@ pub struct HomeserverBuilder {
     config: Config,
     source: Option<Source>,
     blobs: Option<Arc<dyn BlobStore>>,
+    transport: Option<Arc<dyn Transport>>,
     runtime: Option<Runtime>,
 }
 
@@ -136,6 +151,7 @@ impl HomeserverBuilder {
             config: Config::default(),
             source: None,
             blobs: None,
+            transport: None,
             runtime: None,
         }
     }
@@ -146,6 +162,7 @@ impl HomeserverBuilder {
             config,
             source: None,
             blobs: None,
+            transport: None,
             runtime: None,
         }
     }
@@ -181,6 +198,15 @@ impl HomeserverBuilder {
         self
     }
 
+    /// Federates over this transport, whatever the configuration says: with other homeservers of
+    /// this process, or over a network that is simulated.
+    #[must_use]
+    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.config.federation.enabled = true;
+        self.transport = Some(transport);
+        self
+    }
+
     /// Clock, randomness and pools, which several homeservers may share. Background tasks are each
     /// homeserver's own.
     #[must_use]
@@ -213,10 +239,14 @@ impl HomeserverBuilder {
         } else {
             signing_key::in_store(&store, &runtime).await?
         };
+        let signing_key = Arc::new(signing_key);
+        let transport = self.transport.unwrap_or_else(|| Arc::new(Nowhere));
+        let federation = federation_options(&config, &signing_key);
+        let federation = Federation::open(federation, &store, transport, &runtime).await?;
         let users = Users::open(&store, &runtime);
         let rooms = RoomsOptions {
             server_name: config.server_name.clone(),
-            signing_key: Arc::new(signing_key),
+            signing_key,
             default_version: config.rooms.default_version.clone(),
         };
         let media = MediaOptions {
@@ -233,6 +263,7 @@ impl HomeserverBuilder {
             media: Media::open(&store, blobs, &runtime, media),
             rooms: Rooms::open(store.clone(), &runtime, rooms).await?,
             passwords: Passwords::open(runtime.clone()),
+            federation,
             runtime,
             store,
             users,
@@ -254,8 +285,23 @@ impl HomeserverBuilder {
     }
 }
 
+fn federation_options(config: &Config, signing_key: &Arc<SigningKey>) -> FederationOptions {
+    FederationOptions {
+        enabled: config.federation.enabled,
+        server_name: config.server_name.clone(),
+        signing_key: Arc::clone(signing_key),
+        old_keys: Vec::new(),
+        admission: Admission::default(),
+        key_servers: config.federation.key_servers.clone(),
+        requests_per_destination: REQUESTS_PER_DESTINATION,
+        request_timeout: REQUEST_TIMEOUT,
+        retry: RETRY,
+    }
+}
+
 /// The tables of all crates.
 const TABLES: &[&[TableSpec]] = &[
+    homeserver_federation::TABLES,
     homeserver_rooms::TABLES,
     homeserver_media::TABLES,
     homeserver_users::TABLES,

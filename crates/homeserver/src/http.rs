@@ -35,6 +35,7 @@ mod cors;
 mod devices;
 mod discovery;
 mod error;
+mod federation;
 mod interactive;
 mod limits;
 mod login;
@@ -75,6 +76,9 @@ pub(crate) fn router(components: Components, surfaces: &[Surface]) -> Router {
     }
     if surfaces.contains(&Surface::Client) || surfaces.contains(&Surface::Admin) {
         routes = routes.merge(operator::routes());
+    }
+    if surfaces.contains(&Surface::Federation) && components.federation.enabled {
+        routes = routes.merge(federation::routes());
     }
     routes
         .into_router(&components)

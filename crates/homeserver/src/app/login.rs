@@ -83,6 +83,17 @@ impl BriefTokens {
             Err(CommitError::Conflict { .. }) => return Err(BriefTokenError::Invalid),
             Err(error) => return Err(Failure::from(error).into()),
         }
+        self.account_of(&row).await
+    }
+
+    /// The account that an `OpenID` token speaks of. It can be asked for until its time is over.
+    pub(crate) async fn who_is(&self, token: &str) -> Result<Account, BriefTokenError> {
+        let stored = self.store.get(&OPENID_TOKENS, &tokens::hash(token)).await;
+        let row = stored.map_err(Failure::from)?;
+        self.account_of(&row.ok_or(BriefTokenError::Invalid)?).await
+    }
+
+    async fn account_of(&self, row: &BriefRow) -> Result<Account, BriefTokenError> {
         if row.expires_at <= self.runtime.clock.unix_millis() {
             return Err(BriefTokenError::Invalid);
         }

@@ -4,6 +4,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
+use homeserver_federation::Federation;
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
 use homeserver_runtime::Runtime;
@@ -97,6 +98,8 @@ components! {
     bodies: BodyBudget,
     /// The database, for its journal.
     store: Store,
+    /// Other servers.
+    federation: Federation,
     /// All rooms.
     rooms: Arc<Rooms>,
     /// Uploads and their thumbnails.
@@ -168,6 +171,7 @@ components! {
 pub(crate) struct Foundation {
     pub(crate) runtime: Runtime,
     pub(crate) store: Store,
+    pub(crate) federation: Federation,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) users: Users,
     pub(crate) media: Media,
@@ -180,6 +184,7 @@ impl Components {
         let Foundation {
             runtime,
             store,
+            federation,
             rooms,
             users,
             media,
@@ -253,6 +258,7 @@ impl Components {
             profile_changes: ProfileChanges::start(&store, &rooms, &users, &runtime),
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
+            federation,
             media,
             rooms,
             runtime,

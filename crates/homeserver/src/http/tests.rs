@@ -6,6 +6,7 @@ mod devices;
 mod discovery;
 mod ending;
 mod faults;
+mod federation;
 mod framework;
 mod interactive;
 mod login;

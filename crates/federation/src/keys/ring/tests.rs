@@ -69,7 +69,7 @@ impl Transport for Servers {
 pub(crate) struct World {
     servers: Arc<Servers>,
     clock: Arc<ManualClock>,
-    store: Store,
+    pub(crate) store: Store,
     pub(crate) runtime: Runtime,
     pub(crate) ring: KeyRing,
 }
