@@ -2,8 +2,11 @@
 
 use ruma::ServerName;
 
+use crate::names::host_for_comparison;
+
 /// The lists of `federation.allowed_servers` and `federation.denied_servers`: globs over host
-/// names, in which `*` stands for any characters and `?` for one. Ports do not count.
+/// names, in which `*` stands for any characters and `?` for one. Ports do not count, nor how a name is written
+/// ([`crate::names`]).
 #[derive(Clone, Debug, Default)]
 pub struct Admission {
     allowed: Vec<String>,
@@ -13,16 +16,16 @@ pub struct Admission {
 impl Admission {
     /// With these lists. An empty `allowed` allows all; what is in both is denied.
     pub fn new(allowed: &[String], denied: &[String]) -> Self {
-        let lower = |globs: &[String]| globs.iter().map(|glob| glob.to_ascii_lowercase()).collect();
+        let globs = |globs: &[String]| globs.iter().map(|it| host_for_comparison(it)).collect();
         Self {
-            allowed: lower(allowed),
-            denied: lower(denied),
+            allowed: globs(allowed),
+            denied: globs(denied),
         }
     }
 
     /// Whether there is anything to say to `server`, and anything that it may say.
     pub fn admits(&self, server: &ServerName) -> bool {
-        let host = server.host().to_ascii_lowercase();
+        let host = host_for_comparison(server.host());
         let among = |globs: &[String]| globs.iter().any(|glob| matches(glob, &host));
         !among(&self.denied) && (self.allowed.is_empty() || among(&self.allowed))
     }
@@ -76,6 +79,16 @@ mod tests {
         assert!(admits(&["A.Example"], &[], "a.eXample:1"));
         assert!(!admits(&["*"], &["a.example"], "a.example"));
         assert!(!admits(&[], &["[::1]"], "[::1]:8448"));
+    }
+
+    #[test]
+    fn another_spelling_is_no_way_around_a_list() {
+        assert!(!admits(&[], &["evil.example"], "evil.example."));
+        assert!(!admits(&[], &["evil.example."], "EVIL.example:8448"));
+        assert!(!admits(&[], &["*.example"], "evil.example.:8448"));
+        assert!(!admits(&[], &["[::1]"], "[0:0:0:0:0:0:0:1]"));
+        assert!(!admits(&[], &["[0::1]"], "[::1]:8448"));
+        assert!(admits(&["good.example"], &[], "good.example."));
     }
 
     #[test]

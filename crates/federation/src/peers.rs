@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     Admission, Body, CallError, Health, Limits, Outgoing, OwnKeys, Reply, SignedRequest, Transport,
-    TransportError,
+    TransportError, is_same_server,
 };
 
 /// Bodies up to this many bytes are signed where the call is made, longer ones on the pool.
@@ -235,8 +235,7 @@ impl Inner {
         if !self.options.enabled {
             return Err(CallError::Disabled);
         }
-        let own = self.own.server().as_str();
-        if server.as_str().eq_ignore_ascii_case(own) {
+        if is_same_server(server, self.own.server()) {
             return Err(CallError::OwnServer);
         }
         if !self.admission.admits(server) {
