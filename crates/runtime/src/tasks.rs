@@ -10,7 +10,7 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
-    task::TaskTracker,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
 /// Spawns background tasks and ends them in order. Cheap to clone; clones share the tasks.
@@ -35,7 +35,8 @@ impl Tasks {
     /// A future that does `task` in the place of its caller, and in the background from where its
     /// caller drops it. What was not begun is dropped with it.
     ///
-    /// A caller who holds it without polling it holds what `task` holds.
+    /// Shutdown waits for what was begun, wherever it is done. A caller who holds it without
+    /// polling it holds what `task` holds.
     pub fn see_through<F>(&self, task: F) -> SeenThrough<F::Output>
     where
         F: Future + Send + 'static,
@@ -44,6 +45,7 @@ impl Tasks {
         SeenThrough {
             task: Some(Box::pin(task)),
             begun: None,
+            counted: None,
             tasks: self.clone(),
         }
     }
@@ -81,6 +83,8 @@ pub struct SeenThrough<T: Send + 'static> {
     task: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     /// The runtime that it was begun on.
     begun: Option<Handle>,
+    /// Counts it among the tasks that shutdown waits for, from its first poll until it is done.
+    counted: Option<TaskTrackerToken>,
     tasks: Tasks,
 }
 
@@ -95,9 +99,12 @@ impl<T: Send + 'static> Future for SeenThrough<T> {
         let Some(mut task) = self.task.take() else {
             return Poll::Pending;
         };
+        let counted = self.counted.take();
+        let counted = counted.unwrap_or_else(|| self.tasks.tracker.token());
         let polled = task.as_mut().poll(context);
         if polled.is_pending() {
             self.task = Some(task);
+            self.counted = Some(counted);
         }
         polled
     }
@@ -107,6 +114,7 @@ impl<T: Send + 'static> Drop for SeenThrough<T> {
     fn drop(&mut self) {
         if let (Some(task), Some(runtime)) = (self.task.take(), &self.begun) {
             let rest = async move { drop(task.await) };
+            // Before `counted` is dropped: it is counted without a gap.
             self.tasks.tracker.spawn_on(rest, runtime);
         }
     }
@@ -150,6 +158,38 @@ mod tests {
         tell.send(()).unwrap();
         assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
         assert!(done.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn shutdown_waits_for_what_its_caller_still_does() {
+        let (tell, hear) = oneshot::channel();
+        let tasks = Tasks::default();
+        let mut seen = tasks.see_through(async move { hear.await.unwrap() });
+        assert!((&mut seen).now_or_never().is_none());
+        let mut shutdown = std::pin::pin!(tasks.shutdown(Duration::from_secs(10)));
+        assert!(shutdown.as_mut().now_or_never().is_none());
+        tell.send(7).unwrap();
+        assert_eq!((&mut seen).await, 7);
+        // Done, though its caller still has it.
+        assert_eq!(shutdown.await, 0);
+        drop(seen);
+    }
+
+    #[tokio::test]
+    async fn shutdown_does_not_wait_forever_for_a_caller_who_does_nothing() {
+        let tasks = Tasks::default();
+        let mut seen = tasks.see_through(std::future::pending::<()>());
+        assert!((&mut seen).now_or_never().is_none());
+        assert_eq!(tasks.shutdown(Duration::ZERO).await, 1);
+    }
+
+    #[tokio::test]
+    async fn shutdown_does_not_wait_for_what_panicked() {
+        let tasks = Tasks::default();
+        let mut seen = tasks.see_through(async { std::panic::resume_unwind(Box::new(())) });
+        let caught = std::panic::AssertUnwindSafe(&mut seen).catch_unwind().await;
+        let _: Box<dyn std::any::Any + Send> = caught.map(|(): ()| ()).unwrap_err();
+        assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
     }
 
     #[tokio::test]
