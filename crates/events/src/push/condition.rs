@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     event::{Path, PushEvent},
-    glob::{Glob, Steps},
+    glob::{Glob, MAX_PATTERN_CHARS, Steps},
 };
 use crate::{Pdu, PowerLevel, Rules, auth::Levels};
 
@@ -149,8 +149,12 @@ fn contains_display_name(event: &PushEvent, name: Option<&str>, steps: &Steps) -
     let (Some(body), Some(name)) = (event.body(), name.filter(|name| !name.is_empty())) else {
         return false;
     };
-    // The name is compiled for this one event: at most a row of places for each character.
-    steps.take(name.len().pow(2) / 64) && Glob::literal(name).matches_words_within(body, steps)
+    // A name that is too long matches nothing, and must not cost the rules after it their steps.
+    if name.chars().nth(MAX_PATTERN_CHARS).is_some() {
+        return false;
+    }
+    // The name is compiled for this one event.
+    steps.take(name.len()) && Glob::literal(name).matches_words_within(body, steps)
 }
 
 fn scalar(value: &ScalarJsonValue) -> Value {

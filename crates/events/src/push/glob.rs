@@ -125,7 +125,28 @@ fn is_marked(places: &[u64], place: usize) -> bool {
         .is_some_and(|word| word >> (place % 64) & 1 == 1)
 }
 
-/// A compiled glob pattern.
+/// The leads of a pattern's characters, in their order.
+fn leads(wanted: &[Option<char>]) -> Vec<Lead> {
+    let single = |(place, c): (usize, &Option<char>)| {
+        c.map(|of| Lead {
+            of,
+            word: place / 64,
+            places: 1 << (place % 64),
+        })
+    };
+    let mut leads: Vec<Lead> = wanted.iter().enumerate().filter_map(single).collect();
+    leads.sort_unstable_by_key(|lead| (lead.of, lead.word));
+    leads.dedup_by(|next, kept| {
+        let same = (next.of, next.word) == (kept.of, kept.word);
+        if same {
+            kept.places |= next.places;
+        }
+        same
+    });
+    leads
+}
+
+/// A compiled glob pattern. To compile it costs little more than to read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
     /// The characters of the pattern beside the stars; `None` is a `?`.
@@ -133,12 +154,20 @@ pub struct Glob {
     /// The places where a star stands: any character leads from there to the same place.
     stars: Places,
     has_stars: bool,
-    /// The places from which a character leads to the next one, for the characters of the pattern
-    /// in their order.
-    leads: Vec<(char, Places)>,
-    /// The same for all other characters.
+    /// From where a character leads to the next place, by character and word: no more entries
+    /// than the pattern has characters.
+    leads: Vec<Lead>,
+    /// The places of `?`, from which every character leads to the next one.
     any_leads: Places,
     too_long: bool,
+}
+
+/// The places in one word from which one character leads to the next place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lead {
+    of: char,
+    word: usize,
+    places: u64,
 }
 
 impl Glob {
@@ -170,23 +199,10 @@ impl Glob {
         }
         let stars = stars.into_iter().take(wanted.len() / 64 + 1).collect();
         let mut any_leads = places(wanted.len());
-        let mut chars: Vec<char> = wanted.iter().copied().flatten().collect();
-        chars.sort_unstable();
-        chars.dedup();
-        let mut leads: Vec<_> = chars
-            .into_iter()
-            .map(|c| (c, places(wanted.len())))
-            .collect();
-        for (place, wanted) in wanted.iter().enumerate() {
-            if wanted.is_none() {
-                mark(&mut any_leads, place);
-            }
-            for (c, leads) in &mut leads {
-                if wanted.is_none_or(|wanted| wanted == *c) {
-                    mark(leads, place);
-                }
-            }
+        for (place, _) in wanted.iter().enumerate().filter(|(_, c)| c.is_none()) {
+            mark(&mut any_leads, place);
         }
+        let leads = leads(&wanted);
         Self {
             wanted,
             stars,
@@ -256,16 +272,35 @@ impl Glob {
 
     /// Moves all places on by one character of the text.
     fn step(&self, come_to: &mut [u64], c: char) {
-        let found = self.leads.binary_search_by_key(&c, |(c, _)| *c);
-        let leads = match found {
-            Ok(at) => &self.leads[at].1,
-            Err(_) => &self.any_leads,
-        };
+        let first = self.leads.partition_point(|lead| lead.of < c);
+        let mut leads = self.leads[first..].iter().peekable();
         let mut carried = 0;
-        for ((word, leads), stars) in come_to.iter_mut().zip(leads).zip(&self.stars) {
-            let moved = *word & leads;
+        let words = come_to.iter_mut().zip(&self.any_leads).zip(&self.stars);
+        for (at, ((word, any), stars)) in words.enumerate() {
+            let lead = leads.next_if(|lead| (lead.of, lead.word) == (c, at));
+            let moved = *word & (any | lead.map_or(0, |lead| lead.places));
             *word = moved << 1 | carried | *word & stars;
             carried = moved >> 63;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_of_many_characters_is_not_much_larger_than_its_text() {
+        let distinct = |n: usize| char::from_u32(0x4e00 + n as u32).unwrap();
+        let different: String = (0..MAX_PATTERN_CHARS - 1).map(distinct).collect();
+        let glob = Glob::new(&format!("{different}?"));
+        assert_eq!(glob.leads.len(), MAX_PATTERN_CHARS - 1);
+        assert!(glob.matches_whole(&format!("{different}x")));
+        assert!(glob.matches_words(&format!("- {different}{} -", distinct(7))));
+        assert!(!glob.matches_words(&format!("- {different}")));
+
+        let same = Glob::new(&format!("*{}", "ab".repeat(100)));
+        assert_eq!(same.leads.len(), 2 * 4, "one for each word of places");
+        assert!(same.matches_whole(&"ab".repeat(101)));
     }
 }

@@ -17,7 +17,8 @@ use super::{
 
 /// What the patterns of one user may cost for one event, in characters of a text times words of 64
 /// characters of a pattern: 16 keywords in the longest message there can be, 1,000 in one of a
-/// page. Patterns beyond that match nothing.
+/// page. Patterns beyond that match nothing. The server's own rules have as many to themselves,
+/// which is more than they can take: nothing that a user adds stops them from matching.
 pub const MAX_STEPS: u64 = 1 << 20;
 
 /// Conditions of one rule that are looked at; a rule with more never matches.
@@ -50,6 +51,7 @@ pub struct Rules {
 #[derive(Debug)]
 struct Rule {
     test: Test,
+    is_default: bool,
     outcome: Outcome,
 }
 
@@ -79,6 +81,7 @@ impl Rules {
                     rank,
                     Rule {
                         test,
+                        is_default,
                         outcome: outcome(kind, rule_id, actions),
                     },
                 ));
@@ -142,7 +145,7 @@ impl Rules {
         self.evaluate_counted(event, context).0
     }
 
-    /// The same, with the steps that it took: at most [`MAX_STEPS`].
+    /// The same, with the steps that it took: at most twice [`MAX_STEPS`].
     pub fn evaluate_counted(
         &self,
         event: &PushEvent,
@@ -151,12 +154,13 @@ impl Rules {
         if event.text("sender") == Some(self.user.as_str()) {
             return (None, 0);
         }
-        let steps = Steps::new(MAX_STEPS);
-        let rule = self
-            .rules
-            .iter()
-            .find(|rule| rule.test.matches(event, context, &steps));
-        (rule.map(|rule| &rule.outcome), MAX_STEPS - steps.left())
+        let [users, servers] = [(); 2].map(|()| Steps::new(MAX_STEPS));
+        let rule = self.rules.iter().find(|rule| {
+            let steps = if rule.is_default { &servers } else { &users };
+            rule.test.matches(event, context, steps)
+        });
+        let taken = 2 * MAX_STEPS - users.left() - servers.left();
+        (rule.map(|rule| &rule.outcome), taken)
     }
 }
 
