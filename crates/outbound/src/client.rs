@@ -143,7 +143,7 @@ pub struct Answer {
 #[derive(Clone)]
 pub struct Outbound {
     client: reqwest::Client,
-    lines: Arc<Lines>,
+    pub(crate) lines: Arc<Lines>,
     policy: AddressPolicy,
 }
 

@@ -27,6 +27,9 @@ const MAX_NAMES: usize = 8;
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
 
+/// What an attempt gets at least while time is left: a handshake across the world over a busy line.
+const LEAST_ATTEMPT: Duration = Duration::from_secs(2);
+
 /// Opens connections.
 pub(crate) struct Connector {
     resolver: GuardedResolver,
@@ -55,7 +58,8 @@ impl Connector {
     }
 
     /// Connects to the first address that answers and proves the endpoint's name. The time is
-    /// divided among what is yet to be tried, so that a dead address leaves some to the next.
+    /// divided among what is yet to be tried, so that a dead address leaves some to the next; the
+    /// last of very many may get none.
     pub(crate) async fn connect(&self, endpoint: &Endpoint) -> Result<Line, TransportError> {
         let until = Instant::now() + CONNECT_TIMEOUT;
         let names = match &endpoint.dial {
@@ -68,8 +72,11 @@ impl Connector {
         };
         let mut failed = TransportError::Unresolved("no name to dial".to_owned());
         for (done, (name, port)) in names.iter().enumerate() {
-            let until = share(until, names.len() - done);
-            match self.connect_name(endpoint, name, *port, until).await {
+            let after = names.len() - done - 1;
+            match self
+                .connect_name(endpoint, (name, *port), after, until)
+                .await
+            {
                 Ok(line) => return Ok(line),
                 Err(error) => failed = error,
             }
@@ -77,14 +84,16 @@ impl Connector {
         Err(failed)
     }
 
+    /// Connects to one of the names, with `after` more of them to follow.
     async fn connect_name(
         &self,
         endpoint: &Endpoint,
-        name: &str,
-        port: u16,
+        (name, port): (&str, u16),
+        after: usize,
         until: Instant,
     ) -> Result<Line, TransportError> {
-        let addresses = timeout_at(until, self.resolver.allowed(name)).await;
+        let lookup = self.resolver.allowed(name);
+        let addresses = timeout_at(share(until, after + 1), lookup).await;
         let addresses: Vec<IpAddr> = match addresses {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(NoAddress::Denied(_))) => return Err(TransportError::Denied),
@@ -96,7 +105,7 @@ impl Connector {
         let addresses = addresses.get(..MAX_ADDRESSES).unwrap_or(&addresses);
         let mut failed = TransportError::Unresolved(format!("{name} has no address"));
         for (done, address) in addresses.iter().enumerate() {
-            let until = share(until, addresses.len() - done);
+            let until = share(until, addresses.len() - done + after);
             let address = SocketAddr::new(*address, port);
             match self.open(endpoint, address, until).await {
                 Ok(line) => return Ok(line),
@@ -126,11 +135,13 @@ impl Connector {
     }
 }
 
-/// The end of the next of `left` equal parts of the time until `until`.
+/// The end of the next of `left` equal parts of the time until `until`, or of the least that an
+/// attempt gets.
 fn share(until: Instant, left: usize) -> Instant {
     let now = Instant::now();
     let whole: Duration = until.saturating_duration_since(now);
-    now + whole / u32::try_from(left.max(1)).unwrap_or(u32::MAX)
+    let part = whole / u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+    now + part.max(LEAST_ATTEMPT).min(whole)
 }
 
 /// Tells a certificate that does not hold from a connection that broke.
@@ -141,5 +152,24 @@ fn tls_failure(address: SocketAddr, error: &io::Error) -> TransportError {
             TransportError::Tls(format!("{address}: {why:?}"))
         }
         _ => TransportError::Unreachable(format!("{address}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_gets_its_part_but_never_next_to_nothing() {
+        let now = Instant::now();
+        let part = |whole: u64, left| {
+            let end = share(now + Duration::from_millis(whole), left);
+            u64::try_from((end - now).as_millis()).unwrap()
+        };
+        assert_eq!(part(10_000, 1), 10_000);
+        assert_eq!(part(10_000, 4), 2_500);
+        assert_eq!(part(10_000, MAX_NAMES * MAX_ADDRESSES), 2_000);
+        assert_eq!(part(1_500, 2), 1_500);
+        assert_eq!(part(0, 2), 0);
     }
 }

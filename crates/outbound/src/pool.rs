@@ -2,7 +2,7 @@
 //!
 //! They are kept by what was proven and what is asked for (TLS name and `Host`), not by address:
 //! whoever proves the name may answer for it. Connections that nobody asks for again are closed
-//! when the next one of any server comes back.
+//! when the next one of any server is asked for or comes back.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +21,7 @@ const IN_ALL: usize = 1_024;
 
 /// How long one is kept unused: less than servers commonly wait (Synapse a minute), so that
 /// requests seldom meet a connection that is being closed.
-const IDLE: Duration = Duration::from_secs(45);
+pub(crate) const IDLE: Duration = Duration::from_secs(45);
 
 /// How long one is used: changes of the DNS are noticed after that, however busy it is.
 const AGE: Duration = Duration::from_mins(10);
@@ -77,21 +77,19 @@ impl Pool {
     /// The connection of `key` that was used last.
     pub(crate) fn take(&self, key: &Key) -> Option<Pooled> {
         let mut idle = self.idle.lock();
+        close_stale(&mut idle);
         let of_key = idle.get_mut(key)?;
         let last = of_key.pop();
         if of_key.is_empty() {
             idle.remove(key);
         }
-        last.filter(Idle::is_fresh).map(|idle| idle.pooled)
+        last.map(|idle| idle.pooled)
     }
 
     /// Keeps a connection, if there is room for it.
     pub(crate) fn put(&self, key: Key, pooled: Pooled) {
         let mut idle = self.idle.lock();
-        idle.retain(|_, of_key| {
-            of_key.retain(Idle::is_fresh);
-            !of_key.is_empty()
-        });
+        close_stale(&mut idle);
         if idle.values().map(Vec::len).sum::<usize>() >= IN_ALL {
             return;
         }
@@ -101,4 +99,18 @@ impl Pool {
             of_key.push(Idle { pooled, since });
         }
     }
+
+    /// How many connections are idle.
+    #[cfg(test)]
+    pub(crate) fn idle(&self) -> usize {
+        self.idle.lock().values().map(Vec::len).sum()
+    }
+}
+
+/// Closes what was idle for too long.
+fn close_stale(idle: &mut HashMap<Key, Vec<Idle>>) {
+    idle.retain(|_, of_key| {
+        of_key.retain(Idle::is_fresh);
+        !of_key.is_empty()
+    });
 }

@@ -23,7 +23,7 @@ use crate::{
 /// Sends requests to endpoints, on connections of its own.
 pub(crate) struct Lines {
     pub(crate) connector: Connector,
-    pool: Pool,
+    pub(crate) pool: Pool,
     user_agent: Option<HeaderValue>,
 }
 

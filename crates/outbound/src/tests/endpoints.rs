@@ -15,7 +15,8 @@ use super::{
     zone::Zone,
 };
 use crate::{
-    Body, Dial, Endpoint, Outbound, OutboundOptions, Reply, SrvTarget, StreamLimits, TransportError,
+    Body, Dial, Endpoint, Outbound, OutboundOptions, Reply, SrvTarget, StreamLimits,
+    TransportError, pool::IDLE,
 };
 
 const LIMITS: StreamLimits = StreamLimits {
@@ -206,6 +207,54 @@ async fn the_next_name_is_tried() {
         matches!(unreachable, Err(TransportError::Unreachable(_))),
         "{unreachable:?}"
     );
+}
+
+/// With eight names to try, the first of them with a dead address.
+#[tokio::test]
+async fn a_dead_address_gets_its_time_and_leaves_some_to_the_next() {
+    const DEAD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    let authority = Authority::new();
+    let server = server(&authority, |_| Say::Keep(ok("good"))).await;
+    let port = server.address.port();
+    // Its connections are opened by the system, and nobody ever says a word.
+    let dead = std::net::TcpListener::bind((DEAD, port)).unwrap();
+    let zone = Zone::default().a("two.test", DEAD).a("two.test", HERE);
+    let dns = zone.serve().await;
+    let options = OutboundOptions {
+        allowed_private_ranges: vec!["127.0.0.0/8".parse().unwrap()],
+        dns_servers: vec![dns.address],
+        extra_ca_certificates: vec![authority.certificate()],
+        ..OutboundOptions::default()
+    };
+    let client = Outbound::new(&options).unwrap();
+    let names = ["two", "b", "c", "d", "e", "f", "g", "h"];
+    let names = names.map(|name| (format!("{name}.test"), port)).to_vec();
+    let way = endpoint(Dial::Names(names), "server.test", "server.test");
+    let began = std::time::Instant::now();
+    assert_eq!(fetch_text(&client, &way).await.unwrap(), "good");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    drop(dead);
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_when_another_server_is_asked() {
+    let authority = Authority::new();
+    let server = server(&authority, |_| Say::Keep(ok("hello"))).await;
+    let client = nameless(&authority).await;
+    fetch_text(&client, &at(server.address)).await.unwrap();
+    let dead = listener().await.local_addr().unwrap();
+    let elsewhere = endpoint(Dial::Address(dead), "other.test", "other.test");
+    let ask_elsewhere = async || {
+        let unreachable = fetch(&client, &elsewhere, LIMITS).await;
+        assert!(unreachable.is_err());
+        client.lines.pool.idle()
+    };
+    assert_eq!(ask_elsewhere().await, 1);
+    tokio::time::pause();
+    tokio::time::advance(IDLE).await;
+    tokio::time::resume();
+    assert_eq!(ask_elsewhere().await, 0);
 }
 
 #[tokio::test]
