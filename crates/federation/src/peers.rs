@@ -3,7 +3,8 @@
 //!
 //! A call is refused here, without a word to the other server, if that is ourselves, is not
 //! admitted, or failed a moment ago. So many calls as the configuration says are on their way to
-//! one server at once; others wait for their turn, against their deadline. Nothing is repeated
+//! one server at once; others wait for their turn, for no longer than their deadline, which begins
+//! anew when they are sent: who waited here must not make a server look slow. Nothing is repeated
 //! here: only the caller knows what may be asked twice.
 //!
 //! Specification: server-server API, "Authentication".
@@ -22,7 +23,7 @@ use futures_util::stream;
 use homeserver_runtime::Runtime;
 use http::{HeaderValue, Method, header};
 use ruma::{OwnedServerName, ServerName};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 pub use self::{answer::Answer, path::Path};
 use self::{
@@ -92,7 +93,7 @@ impl Call {
         Self::new(Method::POST, path, body.into())
     }
 
-    /// What the answer may cost, instead of the usual.
+    /// What the answer may cost, instead of the usual, counted from when the call has its turn.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = Some(limits);
@@ -191,17 +192,15 @@ impl Peers {
             deadline: inner.options.deadline,
             stall: inner.options.deadline,
         };
-        let mut limits = call.limits.unwrap_or(usual);
-        let until = Instant::now() + limits.deadline;
+        let limits = call.limits.unwrap_or(usual);
         let mut turn = None;
         if !call.apart {
-            let waited = timeout_at(until, inner.lanes.turn(server)).await;
+            let waited = timeout(limits.deadline, inner.lanes.turn(server)).await;
             turn = Some(waited.map_err(|_| CallError::Busy)??);
             // Those before it may have failed.
             inner.check(server, call.urgent)?;
         }
         let request = inner.signed(server, call).await?;
-        limits.deadline = until.saturating_duration_since(Instant::now());
         let outgoing = Outgoing {
             destination: server.to_owned(),
             request,

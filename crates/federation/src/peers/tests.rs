@@ -360,6 +360,20 @@ async fn so_many_calls_at_once_and_the_others_in_turn() {
     assert!(world.peers.inner.lanes.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waited_has_its_whole_deadline_on_the_way() {
+    let world = World::new(|| Ok(good())).await;
+    let stream = || Box::pin(world.peers.stream(there(), Call::get(Path::v1("version"))));
+    let held = (stream().await.unwrap(), stream().await.unwrap());
+    let mut third = stream();
+    assert!(is_waiting(&mut third));
+    tokio::time::advance(OPTIONS.deadline - Duration::from_millis(100)).await;
+    drop(held);
+    assert!(third.await.is_ok());
+    let sent = world.script.sent.lock().pop().unwrap();
+    assert_eq!(sent.limits.deadline, OPTIONS.deadline);
+}
+
 #[tokio::test]
 async fn who_waited_for_a_call_that_failed_is_not_sent() {
     let world = World::new(|| Ok(good())).await;
