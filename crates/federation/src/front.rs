@@ -2,9 +2,15 @@
 //!
 //! Specification: server-server API, "Request Authentication".
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use homeserver_events::VerifyKey;
+use homeserver_runtime::WorkPool;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
@@ -12,6 +18,7 @@ use ruma::{OwnedServerName, ServerName};
 use crate::{
     Admission, Health, KeyRing, XMatrix, XMatrixError,
     keys::KeyProblem,
+    names::is_same_server,
     signed_request::{Claim, RequestError},
 };
 
@@ -21,6 +28,8 @@ const MAX_HEADERS: usize = 8;
 const PER_ORIGIN: usize = 32;
 /// Requests of all servers that are worked on at once.
 const IN_ALL: usize = 512;
+/// Bodies up to this many bytes are checked where they arrive, longer ones on the pool.
+const CHECKED_HERE: usize = 16 * 1024;
 /// How long the keys of the asking server are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -57,7 +66,7 @@ pub struct Arrived<'a> {
     /// Its headers.
     pub headers: &'a HeaderMap,
     /// Its body.
-    pub body: &'a [u8],
+    pub body: &'a Bytes,
 }
 
 /// Lets requests in. Cheap to clone; clones count together.
@@ -66,6 +75,7 @@ pub struct Front {
     ring: KeyRing,
     admission: Admission,
     health: Health,
+    cpu: WorkPool,
     working: Arc<Mutex<Working>>,
 }
 
@@ -85,11 +95,13 @@ pub struct Place {
 
 impl Front {
     /// A front that knows servers by this ring, and tells their health of signs of life.
-    pub fn new(ring: KeyRing, admission: Admission, health: Health) -> Self {
+    /// Long bodies are checked on `cpu`.
+    pub fn new(ring: KeyRing, admission: Admission, health: Health, cpu: WorkPool) -> Self {
         Self {
             ring,
             admission,
             health,
+            cpu,
             working: Arc::default(),
         }
     }
@@ -102,37 +114,38 @@ impl Front {
         let own_name = self.ring.own().server();
         let claim = Claim::new(x_matrix_headers(request.headers)?, own_name)?;
         let origin = claim.origin();
-        if origin == own_name {
+        if is_same_server(origin, own_name) {
             return Err(FrontError::OwnServer);
         }
         if !self.admission.admits(origin) {
             return Err(FrontError::NotAdmitted(origin.to_owned()));
         }
         let keys = self.keys_of(&claim).await?;
-        let key = |id: &str| keys.get(id).copied();
-        claim.check(request.method, request.target, own_name, request.body, &key)?;
+        let target = request.target.to_owned();
+        let (method, body) = (request.method.to_owned(), request.body.clone());
+        let (own, name) = (claim.clone(), own_name.to_owned());
+        let check = move || {
+            let key = |id: &str| keys.get(id).copied();
+            own.check(&method, &target, &name, &body, &key)
+        };
+        if request.body.len() <= CHECKED_HERE {
+            check()?;
+        } else {
+            self.cpu.run(check).await.map_err(|_| FrontError::Busy)??;
+        }
         self.health.alive(origin);
         Ok(origin.to_owned())
     }
 
     /// The keys that the headers name, as far as they are known. One is enough.
-    async fn keys_of(&self, claim: &Claim) -> Result<HashMap<String, VerifyKey>, KeyProblem> {
-        let mut keys = HashMap::new();
-        let mut problem = None;
-        for id in claim.key_ids() {
-            let asked = self.ring.request_key(claim.origin(), id);
-            match tokio::time::timeout(PATIENCE, asked).await {
-                Ok(Ok(key)) => {
-                    keys.insert(id.to_owned(), key);
-                }
-                Ok(Err(error)) => problem = Some(error),
-                Err(_) => problem = Some(KeyProblem::Unreachable(claim.origin().to_owned())),
-            }
+    async fn keys_of(&self, claim: &Claim) -> Result<BTreeMap<String, VerifyKey>, KeyProblem> {
+        let ids = claim.key_ids();
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
         }
-        match problem {
-            Some(problem) if keys.is_empty() => Err(problem),
-            _ => Ok(keys),
-        }
+        let asked = self.ring.request_keys(claim.origin(), &ids);
+        let in_time = tokio::time::timeout(PATIENCE, asked).await;
+        in_time.unwrap_or_else(|_| Err(KeyProblem::Unreachable(claim.origin().to_owned())))
     }
 
     /// A place for a request of `origin`.
@@ -211,7 +224,7 @@ mod tests {
             method: "PUT",
             target: TARGET,
             headers,
-            body: b"{}",
+            body: &Bytes::from_static(b"{}"),
         };
         front.authenticate(arrived).await
     }
@@ -227,6 +240,7 @@ mod tests {
             world.ring.clone(),
             Admission::new(&[], &denied),
             health.unwrap(),
+            world.runtime.cpu.clone(),
         )
     }
 
@@ -255,8 +269,10 @@ mod tests {
         ));
         let evil = ask(&front, &headers("evil.example", 1)).await;
         assert!(matches!(evil, Err(FrontError::NotAdmitted(_))));
-        let ourselves = ask(&front, &headers("here.example", 9)).await;
-        assert!(matches!(ourselves, Err(FrontError::OwnServer)));
+        for name in ["here.example", "HERE.example."] {
+            let ourselves = ask(&front, &headers(name, 9)).await;
+            assert!(matches!(ourselves, Err(FrontError::OwnServer)), "{name}");
+        }
         let mut bearer = HeaderMap::new();
         bearer.insert(
             header::AUTHORIZATION,

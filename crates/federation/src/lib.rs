@@ -140,7 +140,12 @@ impl Federation {
             parts: Arc::new(Parts {
                 enabled: options.enabled,
                 own_keys,
-                front: Front::new(ring.clone(), options.admission, health.clone()),
+                front: Front::new(
+                    ring.clone(),
+                    options.admission,
+                    health.clone(),
+                    runtime.cpu.clone(),
+                ),
                 verifier: Verifier::new(ring.clone(), runtime.clone()),
                 ring,
                 peers,

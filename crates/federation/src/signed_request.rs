@@ -6,13 +6,15 @@
 //!
 //! Specification: server-server API, "Request Authentication".
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use homeserver_events::{
     CanonicalError, CanonicalObject, CanonicalValue, SigningKey, Strictness, VerifyError,
     VerifyKey, canonical::parse_object, sign_json, verify_json,
 };
 use ruma::{OwnedServerName, ServerName};
 
-use crate::x_matrix::XMatrix;
+use crate::{keys::document::is_key_id, x_matrix::XMatrix};
 
 /// What is signed of a request.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,9 @@ pub enum RequestError {
     /// Two headers name different origins.
     #[error("the X-Matrix headers name different servers")]
     Origins,
+    /// Two headers hold signatures by the same key.
+    #[error("two X-Matrix headers name the same key")]
+    Keys,
     /// A header names another server than the one that is asked.
     #[error("the request is meant for another server")]
     Destination,
@@ -90,7 +95,8 @@ impl SignedRequest<'_> {
 #[derive(Clone, Debug)]
 pub struct Claim {
     origin: OwnedServerName,
-    headers: Vec<XMatrix>,
+    /// By key id.
+    signatures: BTreeMap<String, String>,
 }
 
 impl Claim {
@@ -111,7 +117,14 @@ impl Claim {
         if headers.iter().any(elsewhere) {
             return Err(RequestError::Destination);
         }
-        Ok(Self { origin, headers })
+        let mut signatures = BTreeMap::new();
+        for header in headers {
+            let before = signatures.insert(header.key, header.signature.clone());
+            if before.is_some_and(|before| before != header.signature) {
+                return Err(RequestError::Keys);
+            }
+        }
+        Ok(Self { origin, signatures })
     }
 
     /// The server that the request claims to come from.
@@ -119,10 +132,10 @@ impl Claim {
         &self.origin
     }
 
-    /// The ids of the keys that the headers name. Keys of other algorithms are left out.
-    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
-        let ids = self.headers.iter().map(|header| header.key.as_str());
-        ids.filter(|id| id.starts_with("ed25519:"))
+    /// The ids of the keys that the headers name. Those that no server can have are left out.
+    pub fn key_ids(&self) -> BTreeSet<&str> {
+        let ids = self.signatures.keys().map(String::as_str);
+        ids.filter(|id| is_key_id(id)).collect()
     }
 
     /// Checks that the origin signed this request, by at least one of the keys that `key` knows,
@@ -146,23 +159,12 @@ impl Claim {
             body,
         };
         let mut object = request.object().map_err(RequestError::Body)?;
-        // Each by itself: two headers may hold two signatures by the same key.
-        let mut held = Err(RequestError::Signature(VerifyError::NoUsableSignature(
-            self.origin.to_string(),
-        )));
-        for header in &self.headers {
-            let one =
-                CanonicalObject::from([(header.key.clone(), header.signature.clone().into())]);
-            let of_origin = (self.origin.to_string(), CanonicalValue::Object(one));
-            let signatures = CanonicalValue::Object(CanonicalObject::from([of_origin]));
-            object.insert("signatures".to_owned(), signatures);
-            match verify_json(&object, self.origin.as_str(), key) {
-                Ok(()) => held = Ok(()),
-                Err(VerifyError::NoUsableSignature(_)) => {}
-                Err(wrong) => return Err(RequestError::Signature(wrong)),
-            }
-        }
-        held
+        let of_origin = self.signatures.iter();
+        let of_origin = of_origin.map(|(id, signature)| (id.clone(), signature.clone().into()));
+        let of_origin = CanonicalValue::Object(of_origin.collect());
+        let signatures = CanonicalObject::from([(self.origin.to_string(), of_origin)]);
+        object.insert("signatures".to_owned(), CanonicalValue::Object(signatures));
+        verify_json(&object, self.origin.as_str(), key).map_err(RequestError::Signature)
     }
 }
 
@@ -267,7 +269,9 @@ mod tests {
         };
         assert_eq!(judge(&[&good]), Ok(()));
         assert_eq!(judge(&[&unknown, &good]), Ok(()));
-        assert_eq!(judge(&[&good, &forged]), wrong());
+        assert_eq!(judge(&[&good, &good]), Ok(()));
+        assert_eq!(judge(&[&good, &forged]), Err(RequestError::Keys));
+        assert_eq!(judge(&[&forged]), wrong());
         assert_eq!(judge(&[&good, &foreign]), Err(RequestError::Origins));
         assert_eq!(judge(&[]), Err(RequestError::Unsigned));
         let nobody = VerifyError::NoUsableSignature("there.example".to_owned());
@@ -280,6 +284,6 @@ mod tests {
         let good = other.clone();
         other.key = "curve25519:a".to_owned();
         let claim = Claim::new(vec![other, good], server_name!("here.example")).unwrap();
-        assert_eq!(claim.key_ids().collect::<Vec<_>>(), ["ed25519:a"]);
+        assert_eq!(claim.key_ids(), BTreeSet::from(["ed25519:a"]));
     }
 }

@@ -9,14 +9,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use homeserver_events::{
-    KeySource as _, Pdu, PduError, Rules, Verified, VerifyError, claimed_keys, verify_event,
-};
+use homeserver_events::{Pdu, PduError, Rules, Verified, VerifyError, claimed_keys, verify_event};
 use homeserver_runtime::{PoolClosed, Runtime};
 use homeserver_storage::StorageError;
 use ruma::OwnedServerName;
 
-use crate::keys::{KeyRing, Keys, Wanted};
+use crate::keys::{KeyRing, Keys, Wanted, document::is_key_id};
 
 /// Events of one job on the pool.
 const AT_ONCE: usize = 16;
@@ -30,8 +28,9 @@ pub enum Dropped {
     /// Somebody who must have signed it did not, or wrongly.
     #[error(transparent)]
     Signature(#[from] VerifyError),
-    /// A server that must have signed it did so by keys that are not known. They may be later.
-    #[error("the keys of {0} that signed it are not known")]
+    /// A server that must have signed it did so by keys that are not known, and cannot be asked for
+    /// them now.
+    #[error("the keys of {0} that signed it are not to be had now")]
     KeysUnknown(OwnedServerName),
 }
 
@@ -110,7 +109,8 @@ fn parse(json: &[u8], rules: &'static Rules) -> Result<Parsed, Dropped> {
     let event = Pdu::parse(json, rules)?;
     let mut wanted = Vec::new();
     for (server, ids) in claimed_keys(&event, rules)? {
-        wanted.extend(ids.into_iter().map(|key_id| Wanted {
+        let ids = ids.into_iter().filter(|id| is_key_id(id));
+        wanted.extend(ids.map(|key_id| Wanted {
             server: server.clone(),
             key_id,
             time: event.origin_server_ts(),
@@ -125,9 +125,10 @@ fn check((event, wanted): Parsed, rules: &'static Rules, keys: &Keys) -> Result<
         Ok(Verified::All) => Ok(event),
         Ok(Verified::HashMismatch(copy)) => Ok(copy),
         Err(VerifyError::NoUsableSignature(server)) => {
-            let unknown = wanted.into_iter().find(|wanted| {
-                wanted.server == *server && keys.key(&wanted.server, &wanted.key_id).is_none()
-            });
+            // It may be signed well by a key that could not be asked for now.
+            let unknown = wanted
+                .into_iter()
+                .find(|wanted| *wanted.server == *server && keys.is_unavailable(&wanted.server));
             Err(match unknown {
                 Some(unknown) => Dropped::KeysUnknown(unknown.server),
                 None => VerifyError::NoUsableSignature(server).into(),

@@ -16,6 +16,8 @@ use ruma::ServerName;
 
 /// Keys of one document, current and old together.
 pub const MAX_KEYS: usize = 64;
+/// Bytes of one document.
+pub const MAX_DOCUMENT: usize = 16 * 1024;
 /// The longest key id, in bytes.
 const MAX_KEY_ID: usize = 255;
 /// A document is believed no longer than this, whatever it says.
@@ -27,6 +29,9 @@ pub enum DocumentError {
     /// Not a JSON object.
     #[error("not a JSON object")]
     Json(#[from] CanonicalError),
+    /// Over [`MAX_DOCUMENT`] bytes.
+    #[error("the document is larger than {MAX_DOCUMENT} bytes")]
+    TooLarge,
     /// It is another server's, or does not say whose it is.
     #[error("the document is not of the server that was asked for")]
     OtherServer,
@@ -62,6 +67,9 @@ impl KeyDocument {
         server: &ServerName,
         now: u64,
     ) -> Result<Self, DocumentError> {
+        if to_string(&object).len() > MAX_DOCUMENT {
+            return Err(DocumentError::TooLarge);
+        }
         let named = object.get("server_name").and_then(CanonicalValue::as_str);
         if named != Some(server.as_str()) {
             return Err(DocumentError::OtherServer);
@@ -145,11 +153,16 @@ fn time(object: &CanonicalObject, name: &str) -> Option<u64> {
     u64::try_from(time).ok()
 }
 
+/// Whether there can be a key of this id.
+pub(crate) fn is_key_id(id: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let name = id.strip_prefix("ed25519:").unwrap_or_default();
+    !name.is_empty() && id.len() <= MAX_KEY_ID && name.chars().all(is_name)
+}
+
 /// A key that signatures may be checked against.
 fn usable_key(id: &str, entry: &CanonicalValue) -> Option<VerifyKey> {
-    let name = id.strip_prefix("ed25519:")?;
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if name.is_empty() || id.len() > MAX_KEY_ID || !name.chars().all(is_name) {
+    if !is_key_id(id) {
         return None;
     }
     let text = entry.as_object()?.get("key")?.as_str()?;

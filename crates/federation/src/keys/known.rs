@@ -1,6 +1,6 @@
 //! What is known of one server's keys: all that it ever published, and its last document.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use homeserver_events::{KeyLifetime, PublishedKey, VerifyKey};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::KeyDocument;
 
 /// Keys remembered of one server. A server that publishes more loses the oldest.
-const MAX_REMEMBERED: usize = 256;
+const MAX_REMEMBERED: usize = 128;
+
+/// Who gave a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The server: what it does not name, it does not sign with any more.
+    Itself,
+    /// A notary, which may have an old one.
+    Notary,
+}
 
 /// The keys of one server, as they are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +25,8 @@ pub(crate) struct ServerKeys {
     keys: BTreeMap<String, StoredKey>,
     /// Until when the last document may be used, in milliseconds since 1970.
     valid_until: u64,
+    /// Until when it says itself that it is valid.
+    signed_until: u64,
     /// When it was fetched.
     fetched: u64,
     /// The last document as it was signed.
@@ -62,15 +73,45 @@ impl StoredKey {
             Lifetime::Until(end) | Lifetime::Expired(end) => end,
         }
     }
+
+    /// What is believed after a notary said `new` of a key that is known as `self`: it neither
+    /// makes its life shorter nor brings back what the server gave up.
+    fn after_notary(self, new: Self) -> Self {
+        match (self.lifetime, new.lifetime) {
+            (Lifetime::Until(known), Lifetime::Until(new_end)) if self.public == new.public => {
+                Self {
+                    lifetime: Lifetime::Until(known.max(new_end)),
+                    ..self
+                }
+            }
+            (Lifetime::Expired(_), _) => self,
+            _ => new,
+        }
+    }
 }
 
 impl ServerKeys {
-    /// What is known after a document was read at `now`. Keys that it does not name keep the
-    /// validity that they had: events that they signed stay signed.
-    pub(crate) fn after(before: Option<&Self>, document: &KeyDocument, now: u64) -> Self {
+    /// What is known after a document was read at `now`. Keys that are not named any more keep the
+    /// events that they signed, but end now at the latest.
+    pub(crate) fn after(
+        before: Option<&Self>,
+        document: &KeyDocument,
+        source: Source,
+        now: u64,
+    ) -> Self {
         let mut keys = before.map(|before| before.keys.clone()).unwrap_or_default();
+        if source == Source::Itself {
+            for key in keys.values_mut() {
+                if let Lifetime::Until(until) = key.lifetime {
+                    key.lifetime = Lifetime::Until(until.min(now));
+                }
+            }
+        }
         for (id, key) in document.keys() {
-            keys.insert(id.clone(), StoredKey::new(key));
+            let new = StoredKey::new(key);
+            let known = keys.get(id).filter(|_| source == Source::Notary);
+            let stored = known.map_or(new, |known| known.after_notary(new));
+            keys.insert(id.clone(), stored);
         }
         while keys.len() > MAX_REMEMBERED {
             let oldest = keys.iter().min_by_key(|(_, key)| key.end());
@@ -85,6 +126,7 @@ impl ServerKeys {
         });
         Self {
             valid_until: ends.max().unwrap_or_default(),
+            signed_until: document.valid_until(),
             keys,
             fetched: now,
             document: document.to_json(),
@@ -96,9 +138,10 @@ impl ServerKeys {
         self.keys.get(id)?.published()
     }
 
-    /// A key that the server signs requests with at `now`.
+    /// A key that the server signs requests with at `now`. If the clock was put back since it was
+    /// fetched, that is not known.
     pub(crate) fn current(&self, id: &str, now: u64) -> Option<VerifyKey> {
-        let key = self.key(id)?;
+        let key = self.key(id).filter(|_| self.fetched <= now)?;
         matches!(key.lifetime, KeyLifetime::ValidUntil(until) if until >= now).then_some(key.key)
     }
 
@@ -113,7 +156,20 @@ impl ServerKeys {
 
     /// Whether the document is in the first half of its life.
     pub(crate) fn is_fresh(&self, now: u64) -> bool {
-        now < self.fetched + self.valid_until.saturating_sub(self.fetched) / 2
+        let half = self.valid_until.saturating_sub(self.fetched) / 2;
+        (self.fetched..self.fetched.saturating_add(half)).contains(&now)
+    }
+
+    /// Whether the document was fetched less than `span` ago.
+    pub(crate) fn is_recent(&self, now: u64, span: Duration) -> bool {
+        let until = self.fetched.saturating_add(span.as_millis() as u64);
+        (self.fetched..until).contains(&now)
+    }
+
+    /// Bytes that it takes in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let ids: usize = self.keys.keys().map(String::len).sum();
+        self.document.len() + ids + self.keys.len() * size_of::<(String, StoredKey)>() + 128
     }
 
     /// Until when the last document may be used, in milliseconds since 1970.
@@ -121,7 +177,13 @@ impl ServerKeys {
         self.valid_until
     }
 
+    /// Until when the last document says itself that it is valid.
+    pub(crate) fn signed_until(&self) -> u64 {
+        self.signed_until
+    }
+
     /// When the last document was fetched, in milliseconds since 1970.
+    #[cfg(test)]
     pub(crate) fn fetched(&self) -> u64 {
         self.fetched
     }

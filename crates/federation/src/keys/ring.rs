@@ -10,7 +10,7 @@ mod fetch;
 mod vouch;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -18,9 +18,9 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use homeserver_events::{KeySource, PublishedKey, VerifyKey};
 use homeserver_runtime::Runtime;
-use homeserver_storage::{StorageError, Store};
+use homeserver_storage::{Batch, StorageError, Store};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Semaphore;
 
@@ -28,16 +28,18 @@ pub use self::vouch::{KeyQuery, MAX_ASKED};
 use super::{OwnKeys, known::ServerKeys};
 use crate::{Admission, Transport, tables::SERVER_KEYS};
 
-/// Servers whose keys are held in memory.
-const IN_MEMORY: usize = 10_000;
+/// Bytes of keys that are held in memory.
+const IN_MEMORY: u64 = 16 * 1024 * 1024;
+/// Bytes of keys of strangers.
+const STRANGERS: u64 = 4 * 1024 * 1024;
+/// Servers whose keys are held in memory, as the cache expects.
+const SERVERS_IN_MEMORY: usize = 10_000;
 /// Servers that failed and are remembered for it.
 const FAILURES: usize = 10_000;
-/// Fetches at once.
-const AT_ONCE: usize = 32;
-/// Who may wait for fetches.
-const MAX_WAITING: usize = 1_000;
 /// Who may wait for the keys of one server: requests in its name are not its own until then.
 const MAX_WAITING_FOR_ONE: usize = 100;
+/// Servers that are asked at once for the keys of events.
+const AT_ONCE: usize = 32;
 
 /// Why a key is not there.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +89,86 @@ struct Inner {
     store: Store,
     transport: Arc<dyn Transport>,
     runtime: Runtime,
-    known: Cache<OwnedServerName, Arc<ServerKeys>>,
+    known: Cache<OwnedServerName, Arc<ServerKeys>, Bytes>,
+    /// Keys of servers that no event of theirs was wanted for yet. They are not stored: anybody can
+    /// have as many names as they like.
+    strangers: Cache<OwnedServerName, Arc<ServerKeys>, Bytes>,
     failures: Cache<OwnedServerName, Failure>,
     /// One fetch of each server at a time.
     turns: Mutex<HashMap<OwnedServerName, Arc<tokio::sync::Mutex<()>>>>,
+    lanes: Lanes,
+}
+
+/// Weighs what is held in memory.
+#[derive(Clone, Debug)]
+struct Bytes;
+
+impl Weighter<OwnedServerName, Arc<ServerKeys>> for Bytes {
+    fn weight(&self, server: &OwnedServerName, keys: &Arc<ServerKeys>) -> u64 {
+        (server.as_str().len() + keys.bytes()) as u64
+    }
+}
+
+/// What keys are wanted for. Anybody can make a request in the name of any server, so that waiting
+/// for strangers' keys must keep nobody from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// To verify events, or requests of servers that are known.
+    Known,
+    /// To verify the request of a server of which nothing is known.
+    Stranger,
+    /// Because another server asks us for them.
+    Others,
+}
+
+/// Who waits for fetches, and which are under way.
+#[derive(Debug)]
+struct Lanes {
+    known: Lane,
+    stranger: Lane,
+    others: Lane,
+}
+
+#[derive(Debug)]
+struct Lane {
     fetching: Semaphore,
-    waiting: Semaphore,
+    waiting: Arc<Semaphore>,
+}
+
+impl Lane {
+    fn new(fetching: usize, waiting: usize) -> Self {
+        Self {
+            fetching: Semaphore::new(fetching),
+            waiting: Arc::new(Semaphore::new(waiting)),
+        }
+    }
+}
+
+impl Lanes {
+    /// How many fetch at once and how many wait, of each sort.
+    fn new() -> Self {
+        Self {
+            known: Lane::new(AT_ONCE, 1_000),
+            stranger: Lane::new(16, 200),
+            others: Lane::new(8, 100),
+        }
+    }
+
+    fn of(&self, what_for: For) -> &Lane {
+        match what_for {
+            For::Known => &self.known,
+            For::Stranger => &self.stranger,
+            For::Others => &self.others,
+        }
+    }
+}
+
+/// What is known after a fetch.
+#[derive(Clone, Debug)]
+struct Fetched {
+    keys: Arc<ServerKeys>,
+    /// Whether it is what the server publishes now, and not only what it published once.
+    is_new: bool,
 }
 
 /// When a server is asked again.
@@ -108,6 +184,15 @@ struct Failure {
 pub struct Keys {
     own: OwnKeys,
     servers: BTreeMap<OwnedServerName, Arc<ServerKeys>>,
+    /// Servers whose keys do not cover what was wanted, and that could not be asked.
+    unavailable: BTreeSet<OwnedServerName>,
+}
+
+impl Keys {
+    /// Whether keys of `server` are lacking that may be there later.
+    pub fn is_unavailable(&self, server: &ServerName) -> bool {
+        self.unavailable.contains(server)
+    }
 }
 
 impl KeySource for Keys {
@@ -137,11 +222,11 @@ impl KeyRing {
                 store,
                 transport,
                 runtime,
-                known: Cache::new(IN_MEMORY),
+                known: Cache::with_weighter(SERVERS_IN_MEMORY, IN_MEMORY, Bytes),
+                strangers: Cache::with_weighter(SERVERS_IN_MEMORY, STRANGERS, Bytes),
                 failures: Cache::new(FAILURES),
                 turns: Mutex::default(),
-                fetching: Semaphore::new(AT_ONCE),
-                waiting: Semaphore::new(MAX_WAITING),
+                lanes: Lanes::new(),
             }),
         }
     }
@@ -151,28 +236,36 @@ impl KeyRing {
         &self.inner.own
     }
 
-    /// The key by which a request of `server` is checked: one that it signs with now. Fetches it if
-    /// it is not known.
+    /// The keys by which a request of `server` is checked: those of `key_ids` that it signs with
+    /// now. Fetches them if none of them is known.
     ///
     /// # Errors
     /// When there is none, and when it cannot be found out.
-    pub async fn request_key(
+    pub async fn request_keys(
         &self,
         server: &ServerName,
-        key_id: &str,
-    ) -> Result<VerifyKey, KeyProblem> {
+        key_ids: &BTreeSet<&str>,
+    ) -> Result<BTreeMap<String, VerifyKey>, KeyProblem> {
+        let current = |keys: &ServerKeys, now| {
+            let current = |id: &&str| Some(((*id).to_owned(), keys.current(id, now)?));
+            let current: BTreeMap<_, _> = key_ids.iter().filter_map(current).collect();
+            Some(current).filter(|current| !current.is_empty())
+        };
         let now = self.inner.now();
-        if let Some(keys) = self.inner.known(server).await?
-            && let Some(key) = keys.current(key_id, now)
+        let known = self.inner.seen(server).await?;
+        if let Some(keys) = &known
+            && let Some(current) = current(keys, now)
         {
             if !keys.is_fresh(now) {
                 self.refresh(server);
             }
-            return Ok(key);
+            return Ok(current);
         }
-        let keys = self.inner.fetch(server).await?;
-        let key = keys.current(key_id, self.inner.now());
-        key.ok_or_else(|| KeyProblem::Unknown(server.to_owned()))
+        let stranger = known.is_none() || self.inner.strangers.get(server).is_some();
+        let what_for = if stranger { For::Stranger } else { For::Known };
+        let fetched = self.inner.fetch(server, what_for).await?;
+        let current = current(&fetched.keys, self.inner.now());
+        current.ok_or_else(|| KeyProblem::Unknown(server.to_owned()))
     }
 
     /// The keys for verifying events: what is known, and what can be fetched of the rest within
@@ -193,15 +286,21 @@ impl KeyRing {
             by_server.entry(&wanted.server).or_default().push(wanted);
         }
         let mut servers = BTreeMap::new();
-        let mut lacking = Vec::new();
+        let mut lacking = BTreeSet::new();
         for (server, wanted) in by_server {
-            let known = self.inner.known(server).await?;
+            let mut known = self.inner.known(server).await?;
+            if known.is_none()
+                && let Some((_, stranger)) = self.inner.strangers.remove(server)
+            {
+                self.inner.keep(server, &stranger).await;
+                known = Some(stranger);
+            }
             let covers = |keys: &Arc<ServerKeys>| {
                 let covered = |one: &&Wanted| keys.covers(&one.key_id, one.time, one.enforced);
                 wanted.iter().all(covered)
             };
             if !known.as_ref().is_some_and(covers) {
-                lacking.push(server.to_owned());
+                lacking.insert(server.to_owned());
             }
             if let Some(known) = known {
                 servers.insert(server.to_owned(), known);
@@ -209,30 +308,41 @@ impl KeyRing {
         }
         if !patience.is_zero() && !lacking.is_empty() {
             let fetched = Mutex::new(Vec::new());
-            let fetching = stream::iter(lacking).for_each_concurrent(AT_ONCE, |server| {
+            let fetching = stream::iter(&lacking).for_each_concurrent(AT_ONCE, |server| {
                 let fetched = &fetched;
                 async move {
-                    match self.inner.fetch(&server).await {
-                        Ok(keys) => fetched.lock().push((server, keys)),
+                    match self.inner.fetch(server, For::Known).await {
+                        Ok(keys) => fetched.lock().push((server.clone(), keys)),
                         Err(error) => tracing::debug!(%error, "keys are missing"),
                     }
                 }
             });
             // What came in time counts.
             let _ = tokio::time::timeout(patience, fetching).await;
-            servers.extend(fetched.into_inner());
+            for (server, fetched) in fetched.into_inner() {
+                if fetched.is_new {
+                    lacking.remove(&server);
+                }
+                servers.insert(server, fetched.keys);
+            }
         }
         Ok(Keys {
             own: self.inner.own.clone(),
             servers,
+            unavailable: lacking,
         })
     }
 
-    /// Fetches in the background.
+    /// Fetches in the background, unless that is under way or failed a moment ago.
     fn refresh(&self, server: &ServerName) {
+        if self.inner.turns.lock().contains_key(server) || self.inner.is_paused(server) {
+            return;
+        }
+        let stranger = self.inner.strangers.get(server).is_some();
+        let what_for = if stranger { For::Stranger } else { For::Known };
         let (ring, server) = (self.clone(), server.to_owned());
         self.inner.runtime.tasks.spawn(async move {
-            if let Err(error) = ring.inner.fetch(&server).await {
+            if let Err(error) = ring.inner.fetch(&server, what_for).await {
                 tracing::debug!(%error, "keys were not refreshed");
             }
         });
@@ -255,6 +365,23 @@ impl Inner {
             self.known.insert(server.to_owned(), Arc::clone(keys));
         }
         Ok(keys)
+    }
+
+    /// What is known of a server, stranger or not.
+    async fn seen(&self, server: &ServerName) -> Result<Option<Arc<ServerKeys>>, StorageError> {
+        let known = self.known(server).await?;
+        Ok(known.or_else(|| self.strangers.get(server)))
+    }
+
+    /// Stores keys.
+    async fn keep(&self, server: &ServerName, keys: &Arc<ServerKeys>) {
+        let mut batch = Batch::new();
+        batch.put(&SERVER_KEYS, &server.as_str(), &**keys);
+        if let Err(error) = self.store.commit(batch).await {
+            // They are fetched again after a restart.
+            tracing::warn!(%error, %server, "keys were not stored");
+        }
+        self.known.insert(server.to_owned(), Arc::clone(keys));
     }
 }
 

@@ -97,7 +97,7 @@ async fn vouch_for_one(
         server,
         minimum_valid_until,
     };
-    vouch(federation, &[asked]).await
+    vouch(federation, vec![asked]).await
 }
 
 #[derive(Deserialize)]
@@ -120,6 +120,8 @@ async fn keys_of_many(
         .read_at_most(request.into_body(), Sender::Stranger, MAX_QUERY)
         .await?;
     let asked: Queries = serde_json::from_slice(&body.bytes)?;
+    // Others need what is held of bodies while this one waits.
+    drop(body);
     if asked.server_keys.len() > MAX_ASKED {
         let message = format!("At most {MAX_ASKED} servers may be asked for at once");
         return Err(ApiError::invalid_param(message));
@@ -131,10 +133,10 @@ async fn keys_of_many(
             minimum_valid_until: minimum.unwrap_or_default(),
         }
     });
-    vouch(&federation, &asked.collect::<Vec<_>>()).await
+    vouch(&federation, asked.collect()).await
 }
 
-async fn vouch(federation: &Federation, asked: &[KeyQuery]) -> Result<Response, ApiError> {
+async fn vouch(federation: &Federation, asked: Vec<KeyQuery>) -> Result<Response, ApiError> {
     let vouched = federation.ring.vouch(asked).await;
     let documents = vouched.map_err(|error| ApiError::internal(&error))?;
     let documents = documents.join(",");

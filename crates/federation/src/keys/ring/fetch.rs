@@ -4,16 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homeserver_events::{CanonicalObject, CanonicalValue, Strictness, canonical::parse_object};
-use homeserver_storage::Batch;
 use http::{Method, header};
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Mutex;
 
-use super::{Failure, Inner, KeyProblem, MAX_WAITING_FOR_ONE};
+use super::{Failure, Fetched, For, Inner, KeyProblem, MAX_WAITING_FOR_ONE};
 use crate::{
     Limits, Outgoing,
-    keys::{KeyDocument, known::ServerKeys},
-    tables::SERVER_KEYS,
+    keys::{
+        KeyDocument,
+        document::MAX_DOCUMENT,
+        known::{ServerKeys, Source},
+    },
+    names::is_same_server,
 };
 
 /// A server that was asked a moment ago is not asked again for a key that it did not name.
@@ -22,110 +25,151 @@ const SHORTEST_WAIT: Duration = Duration::from_mins(1);
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 /// Answer of a server about itself.
 const DIRECT: Limits = Limits {
-    body: 64 * 1024,
-    deadline: Duration::from_secs(10),
-    stall: Duration::from_secs(10),
+    body: MAX_DOCUMENT,
+    deadline: Duration::from_secs(5),
+    stall: Duration::from_secs(5),
 };
-/// Answer of a notary.
+/// Answer of a notary. Together they are shorter than anybody's patience.
 const NOTARY: Limits = Limits {
     body: 1024 * 1024,
-    deadline: Duration::from_secs(10),
-    stall: Duration::from_secs(10),
+    deadline: Duration::from_secs(4),
+    stall: Duration::from_secs(4),
 };
 /// Documents of one notary's answer that are looked at.
 const MAX_DOCUMENTS: usize = 100;
 
 /// A place among those who want to fetch from one server.
-struct Turn<'a> {
-    inner: &'a Inner,
-    server: &'a ServerName,
-    lock: Arc<Mutex<()>>,
+struct Turn {
+    inner: Arc<Inner>,
+    server: OwnedServerName,
+    /// Taken when the place is given back.
+    lock: Option<Arc<Mutex<()>>>,
 }
 
-impl<'a> Turn<'a> {
-    fn of(inner: &'a Inner, server: &'a ServerName) -> Self {
-        let lock = Arc::clone(inner.turns.lock().entry(server.to_owned()).or_default());
-        Self {
+impl Turn {
+    /// # Errors
+    /// When too many wait already.
+    fn of(inner: Arc<Inner>, server: OwnedServerName) -> Result<Self, KeyProblem> {
+        let lock = {
+            let mut turns = inner.turns.lock();
+            let lock = turns.entry(server.clone()).or_default();
+            // The map's own does not wait.
+            if Arc::strong_count(lock) > MAX_WAITING_FOR_ONE {
+                return Err(KeyProblem::Busy);
+            }
+            Arc::clone(lock)
+        };
+        let lock = Some(lock);
+        Ok(Self {
             inner,
             server,
             lock,
-        }
+        })
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut turns = self.inner.turns.lock();
-        // Ours and the map's: nobody else waits, and nobody comes while the map is locked.
-        if Arc::strong_count(&self.lock) == 2 {
-            turns.remove(self.server);
+        // While the map is locked, nobody comes and nobody goes.
+        self.lock = None;
+        let last = turns.get(&self.server).map(Arc::strong_count);
+        if last == Some(1) {
+            turns.remove(&self.server);
         }
     }
 }
 
 impl Inner {
-    /// Fetches the keys of a server, unless somebody did so a moment ago, and stores them. Gives
-    /// what is known then.
-    pub(super) async fn fetch(&self, server: &ServerName) -> Result<Arc<ServerKeys>, KeyProblem> {
-        if !self.admission.admits(server) {
+    /// Fetches the keys of a server, unless somebody did so a moment ago. It is seen through: who
+    /// hangs up neither wastes an answer nor hides a failure.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        server: &ServerName,
+        what_for: For,
+    ) -> Result<Fetched, KeyProblem> {
+        if is_same_server(server, self.own.server()) || !self.admission.admits(server) {
             return Err(KeyProblem::NotAdmitted(server.to_owned()));
         }
-        let _place = self.waiting.try_acquire().map_err(|_| KeyProblem::Busy)?;
-        let turn = Turn::of(self, server);
-        // Ours and the map's do not wait for anybody.
-        if Arc::strong_count(&turn.lock) > MAX_WAITING_FOR_ONE + 1 {
-            return Err(KeyProblem::Busy);
-        }
-        let _held = turn.lock.lock().await;
-        self.fetch_in_turn(server).await
+        let waiting = Arc::clone(&self.lanes.of(what_for).waiting);
+        let place = waiting.try_acquire_owned();
+        let place = place.map_err(|_| KeyProblem::Busy)?;
+        let (inner, server) = (Arc::clone(self), server.to_owned());
+        let fetch = async move {
+            let _place = place;
+            let turn = Turn::of(Arc::clone(&inner), server.clone())?;
+            let lock = turn.lock.as_deref().ok_or(KeyProblem::Busy)?;
+            let _held = lock.lock().await;
+            inner.fetch_in_turn(&server, what_for).await
+        };
+        self.runtime.tasks.see_through(fetch).await
     }
 
-    async fn fetch_in_turn(&self, server: &ServerName) -> Result<Arc<ServerKeys>, KeyProblem> {
-        let known = self.known(server).await?;
-        let now = self.now();
-        if let Some(known) = &known
-            && now.saturating_sub(known.fetched()) < SHORTEST_WAIT.as_millis() as u64
-        {
-            return Ok(Arc::clone(known));
-        }
+    /// Whether a server failed a moment ago.
+    pub(super) fn is_paused(&self, server: &ServerName) -> bool {
         let failure = self.failures.get(server);
-        if failure.is_some_and(|failure| self.runtime.clock.monotonic() < failure.until) {
-            return known.ok_or_else(|| KeyProblem::Unreachable(server.to_owned()));
-        }
-        let _place = self
-            .fetching
-            .acquire()
-            .await
-            .map_err(|_| KeyProblem::Busy)?;
-        let document = match self.ask_itself(server).await {
-            Some(document) => Some(document),
-            None => self.ask_notaries(server).await,
-        };
-        let Some(document) = document else {
-            self.note_failure(server, failure);
-            return known.ok_or_else(|| KeyProblem::Unreachable(server.to_owned()));
-        };
-        self.failures.remove(server);
-        let keys = ServerKeys::after(known.as_deref(), &document, self.now());
-        let mut batch = Batch::new();
-        batch.put(&SERVER_KEYS, &server.as_str(), &keys);
-        if let Err(error) = self.store.commit(batch).await {
-            // They are fetched again after a restart.
-            tracing::warn!(%error, %server, "keys were not stored");
-        }
-        let keys = Arc::new(keys);
-        self.known.insert(server.to_owned(), Arc::clone(&keys));
-        Ok(keys)
+        failure.is_some_and(|failure| self.runtime.clock.monotonic() < failure.until)
     }
 
-    fn note_failure(&self, server: &ServerName, before: Option<Failure>) {
+    async fn fetch_in_turn(
+        &self,
+        server: &ServerName,
+        what_for: For,
+    ) -> Result<Fetched, KeyProblem> {
+        let known = self.seen(server).await?;
+        if let Some(keys) = &known
+            && keys.is_recent(self.now(), SHORTEST_WAIT)
+        {
+            let keys = Arc::clone(keys);
+            return Ok(Fetched { keys, is_new: true });
+        }
+        let once_known = |known: Option<Arc<ServerKeys>>| match known {
+            Some(keys) => Ok(Fetched {
+                keys,
+                is_new: false,
+            }),
+            None => Err(KeyProblem::Unreachable(server.to_owned())),
+        };
+        if self.is_paused(server) {
+            return once_known(known);
+        }
+        let fetching = &self.lanes.of(what_for).fetching;
+        let _place = fetching.acquire().await.map_err(|_| KeyProblem::Busy)?;
+        let found = if let Some(document) = self.ask_itself(server).await {
+            Some((document, Source::Itself))
+        } else {
+            let document = self.ask_notaries(server, known.as_deref()).await;
+            document.map(|document| (document, Source::Notary))
+        };
+        let Some((document, source)) = found else {
+            self.note_failure(server);
+            return once_known(known);
+        };
+        let now = self.now();
+        if document.valid_until() > now {
+            self.failures.remove(server);
+        } else {
+            self.note_failure(server);
+        }
+        let keys = Arc::new(ServerKeys::after(known.as_deref(), &document, source, now));
+        if what_for == For::Known {
+            self.strangers.remove(server);
+            self.keep(server, &keys).await;
+        } else if self.known.get(server).is_some() {
+            self.keep(server, &keys).await;
+        } else {
+            self.strangers.insert(server.to_owned(), Arc::clone(&keys));
+        }
+        Ok(Fetched { keys, is_new: true })
+    }
+
+    fn note_failure(&self, server: &ServerName) {
+        let before = self.failures.get(server);
         let attempts = before.map_or(0, |before| before.attempts.saturating_add(1));
-        let wait = SHORTEST_WAIT
-            .saturating_mul(1 << attempts.min(16))
-            .min(LONGEST_WAIT);
-        let until = self.runtime.clock.monotonic() + wait;
-        self.failures
-            .insert(server.to_owned(), Failure { attempts, until });
+        let wait = SHORTEST_WAIT.saturating_mul(1 << attempts.min(16));
+        let until = self.runtime.clock.monotonic() + wait.min(LONGEST_WAIT);
+        let failure = Failure { attempts, until };
+        self.failures.insert(server.to_owned(), failure);
     }
 
     /// The document that a server gives of itself.
@@ -139,8 +183,13 @@ impl Inner {
             .ok()
     }
 
-    /// The document with the longest validity that the notaries give.
-    async fn ask_notaries(&self, server: &ServerName) -> Option<KeyDocument> {
+    /// The document with the longest validity that a notary gives, if it is newer than what is
+    /// known.
+    async fn ask_notaries(
+        &self,
+        server: &ServerName,
+        known: Option<&ServerKeys>,
+    ) -> Option<KeyDocument> {
         let wanted = CanonicalObject::from([(
             server.to_string(),
             CanonicalValue::Object(CanonicalObject::new()),
@@ -168,7 +217,9 @@ impl Inner {
             let vouched = documents(&answer).filter_map(|object| {
                 let document = KeyDocument::from_object(object, server, now).ok()?;
                 let key = |id: &str| vouching.current(id, now);
-                document.is_vouched_for(notary, &key).then_some(document)
+                let is_newer =
+                    known.is_none_or(|known| document.valid_until() > known.signed_until());
+                (is_newer && document.is_vouched_for(notary, &key)).then_some(document)
             });
             if let Some(best) = vouched.max_by_key(KeyDocument::valid_until) {
                 return Some(best);
@@ -180,18 +231,14 @@ impl Inner {
     /// A notary's own keys: known, or from itself.
     async fn keys_of_notary(&self, notary: &ServerName) -> Option<Arc<ServerKeys>> {
         let now = self.now();
-        if let Some(known) = self
-            .known(notary)
-            .await
-            .ok()?
-            .filter(|keys| keys.is_fresh(now))
-        {
-            return Some(known);
+        let known = self.known(notary).await.ok()?;
+        if let Some(known) = known.as_ref().filter(|keys| keys.is_fresh(now)) {
+            return Some(Arc::clone(known));
         }
         let document = self.ask_itself(notary).await?;
-        let known = self.known(notary).await.ok()?;
-        let keys = Arc::new(ServerKeys::after(known.as_deref(), &document, now));
-        self.known.insert(notary.to_owned(), Arc::clone(&keys));
+        let keys = ServerKeys::after(known.as_deref(), &document, Source::Itself, now);
+        let keys = Arc::new(keys);
+        self.keep(notary, &keys).await;
         Some(keys)
     }
 

@@ -11,7 +11,7 @@ use ruma::server_name;
 use super::*;
 use crate::{
     Body, Outgoing, Reply, TransportError,
-    keys::{KeyDocument, OldKey},
+    keys::{KeyDocument, OldKey, known::Source},
 };
 
 pub(crate) const START: u64 = 1_700_000_000_000;
@@ -135,10 +135,13 @@ impl World {
         Self::ring(&self.servers, &[], &self.store, &runtime)
     }
 
+    async fn request_key(&self, server: &ServerName, id: &str) -> Result<VerifyKey, KeyProblem> {
+        let keys = self.ring.request_keys(server, &BTreeSet::from([id])).await;
+        keys.map(|mut keys| keys.remove(id).unwrap())
+    }
+
     async fn knows(&self) -> bool {
-        let asked = self
-            .ring
-            .request_key(server_name!("there.example"), "ed25519:a");
+        let asked = self.request_key(server_name!("there.example"), "ed25519:a");
         asked.await.is_ok()
     }
 }
@@ -156,7 +159,7 @@ fn wanted(key_id: &str, time: u64, enforced: bool) -> Wanted {
 async fn many_who_want_a_key_make_one_fetch() {
     let world = World::with_there(&[]).await;
     let name = server_name!("there.example");
-    let all = (0..MAX_WAITING_FOR_ONE).map(|_| world.ring.request_key(name, "ed25519:a"));
+    let all = (0..MAX_WAITING_FOR_ONE).map(|_| world.request_key(name, "ed25519:a"));
     let keys = futures_util::future::join_all(all).await;
     for key in keys {
         assert_eq!(key.unwrap(), signing_key(1, "a").verify_key());
@@ -165,7 +168,7 @@ async fn many_who_want_a_key_make_one_fetch() {
     assert!(world.ring.inner.turns.lock().is_empty());
     // More than that are not kept waiting.
     world.clock.advance(25 * HOUR);
-    let all = (0..=MAX_WAITING_FOR_ONE).map(|_| world.ring.request_key(name, "ed25519:a"));
+    let all = (0..=MAX_WAITING_FOR_ONE).map(|_| world.request_key(name, "ed25519:a"));
     let asked = futures_util::future::join_all(all).await;
     let refused = asked
         .iter()
@@ -174,7 +177,7 @@ async fn many_who_want_a_key_make_one_fetch() {
     world.servers.asked();
     // One that nobody publishes does not make a fetch each time.
     for _ in 0..3 {
-        let unknown = world.ring.request_key(name, "ed25519:other").await;
+        let unknown = world.request_key(name, "ed25519:other").await;
         assert!(matches!(unknown, Err(KeyProblem::Unknown(_))));
     }
     assert_eq!(world.servers.asked(), 0);
@@ -184,6 +187,18 @@ async fn many_who_want_a_key_make_one_fetch() {
 async fn a_key_that_is_over_signs_no_request_but_still_its_events() {
     let world = World::with_there(&[]).await;
     assert!(world.knows().await);
+    // Of one that only asked nothing is stored.
+    assert!(
+        world
+            .restarted()
+            .inner
+            .seen(server_name!("there.example"))
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let event = [wanted("ed25519:a", START, true)];
+    world.ring.keys_for(&event, Duration::ZERO).await.unwrap();
     world.servers.fall_silent();
     world.clock.advance(25 * HOUR);
     assert!(!world.knows().await);
@@ -206,7 +221,7 @@ async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
     let new = OwnKeys::new(there.to_owned(), signing_key(2, "b"), Vec::new());
     world.clock.advance(2 * HOUR);
     world.servers.give_keys(&new, START + DAY / 12);
-    assert!(world.ring.request_key(there, "ed25519:b").await.is_ok());
+    assert!(world.request_key(there, "ed25519:b").await.is_ok());
     let both = [
         wanted("ed25519:a", START, true),
         wanted("ed25519:b", START, true),
@@ -225,8 +240,8 @@ async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
     let new = OwnKeys::new(there.to_owned(), signing_key(2, "b"), vec![old]);
     world.clock.advance(25 * HOUR);
     world.servers.give_keys(&new, START + 27 * DAY / 24);
-    assert!(world.ring.request_key(there, "ed25519:b").await.is_ok());
-    assert!(world.ring.request_key(there, "ed25519:a").await.is_err());
+    assert!(world.request_key(there, "ed25519:b").await.is_ok());
+    assert!(world.request_key(there, "ed25519:a").await.is_err());
     let keys = world.ring.keys_for(&both, Duration::ZERO).await.unwrap();
     let old = keys.key(there, "ed25519:a").unwrap();
     assert_eq!(old.lifetime, KeyLifetime::ExpiredAt(START + 5));
@@ -286,7 +301,7 @@ async fn keys_are_refreshed_before_they_are_over_without_anybody_waiting() {
     while world
         .ring
         .inner
-        .known
+        .strangers
         .get(server_name!("there.example"))
         .unwrap()
         .fetched()
@@ -346,9 +361,7 @@ async fn our_own_keys_are_fetched_from_nobody_and_denied_servers_are_not_asked()
     let keys = world.ring.keys_for(&[own], HOUR).await.unwrap();
     let own = keys.key(here, "ed25519:a").unwrap();
     assert_eq!(own.key, signing_key(9, "a").verify_key());
-    let evil = world
-        .ring
-        .request_key(server_name!("evil.example"), "ed25519:a");
+    let evil = world.request_key(server_name!("evil.example"), "ed25519:a");
     assert!(matches!(evil.await, Err(KeyProblem::NotAdmitted(_))));
     assert_eq!(world.servers.asked(), 0);
 }
@@ -366,7 +379,7 @@ async fn as_a_notary_we_add_our_signature_to_what_we_know() {
         query("evil.example", 0),
         query("here.example", 0),
     ];
-    let vouched = world.ring.vouch(&asked).await.unwrap();
+    let vouched = world.ring.vouch(asked.to_vec()).await.unwrap();
     assert_eq!(vouched.len(), 2);
     let here = server_name!("here.example");
     let read =
@@ -382,7 +395,7 @@ async fn as_a_notary_we_add_our_signature_to_what_we_know() {
         world.servers.asked();
         let again = world
             .ring
-            .vouch(&[query("there.example", minimum)])
+            .vouch(vec![query("there.example", minimum)])
             .await
             .unwrap();
         assert_eq!(again.len(), 1);
@@ -393,8 +406,92 @@ async fn as_a_notary_we_add_our_signature_to_what_we_know() {
     world.clock.advance(100 * HOUR);
     let again = world
         .ring
-        .vouch(&[query("there.example", far)])
+        .vouch(vec![query("there.example", far)])
         .await
         .unwrap();
     assert_eq!(again.len(), 1);
+}
+
+/// A server that never answers.
+#[derive(Debug, Default)]
+struct Silence {
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Transport for Silence {
+    async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(outgoing.limits.deadline).await;
+        Err(TransportError::Deadline)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hangs_up_does_not_hide_that_a_server_is_silent() {
+    let world = World::new(&[]).await;
+    let silence = Arc::new(Silence::default());
+    let notary = server_name!("notary.example").to_owned();
+    let ring = KeyRing::new(
+        keys_of("here.example", 9, Vec::new()),
+        Admission::default(),
+        vec![notary],
+        world.store.clone(),
+        Arc::clone(&silence) as _,
+        world.runtime.clone(),
+    );
+    let gone = server_name!("gone.example");
+    let ids = BTreeSet::from(["ed25519:a"]);
+    let asked = tokio::time::timeout(Duration::from_secs(1), ring.request_keys(gone, &ids)).await;
+    assert!(asked.is_err());
+    while !ring.inner.is_paused(gone) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Itself, then the notary.
+    assert_eq!(silence.asked.swap(0, Ordering::SeqCst), 2);
+    assert!(ring.request_keys(gone, &ids).await.is_err());
+    assert_eq!(silence.asked.load(Ordering::SeqCst), 0);
+    assert!(ring.inner.turns.lock().is_empty());
+
+    // Many questions to a notary end in time all the same.
+    let queries: Vec<_> = (0..MAX_ASKED)
+        .map(|number| KeyQuery {
+            server: ServerName::parse(format!("s{number}.example")).unwrap(),
+            minimum_valid_until: 0,
+        })
+        .collect();
+    let started = tokio::time::Instant::now();
+    assert!(ring.vouch(queries).await.unwrap().is_empty());
+    assert!(
+        started.elapsed() <= Duration::from_secs(9),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_notary_neither_shortens_nor_brings_back_a_key() {
+    let read = |keys: &OwnKeys, now| {
+        KeyDocument::read(keys.document(now).as_bytes(), keys.server(), now).unwrap()
+    };
+    let (first, later) = (read(&there(), START), read(&there(), START + DAY));
+    let known = ServerKeys::after(None, &later, Source::Itself, START + DAY);
+    let after = ServerKeys::after(Some(&known), &first, Source::Notary, START + DAY);
+    assert!(after.current("ed25519:a", START + 2 * DAY).is_some());
+
+    // The server gave it up; then does not name it at all.
+    let old = OldKey {
+        id: "ed25519:a".to_owned(),
+        key: signing_key(1, "a").verify_key(),
+        expired: START,
+    };
+    let server = server_name!("there.example").to_owned();
+    let new = |old| OwnKeys::new(server.clone(), signing_key(2, "b"), old);
+    for old in [vec![old], Vec::new()] {
+        let given_up = read(&new(old), START + 5);
+        let known = ServerKeys::after(Some(&known), &given_up, Source::Itself, START + DAY + 5);
+        assert!(known.current("ed25519:a", START + DAY + 6).is_none());
+        let after = ServerKeys::after(Some(&known), &first, Source::Notary, START + DAY + 7);
+        assert!(after.current("ed25519:a", START + DAY + 7).is_none());
+    }
 }

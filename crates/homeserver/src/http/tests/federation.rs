@@ -1,6 +1,6 @@
 //! What other servers ask, between homeservers in one process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use futures_util::stream;
@@ -85,8 +85,9 @@ async fn servers_learn_each_others_keys_from_each_other_and_from_a_third() {
     );
     let key_id = read.keys().keys().next().unwrap().clone();
     let ring = &here.homeserver.components().federation.ring;
-    let key = ring.request_key(name, &key_id).await.unwrap();
-    assert_eq!(key, read.keys()[&key_id].key);
+    let asked = BTreeSet::from([key_id.as_str()]);
+    let known = ring.request_keys(name, &asked).await.unwrap();
+    assert_eq!(known[&key_id], read.keys()[&key_id].key);
 
     // From `here` as a notary, with its signature beside that of the server.
     let asked =
