@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use homeserver_events::StatusKind;
 use homeserver_storage::batch::MAX_TOPICS;
 use homeserver_storage::{AppendRef, At, Batch, Entry, Position, Positioned, Topic};
 use ruma::{OwnedEventId, OwnedServerName};
@@ -82,6 +83,8 @@ pub(crate) struct Appended {
     pub(crate) gap: Vec<OwnedEventId>,
     /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
     pub(crate) shown: bool,
+    /// Whether the event has a row already, that of the import which brought it.
+    pub(crate) was_here: bool,
 }
 
 /// A changed membership of a local user.
@@ -169,6 +172,23 @@ impl RoomDelta {
             .map(|a| a.event.pdu.json().len() + 600)
             .sum();
         (operations, nodes + events)
+    }
+
+    /// The events that had rows before.
+    pub(crate) fn written_anew(&self) -> impl Iterator<Item = &StoredEvent> {
+        let appended = self.appended.iter().filter(|appended| appended.was_here);
+        self.rewritten
+            .iter()
+            .chain(appended.map(|appended| &appended.event))
+    }
+
+    /// Whether it changes what resolutions of earlier states looked at: a state event is redacted,
+    /// or one that an import brought turns out to be rejected.
+    pub(crate) fn changes_resolutions(&self) -> bool {
+        self.written_anew().any(|event| {
+            let rejected = event.status.kind() == StatusKind::Rejected;
+            event.pdu.state_key().is_some() && (rejected || event.redacted_by.is_some())
+        })
     }
 
     /// Adds everything to `batch` and gives the appends of the events shown, in order.
@@ -264,6 +284,7 @@ impl Appended {
             highest: 0,
             gap: Vec::new(),
             shown: true,
+            was_here: false,
         }
     }
 

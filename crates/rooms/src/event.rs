@@ -176,7 +176,7 @@ impl Events {
             .collect();
         let absent: Vec<usize> = (0..found.len()).filter(|at| found[*at].is_none()).collect();
         for some in absent.chunks(EVENTS_AT_ONCE) {
-            let rewrites = *self.rewrites.lock();
+            let rewrites = self.rewrites();
             let keys: Vec<_> = some
                 .iter()
                 .map(|at| (room.number.0, numbers[*at].0))
@@ -217,8 +217,27 @@ impl Events {
             .collect()
     }
 
+    /// The event as its row on disk has it now, whatever is cached.
+    pub(crate) async fn on_disk(
+        &self,
+        room: &Room,
+        number: EventNumber,
+    ) -> Result<Option<StoredEvent>, RoomError> {
+        let key = (room.number.0, number.0);
+        let Some(row) = self.store.get(&EVENTS, &key).await? else {
+            return Ok(None);
+        };
+        let position = row.known();
+        StoredEvent::from_row(room, number, position, row.value).map(Some)
+    }
+
+    /// How often rows were written anew. To be asked before a row is read.
+    pub(crate) fn rewrites(&self) -> u64 {
+        *self.rewrites.lock()
+    }
+
     /// Caches an event that was read, unless some row was written anew in the meantime.
-    fn remember(&self, rewrites: u64, event: &Arc<StoredEvent>) {
+    pub(crate) fn remember(&self, rewrites: u64, event: &Arc<StoredEvent>) {
         let now = self.rewrites.lock();
         if *now == rewrites {
             self.cache
@@ -226,7 +245,8 @@ impl Events {
         }
     }
 
-    /// Caches an event that was committed just now.
+    /// Caches an event that was committed just now. If it had a row before, that was also
+    /// [`Self::rewritten`].
     pub(crate) fn committed(&self, event: Arc<StoredEvent>) {
         self.cache.insert((event.room, event.number), event);
     }

@@ -168,9 +168,7 @@ impl Rooms {
         let commit = live.submitted(&mut tip, head);
         drop(tip);
         let outcome = ticket.await;
-        if outcome.is_ok() {
-            self.remember(&outcome, &deltas);
-        }
+        self.remember(&outcome, &deltas);
         commit.settle(outcome.is_ok());
         Self::conclude(outcome, &deltas, effect)
     }
@@ -233,15 +231,23 @@ impl Rooms {
         }
     }
 
-    /// Caches what a commit made.
+    /// Caches what a commit made, and forgets what it made untrue.
     pub(crate) fn remember(&self, outcome: &Result<Committed, CommitError>, deltas: &[RoomDelta]) {
+        self.remember_events(outcome, deltas);
+        // After the events, and whatever the outcome: one that is unknown may be found done later.
+        for delta in deltas.iter().filter(|delta| delta.changes_resolutions()) {
+            self.resolutions.forget(delta.room.number);
+        }
+    }
+
+    fn remember_events(&self, outcome: &Result<Committed, CommitError>, deltas: &[RoomDelta]) {
         let Ok(committed) = outcome else { return };
         let mut positions = committed.positions.iter().copied();
         for delta in deltas {
             for event in delta.committed(&mut positions) {
                 self.events.committed(Arc::new(event));
             }
-            let rewritten: Vec<_> = delta.rewritten.iter().map(|event| event.number).collect();
+            let rewritten: Vec<_> = delta.written_anew().map(|event| event.number).collect();
             if !rewritten.is_empty() {
                 self.events.rewritten(delta.room.number, &rewritten);
             }

@@ -19,6 +19,10 @@ use crate::{edit::Pending, error::RoomError, numbers::RoomNumber, rows::Head, ta
 /// Commands that may wait for one room.
 pub(crate) const QUEUE: usize = 1024;
 
+/// Events of one room that may wait for states to be resolved. They have no place in the queue
+/// meanwhile: a long resolution does not keep others out of the room.
+pub(crate) const RESOLVERS: usize = 64;
+
 /// Handles kept. One that is dropped costs a read of the head when its room is used again.
 const HANDLES: usize = 4096;
 
@@ -51,6 +55,7 @@ impl LiveRooms {
 pub(crate) struct LiveRoom {
     number: RoomNumber,
     queue: Semaphore,
+    resolvers: Semaphore,
     tip: Mutex<Tip>,
     /// States of the room are resolved one at a time, and not while the tip is held.
     pub(crate) resolving: Mutex<()>,
@@ -132,6 +137,7 @@ impl LiveRoom {
         Self {
             number,
             queue: Semaphore::new(QUEUE),
+            resolvers: Semaphore::new(RESOLVERS),
             tip: Mutex::new(Tip {
                 head: None,
                 pending: Pending::default(),
@@ -147,6 +153,11 @@ impl LiveRoom {
     /// A place in the queue of this room.
     pub(crate) fn queue(&self) -> Result<SemaphorePermit<'_>, RoomError> {
         self.queue.try_acquire().map_err(|_| RoomError::Busy)
+    }
+
+    /// A place among those who wait for states of this room to be resolved.
+    pub(crate) fn resolver(&self) -> Result<SemaphorePermit<'_>, RoomError> {
+        self.resolvers.try_acquire().map_err(|_| RoomError::Busy)
     }
 
     /// The tip, for one decision at a time. In the order of asking.

@@ -15,7 +15,7 @@ use crate::{
     numbering::StateKey,
     numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
-    rows::{Membership, MembershipRow, StateLogRow},
+    rows::{JoinedUsers, Membership, MembershipRow, StateLogRow},
     states::PendingNodes,
     tables,
     tree::{Item, StateRoot},
@@ -524,19 +524,30 @@ impl Rooms {
         room: RoomNumber,
         limit: usize,
     ) -> Result<Vec<OwnedServerName>, RoomError> {
-        let range = ScanRange::prefix(&room.0);
-        let rows = self
-            .store
-            .scan(&tables::SERVER_COUNTS, range, Direction::Forward, limit)
-            .await?;
-        let parse = |name: String| ServerName::parse(name).ok();
-        let mut servers: Vec<_> = rows
-            .into_iter()
-            .filter(|(_, joined)| joined.present())
-            .filter_map(|((_, name), _)| parse(name))
-            .collect();
-        let own = self.options.server_name.as_str();
-        servers.sort_by_key(|server| server.as_str() != own);
+        let own = &self.options.server_name;
+        let key = (room.0, own.as_str());
+        let counted = self.store.get(&tables::SERVER_COUNTS, &key).await?;
+        let mut servers = Vec::new();
+        if counted.is_some_and(JoinedUsers::present) {
+            servers.push(own.clone());
+        }
+        let mut range = ScanRange::prefix(&room.0);
+        while servers.len() < limit {
+            let table = &tables::SERVER_COUNTS;
+            let scan = self.store.scan(table, range, Direction::Forward, limit);
+            let rows = scan.await?;
+            // Some rows may be of servers that are not in the room.
+            let last = rows.last().map(|(key, _)| key.clone());
+            let full = rows.len() == limit;
+            let present = rows.into_iter().filter(|(_, joined)| joined.present());
+            let parsed = present.filter_map(|((_, name), _)| ServerName::parse(name).ok());
+            servers.extend(parsed.filter(|server| server != own));
+            match last {
+                Some(last) if full => range = ScanRange::prefix(&room.0).after(&last),
+                _ => break,
+            }
+        }
+        servers.truncate(limit);
         Ok(servers)
     }
 }

@@ -83,7 +83,7 @@ enum Known {
     /// Others named it.
     Mentioned(EventNumber),
     /// It was received before, or an import brought it.
-    Here(Arc<StoredEvent>),
+    Here(Box<StoredEvent>),
 }
 
 impl Rooms {
@@ -108,14 +108,17 @@ impl Rooms {
 
     async fn receive_here(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
         let live = self.live.room(room.number);
-        let _place = live.queue()?;
         let mut prepared = Prepared::default();
         for attempt in 0..MAX_JUDGEMENTS {
             prepared.in_place = attempt >= MAX_PREPARED;
-            match self.try_receive(room, &pdu, &mut prepared).await? {
+            let place = live.queue()?;
+            let tried = self.try_receive(room, &pdu, &mut prepared).await?;
+            drop(place);
+            match tried {
                 Attempt::Answered(received) => return Ok(received),
                 Attempt::Again => {}
                 Attempt::Unresolved { roots, pending } => {
+                    let _resolver = live.resolver()?;
                     let resolving = self.prepare_resolution(room, &live, &roots, pending);
                     let resolved = resolving.await?;
                     prepared.add(roots, resolved);
@@ -129,7 +132,9 @@ impl Rooms {
         let Some(number) = self.events.number(room.number, pdu.event_id()).await? else {
             return Ok(None);
         };
-        let here = self.events.find(room, number).await?;
+        // Whether it is placed decides whether it is judged again: no matter for a cache.
+        let here = self.events.on_disk(room, number).await?;
+        let here = here.map(Box::new);
         Ok(Some(here.map_or(Known::Mentioned(number), Known::Here)))
     }
 
@@ -298,12 +303,15 @@ impl RoomEdit<'_> {
             event.replaces = replaced.map(|event| event.number);
             event.after = self.edit_state(before, &[&event]).await?;
         }
-        if let Some(Known::Here(known)) = known
-            && let Some(redaction) = known.redacted_by
-        {
-            self.make_redacted(&mut event, redaction)?;
+        let mut was_here = false;
+        if let Some(Known::Here(known)) = known {
+            was_here = true;
+            if let Some(redaction) = known.redacted_by {
+                self.make_redacted(&mut event, redaction)?;
+            }
         }
         let mut appended = Appended::plain(event.clone());
+        appended.was_here = was_here;
         appended.shown = event.status.is_shown();
         if appended.shown {
             self.pending.events.insert(number, Arc::new(event.clone()));

@@ -12,6 +12,7 @@ use homeserver_events::resolve::{
     Answer, Conflict, Limits, Links, LoadedEvent, Need, Resolution, Step,
 };
 
+use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
@@ -30,6 +31,10 @@ const KEPT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Resolutions that are kept, about.
 const KEPT: usize = 1024;
+
+/// Rooms share a count of what made their resolutions untrue with those of the same number modulo
+/// this.
+const COUNTS: usize = 64;
 
 /// Different states, in order.
 pub(crate) type Roots = Vec<StateRoot>;
@@ -52,10 +57,12 @@ impl Weighter<(RoomNumber, Roots), Arc<Resolved>> for Weigh {
     }
 }
 
-/// Resolutions of late. Events and their links do not change, so equal states always resolve to
-/// the same one.
+/// Resolutions of late. Equal states resolve to the same one until an event that was looked at
+/// changes: it is redacted, or one that an import brought is rejected.
 pub(crate) struct Resolutions {
     kept: Cache<(RoomNumber, Roots), Arc<Resolved>, Weigh>,
+    /// Counts such changes, so that a resolution that began before one is not kept after it.
+    changes: Mutex<[u64; COUNTS]>,
     #[cfg(test)]
     pub(crate) asked: std::sync::atomic::AtomicUsize,
     #[cfg(test)]
@@ -66,12 +73,44 @@ impl Resolutions {
     pub(crate) fn new() -> Self {
         Self {
             kept: Cache::with_weighter(KEPT, KEPT_BYTES, Weigh),
+            changes: Mutex::new([0; COUNTS]),
             #[cfg(test)]
             asked: std::sync::atomic::AtomicUsize::new(0),
             #[cfg(test)]
             made: std::sync::atomic::AtomicUsize::new(0),
         }
     }
+
+    /// How often what resolutions of this room look at has changed. To be asked before one begins.
+    fn changes(&self, room: RoomNumber) -> u64 {
+        self.changes.lock()[count_of(room)]
+    }
+
+    /// Keeps a resolution, unless what it looked at may have changed in the meantime.
+    fn keep(&self, changes: u64, key: (RoomNumber, Roots), resolved: &Arc<Resolved>) {
+        let now = self.changes.lock();
+        if now[count_of(key.0)] == changes {
+            self.kept.insert(key, Arc::clone(resolved));
+        }
+    }
+
+    /// Forgets the resolutions of a room: what they looked at has changed.
+    pub(crate) fn forget(&self, room: RoomNumber) {
+        let mut changes = self.changes.lock();
+        changes[count_of(room)] += 1;
+        self.kept.retain(|(of, _), _| *of != room);
+    }
+}
+
+fn count_of(room: RoomNumber) -> usize {
+    usize::try_from(room.0 % COUNTS as u64).unwrap_or(0)
+}
+
+/// A resolution with the count of changes before it began.
+#[derive(Clone)]
+pub(crate) struct Counted {
+    resolved: Arc<Resolved>,
+    changes: u64,
 }
 
 /// What was found out for one event before the tip is taken.
@@ -79,13 +118,13 @@ impl Resolutions {
 pub(crate) struct Prepared {
     /// The number that the event gets if it has none.
     pub(crate) number: Option<EventNumber>,
-    resolved: HashMap<Roots, Arc<Resolved>>,
+    resolved: HashMap<Roots, Counted>,
     /// The room changes so often that what is prepared never fits: resolve while the tip is held.
     pub(crate) in_place: bool,
 }
 
 impl Prepared {
-    pub(crate) fn add(&mut self, roots: Roots, resolved: Arc<Resolved>) {
+    pub(crate) fn add(&mut self, roots: Roots, resolved: Counted) {
         self.resolved.insert(roots, resolved);
     }
 }
@@ -98,18 +137,22 @@ impl Rooms {
         live: &LiveRoom,
         roots: &Roots,
         mut pending: Pending,
-    ) -> Result<Arc<Resolved>, RoomError> {
+    ) -> Result<Counted, RoomError> {
         #[cfg(test)]
         self.resolutions
             .asked
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let _turn = live.resolving.lock().await;
+        let changes = self.resolutions.changes(room.number);
         let key = (room.number, roots.clone());
-        if let Some(kept) = self.resolutions.kept.get(&key) {
-            return Ok(kept);
-        }
-        let mut edit = RoomEdit::new(self, Arc::clone(room), None, &mut pending);
-        edit.resolve(roots.clone()).await
+        let resolved = match self.resolutions.kept.get(&key) {
+            Some(kept) => kept,
+            None => {
+                let mut edit = RoomEdit::new(self, Arc::clone(room), None, &mut pending);
+                edit.resolve(roots.clone()).await?
+            }
+        };
+        Ok(Counted { resolved, changes })
     }
 }
 
@@ -135,9 +178,12 @@ impl RoomEdit<'_> {
             _ => {}
         }
         let key = (self.room().number, distinct);
-        let known = match prepared.resolved.get(&key.1) {
-            Some(known) => Some(Arc::clone(known)),
-            None => self.rooms.resolutions.kept.get(&key),
+        let resolutions = &self.rooms.resolutions;
+        let changes = resolutions.changes(key.0);
+        let prepared_now = prepared.resolved.get(&key.1);
+        let known = match prepared_now.filter(|known| known.changes == changes) {
+            Some(known) => Some(Arc::clone(&known.resolved)),
+            None => resolutions.kept.get(&key),
         };
         let Some(known) = known else {
             if prepared.in_place {
@@ -159,6 +205,8 @@ impl RoomEdit<'_> {
             .resolutions
             .made
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let room = self.room().number;
+        let changes = self.rooms.resolutions.changes(room);
         let earlier = self.delta.nodes.len();
         let (states, conflict) = self.conflict(roots).await?;
         let resolved = self.run(&states, conflict).await?;
@@ -166,9 +214,8 @@ impl RoomEdit<'_> {
         let root = self.settle(first, conflicted, resolved).await?;
         let nodes = self.delta.nodes[earlier..].to_vec();
         let resolved = Arc::new(Resolved { root, nodes });
-        let key = (self.room().number, states.roots);
-        let kept = &self.rooms.resolutions.kept;
-        kept.insert(key, Arc::clone(&resolved));
+        let key = (room, states.roots);
+        self.rooms.resolutions.keep(changes, key, &resolved);
         Ok(resolved)
     }
 
@@ -329,5 +376,31 @@ fn links(event: &StoredEvent) -> Links {
         number: event.number.0,
         height: event.auth_height,
         auth: event.auth.iter().map(|number| number.0).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_before_a_change_is_not_kept_after_it() {
+        let resolutions = Resolutions::new();
+        let (room, other) = (RoomNumber(1), RoomNumber(2));
+        let resolved = Arc::new(Resolved {
+            root: StateRoot::EMPTY,
+            nodes: Vec::new(),
+        });
+        let key = |room| (room, vec![StateRoot::EMPTY]);
+        let (before, elsewhere) = (resolutions.changes(room), resolutions.changes(other));
+        resolutions.keep(before, key(room), &resolved);
+        resolutions.keep(elsewhere, key(other), &resolved);
+        resolutions.forget(room);
+        assert!(resolutions.kept.get(&key(room)).is_none());
+        assert!(resolutions.kept.get(&key(other)).is_some());
+        resolutions.keep(before, key(room), &resolved);
+        assert!(resolutions.kept.get(&key(room)).is_none());
+        resolutions.keep(resolutions.changes(room), key(room), &resolved);
+        assert!(resolutions.kept.get(&key(room)).is_some());
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use homeserver_events::{Draft, EventReference, Pdu, SigningKey, StatusKind, auth};
+use homeserver_storage::Batch;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, server_name, user_id};
 use serde_json::{Value, json, value::to_raw_value};
 
 use super::support::{Server, event, user};
 use crate::{
     CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction,
-    edit::RoomEdit, live::Wants, receive::MAX_EXTREMITIES,
+    edit::RoomEdit, live::Wants, receive::MAX_EXTREMITIES, rows::JoinedUsers,
 };
 
 pub(super) struct Elsewhere<'a> {
@@ -201,6 +202,30 @@ async fn a_fork_is_joined_by_the_next_event() {
     assert_eq!(summary.joined, 2);
     let servers = server.rooms.servers(room.number, 9).await.unwrap();
     assert_eq!(servers, ["here.example", "there.example"]);
+}
+
+/// Rows of servers that are not in the room are no part of what is asked for.
+#[tokio::test]
+async fn as_many_servers_as_asked_for_are_named() {
+    let server = Server::start().await;
+    let (zed, _) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let mut batch = Batch::new();
+    for (name, joined) in [
+        ("a.example", 1),
+        ("b.example", -1),
+        ("b.example.net", -1),
+        ("c.example", -1),
+        ("d.example", 2),
+    ] {
+        JoinedUsers(joined).put(&mut batch, &(room.number.0, name));
+    }
+    server.rooms.store.commit(batch).await.unwrap();
+    let all = ["here.example", "a.example", "d.example", "there.example"];
+    for limit in 0..9 {
+        let servers = server.rooms.servers(room.number, limit).await.unwrap();
+        assert_eq!(servers, all[..limit.min(4)], "{limit}");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,11 @@ use super::{
     support::{Server, event, user},
     switches::part,
 };
-use crate::{Received, RoomError, StateRoot, tables};
+use crate::{
+    Received, RoomError, StateRoot,
+    live::{QUEUE, RESOLVERS},
+    tables,
+};
 
 /// The greatest depth that an event may have.
 const DEEPEST: u64 = (1 << 53) - 1;
@@ -413,6 +417,108 @@ async fn a_room_goes_on_while_its_states_are_resolved() {
     assert_eq!(last, [later.event_id(), &*said]);
     let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
     assert_eq!(now["name"], "later");
+}
+
+/// While states are resolved, who waits for them takes no place from others.
+#[tokio::test]
+async fn who_waits_for_a_resolution_is_not_in_the_queue() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "12").await;
+    let room = server.room(&zed.room).await;
+    let theirs = forked(&mut zed, &join).await;
+    let name = json!({ "name": "later" });
+    let later = zed.make(&[theirs], "m.room.name", Some(""), name).await;
+    let live = server.rooms.live.room(room.number);
+    let turn = live.resolving.lock().await;
+    let mut places: Vec<_> = (1..QUEUE).map(|_| live.queue().unwrap()).collect();
+    let asked = || server.rooms.resolutions.asked.load(Ordering::Relaxed);
+    let before = asked();
+    let meanwhile = async {
+        let mut yields = 0;
+        while asked() == before {
+            tokio::task::yield_now().await;
+            yields += 1;
+            assert!(yields < 100_000, "it never came to resolve");
+        }
+        places.push(live.queue().expect("a place is free"));
+        places.clear();
+        // It counts among those who wait for a resolution, which are few.
+        let waiting = 1..RESOLVERS;
+        let _waiting: Vec<_> = waiting.map(|_| live.resolver().unwrap()).collect();
+        assert!(matches!(live.resolver(), Err(RoomError::Busy)));
+        drop(turn);
+    };
+    let receiving = server.rooms.receive(&room, later.clone());
+    let (received, ()) = tokio::join!(receiving, meanwhile);
+    assert!(matches!(received.unwrap(), Received::Judged { .. }));
+    drop(live.resolver().unwrap());
+    let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
+    assert_eq!(now["name"], "later");
+}
+
+/// A reader that found the row of an import and is slow does not put it into the cache over that
+/// of the judged event, which would be judged and appended again.
+#[tokio::test]
+async fn a_slow_reader_does_not_undo_a_judgement() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let topic = json!({ "topic": "t" });
+    let topic = zed.make(&[join], "m.room.topic", Some(""), topic).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let topics = std::slice::from_ref(&topic);
+    part(&server, begun, 0, topics).await.unwrap();
+    server.rooms.switch(begun).await.unwrap();
+    let events = &server.rooms.events;
+    let number = events.number(room.number, topic.event_id()).await;
+    let number = number.unwrap().unwrap();
+
+    let rewrites = events.rewrites();
+    let outlier = events.load(&room, number).await.unwrap();
+    assert!(!outlier.is_placed());
+    let first = answer(&zed, &topic).await;
+    events.remember(rewrites, &outlier);
+    assert!(events.load(&room, number).await.unwrap().is_placed());
+    // And whatever is cached, what was judged is not judged again.
+    events.committed(outlier);
+    assert_eq!(answer(&zed, &topic).await, first);
+    events.rewritten(room.number, &[number]);
+    let shown = server.timeline(&user("alice"), &zed.room).await;
+    let of_it = |event: &&crate::VisibleEvent| event.pdu().event_id() == topic.event_id();
+    assert_eq!(shown.iter().filter(of_it).count(), 1);
+}
+
+/// The branches of a fork stay the same, but what their resolution looks at changes.
+#[tokio::test]
+async fn what_changes_a_state_event_has_forks_resolved_anew() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let mut prev = forked(&mut zed, &join).await;
+    let mut say = async |zed: &mut Elsewhere<'_>, redacts: Option<OwnedEventId>| {
+        let on = std::slice::from_ref(&prev);
+        let pdu = match redacts {
+            Some(target) => redaction(zed, on, target.as_str()).await,
+            None => {
+                let body = json!({ "body": "x" });
+                zed.make(on, "m.room.message", None, body).await
+            }
+        };
+        assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted);
+        prev = pdu.event_id().to_owned();
+        prev.clone()
+    };
+    let said = say(&mut zed, None).await;
+    let before = resolutions(&server);
+    // A message is no part of any state.
+    say(&mut zed, Some(said)).await;
+    say(&mut zed, None).await;
+    assert_eq!(resolutions(&server), before);
+    say(&mut zed, Some(join)).await;
+    assert_eq!(resolutions(&server), before);
+    for _ in 0..3 {
+        say(&mut zed, None).await;
+        assert_eq!(resolutions(&server), before + 1);
+    }
 }
 
 /// Chains that all link to all: what is stored for an event, and what one costs, is bounded by what
