@@ -4,6 +4,8 @@
 //! the rest when the rooms are opened again. The tip of the room is held for each batch, and the
 //! batch asserts the head: nobody else names events or changes members of the room meanwhile.
 
+mod redactions;
+
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -13,19 +15,20 @@ use homeserver_storage::{
     At, Batch, CommitError, Direction, Position, ScanRange, batch::MAX_TOPICS,
 };
 
-use ruma::OwnedUserId;
+use ruma::{EventId, OwnedUserId};
 
 use crate::{
     Rooms, UserMembership,
     delta::{append_members_changed, put_member},
     error::RoomError,
+    event::StoredEvent,
     execute::not_stored,
     import::ATTEMPTS,
     live::Wants,
     members::MEMBER,
     numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
-    rows::{Head, IndexDebtRow, Membership, MembershipRow},
+    rows::{Head, ImportPartRow, IndexDebtRow, Membership, MembershipRow},
     switch::ChangedMember,
     tables,
     tree::Difference,
@@ -43,6 +46,16 @@ const KEYS_A_BATCH: usize = 1000;
 /// Operations of a batch at which it takes no more members. A local member takes five at most, a
 /// server two.
 const FULL: usize = 450;
+
+/// An event of an import.
+struct Named<'a> {
+    number: EventNumber,
+    id: &'a EventId,
+    /// The number that it was given when it was received or mentioned.
+    known: Option<EventNumber>,
+    /// The event under that number.
+    here: Option<Arc<StoredEvent>>,
+}
 
 /// The members of one batch.
 #[derive(Default)]
@@ -108,27 +121,53 @@ impl Rooms {
         if parts.is_empty() {
             return Ok(None);
         }
+        let named = self.named(room, &parts).await?;
+        if let Some(redacted) = self.redact_some(room, &head, &named).await? {
+            return Ok(Some(redacted));
+        }
         let mut batch = Batch::new();
         batch.assert_value(&tables::HEADS, &room.number.0, &head);
-        for (key, part) in parts {
-            let ids: Vec<_> = part.events.iter().map(|(_, id)| id.as_str()).collect();
-            let keys: Vec<_> = ids.iter().map(|id| (room.number.0, *id)).collect();
-            let known = self.store.multi_get(&tables::EVENT_IDS, &keys).await?;
-            for ((number, _), (key, known)) in part.events.iter().zip(keys.iter().zip(known)) {
-                // An event that was received in the meantime has another number, under which it
-                // was judged and has arrived. One that was only mentioned has none to keep.
-                let kept = match known {
-                    Some(known) => self.events.find(room, EventNumber(known)).await?.is_some(),
-                    None => false,
-                };
-                if !kept {
-                    batch.put(&tables::EVENT_IDS, key, &number.0);
-                }
-                batch.delete(&tables::IMPORT_IDS, &(import, key.1));
+        for event in &named {
+            // An event that was received in the meantime has another number, under which it was
+            // judged and has arrived. One that was only mentioned has none to keep.
+            if event.here.is_none() {
+                let key = (room.number.0, event.id.as_str());
+                batch.put(&tables::EVENT_IDS, &key, &event.number.0);
             }
-            batch.delete(&tables::IMPORT_PARTS, &key);
+            batch.delete(&tables::IMPORT_IDS, &(import, event.id.as_str()));
+        }
+        for (key, _) in &parts {
+            batch.delete(&tables::IMPORT_PARTS, key);
         }
         stored(self.store.commit(batch).await).map(Some)
+    }
+
+    /// The events of these parts, with what the room knows under their ids.
+    async fn named<'a>(
+        &self,
+        room: &Room,
+        parts: &'a [((u64, u64), ImportPartRow)],
+    ) -> Result<Vec<Named<'a>>, RoomError> {
+        let events: Vec<_> = parts.iter().flat_map(|(_, part)| &part.events).collect();
+        let ids = events.iter().map(|(_, id)| (room.number.0, id.as_str()));
+        let ids: Vec<_> = ids.collect();
+        let known = self.store.multi_get(&tables::EVENT_IDS, &ids).await?;
+        let mut named = Vec::with_capacity(events.len());
+        for ((number, id), known) in events.into_iter().zip(known) {
+            let known = known.map(EventNumber);
+            let here = match known {
+                Some(known) => self.events.find(room, known).await?,
+                None => None,
+            };
+            let number = *number;
+            named.push(Named {
+                number,
+                id,
+                known,
+                here,
+            });
+        }
+        Ok(named)
     }
 
     /// Writes the member indexes of a switch.
@@ -284,7 +323,6 @@ impl Rooms {
     }
 }
 
-/// Whether a batch is on disk; not if another process changed the room.
 /// Counts commits in a row that met another writer, and ends with the last that is tried.
 fn count_conflict(paid: bool, conflicts: &mut usize) -> Result<(), RoomError> {
     *conflicts = if paid { 0 } else { *conflicts + 1 };
@@ -295,6 +333,7 @@ fn count_conflict(paid: bool, conflicts: &mut usize) -> Result<(), RoomError> {
     }
 }
 
+/// Whether a batch is on disk; not if another process changed the room.
 fn stored<T>(outcome: Result<T, CommitError>) -> Result<bool, RoomError> {
     match outcome {
         Ok(_) => Ok(true),

@@ -263,7 +263,7 @@ impl RoomDelta {
     }
 }
 
-fn put_event(batch: &mut Batch, event: &StoredEvent, position: At) {
+pub(crate) fn put_event(batch: &mut Batch, event: &StoredEvent, position: At) {
     let row = Positioned {
         position,
         value: event.row(),

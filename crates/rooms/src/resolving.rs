@@ -145,13 +145,11 @@ impl Rooms {
         let _turn = live.resolving.lock().await;
         let changes = self.resolutions.changes(room.number);
         let key = (room.number, roots.clone());
-        let resolved = match self.resolutions.kept.get(&key) {
-            Some(kept) => kept,
-            None => {
-                let mut edit = RoomEdit::new(self, Arc::clone(room), None, &mut pending);
-                edit.resolve(roots.clone()).await?
-            }
-        };
+        if let Some(resolved) = self.resolutions.kept.get(&key) {
+            return Ok(Counted { resolved, changes });
+        }
+        let mut edit = RoomEdit::new(self, Arc::clone(room), None, &mut pending);
+        let resolved = edit.resolve(roots.clone()).await?;
         Ok(Counted { resolved, changes })
     }
 }

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use super::{RoomEdit, declared_relation};
 use crate::{
     command::NewEvent, delta::Appended, error::RoomError, event::StoredEvent, numbers::EventNumber,
-    tables::WAITING_REDACTIONS,
+    room::Room, tables::WAITING_REDACTIONS,
 };
 
 /// Under this name the redactions wait that take effect whoever sent their target.
-const BY_POWER: &str = "";
+pub(crate) const BY_POWER: &str = "";
 
 /// The target of a redaction that a client sends. From version 11 on it is in the content by
 /// itself; before, clients may put it there too, in any version (client-server API v1.18).
@@ -26,6 +26,18 @@ pub(crate) fn redacts(event: &NewEvent) -> Result<Option<OwnedEventId>, RoomErro
     let content: Content = serde_json::from_str(event.content.get())
         .map_err(|_| RoomError::BadContent("content.redacts is not an event id".to_owned()))?;
     Ok(Some(content.redacts))
+}
+
+/// Gives an event of this room its redacted form.
+pub(crate) fn make_redacted(
+    room: &Room,
+    event: &mut StoredEvent,
+    redaction: EventNumber,
+) -> Result<(), RoomError> {
+    let redacted = redact(&event.pdu, room.rules);
+    event.pdu = redacted.map_err(|error| RoomError::damaged(error.to_string()))?;
+    event.redacted_by = Some(redaction);
+    Ok(())
 }
 
 impl RoomEdit<'_> {
@@ -69,10 +81,7 @@ impl RoomEdit<'_> {
         event: &mut StoredEvent,
         redaction: EventNumber,
     ) -> Result<(), RoomError> {
-        let redacted = redact(&event.pdu, self.room().rules);
-        event.pdu = redacted.map_err(|error| RoomError::damaged(error.to_string()))?;
-        event.redacted_by = Some(redaction);
-        Ok(())
+        make_redacted(self.room(), event, redaction)
     }
 
     /// Notes that a redaction waits for its target: one by those with the power to redact, and one

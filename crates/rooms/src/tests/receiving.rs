@@ -14,7 +14,7 @@ use super::{
     switches::part,
 };
 use crate::{
-    Received, RoomError, StateRoot,
+    EventNumber, Received, RoomError, StateRoot,
     live::{QUEUE, RESOLVERS},
     tables,
 };
@@ -284,6 +284,82 @@ async fn a_redacted_outlier_stays_redacted() {
     assert!(shown.redacted_by().is_some());
 }
 
+/// A redaction that waits for its target finds it when an import brings it.
+#[tokio::test]
+async fn an_import_brings_what_a_redaction_waits_for() {
+    for powerful in [false, true] {
+        let server = Server::start().await;
+        let (mut zed, join) = shared_room(&server, "11").await;
+        let room = server.room(&zed.room).await;
+        let prev = std::slice::from_ref(&join);
+        let topic = json!({ "topic": "secret" });
+        let topic = zed.make(prev, "m.room.topic", Some(""), topic).await;
+        let id = topic.event_id().as_str();
+        let by = if powerful {
+            redaction(&mut zed, prev, id).await
+        } else {
+            let mut eve = zed.other("@eve:there.example");
+            let joined = eve.join(&join).await;
+            redaction(&mut eve, std::slice::from_ref(&joined), id).await
+        };
+        assert_eq!(zed.receive(&by).await, StatusKind::Accepted);
+        let begun = server.rooms.begin_import(&room).await.unwrap();
+        let topics = std::slice::from_ref(&topic);
+        part(&server, begun, 0, topics).await.unwrap();
+        server.rooms.switch(begun).await.unwrap();
+
+        let now = server.state(&zed.room, "m.room.topic", "").await;
+        assert_eq!(now, Some(json!({})));
+        let (store, forward) = (&server.rooms.store, Direction::Forward);
+        let waiting = store.scan(&tables::WAITING_REDACTIONS, ScanRange::all(), forward, 9);
+        assert_eq!(waiting.await.unwrap(), []);
+        // For another process too, and when the event is received with its content.
+        assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
+        let again = server.restart().await;
+        let now = again.state(&zed.room, "m.room.topic", "").await;
+        assert_eq!(now, Some(json!({})));
+        let shown = again.timeline(&user("alice"), &zed.room).await;
+        let shown = shown.last().unwrap();
+        assert_eq!(shown.pdu().event_id(), topic.event_id());
+        assert_eq!(shown.pdu().content_str(), "{}");
+        assert!(shown.redacted_by().is_some());
+    }
+}
+
+/// An event that is received and redacted while an import with it is open has two numbers, and is
+/// redacted under both.
+#[tokio::test]
+async fn what_was_redacted_while_an_import_was_open_is_redacted_in_it() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let topic = json!({ "topic": "secret" });
+    let prev = std::slice::from_ref(&join);
+    let topic = zed.make(prev, "m.room.topic", Some(""), topic).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let topics = std::slice::from_ref(&topic);
+    part(&server, begun, 0, topics).await.unwrap();
+    let key = (begun.0, topic.event_id().as_str());
+    let imported = server.rooms.store.get(&tables::IMPORT_IDS, &key).await;
+    let imported = EventNumber(imported.unwrap().unwrap());
+    assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
+    let on = ids(topic.event_id());
+    let redaction = redaction(&mut zed, &on, topic.event_id().as_str()).await;
+    assert_eq!(zed.receive(&redaction).await, StatusKind::Accepted);
+    let events = &server.rooms.events;
+    let before = events.load(&room, imported).await.unwrap();
+    assert_eq!(before.redacted_by, None);
+    server.rooms.switch(begun).await.unwrap();
+
+    let received = events.number(room.number, topic.event_id()).await.unwrap();
+    assert_ne!(received, Some(imported));
+    for number in [received.unwrap(), imported] {
+        let event = events.load(&room, number).await.unwrap();
+        assert_eq!(event.pdu.content_str(), "{}");
+        assert!(event.redacted_by.is_some());
+    }
+}
+
 /// In room versions 1 and 2 the sender chooses the id, and may name it in the event itself.
 #[tokio::test]
 async fn an_event_that_names_itself_neither_relates_to_nor_redacts_itself() {
@@ -496,12 +572,11 @@ async fn what_changes_a_state_event_has_forks_resolved_anew() {
     let mut prev = forked(&mut zed, &join).await;
     let mut say = async |zed: &mut Elsewhere<'_>, redacts: Option<OwnedEventId>| {
         let on = std::slice::from_ref(&prev);
-        let pdu = match redacts {
-            Some(target) => redaction(zed, on, target.as_str()).await,
-            None => {
-                let body = json!({ "body": "x" });
-                zed.make(on, "m.room.message", None, body).await
-            }
+        let pdu = if let Some(target) = redacts {
+            redaction(zed, on, target.as_str()).await
+        } else {
+            let body = json!({ "body": "x" });
+            zed.make(on, "m.room.message", None, body).await
         };
         assert_eq!(zed.receive(&pdu).await, StatusKind::Accepted);
         prev = pdu.event_id().to_owned();
