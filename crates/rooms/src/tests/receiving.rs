@@ -596,6 +596,54 @@ async fn what_changes_a_state_event_has_forks_resolved_anew() {
     }
 }
 
+/// What an import brought counted in resolutions until its own state was known.
+#[tokio::test]
+async fn what_turns_out_to_be_rejected_has_forks_resolved_anew() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let (alice, room) = (user("alice"), server.room(&zed.room).await);
+    let levels = async |carl: u32| {
+        let content = json!({ "users": {
+            "@zed:there.example": 50, "@alice:here.example": 100, "@carl:there.example": carl,
+        } });
+        let levels = event("m.room.power_levels", Some(""), &content);
+        server.try_send(&alice, &zed.room, levels).await.unwrap()
+    };
+    let granted = levels(50).await;
+    let mut carl = zed.other("@carl:there.example");
+    carl.join(&granted).await;
+    let withdrawn = levels(0).await;
+    // By its auth events it is allowed, by the state before it is not.
+    let on = std::slice::from_ref(&withdrawn);
+    let theme = json!({ "theme": "t" });
+    let mut draft = carl.draft(on, "m.theme", Some(""), theme).await;
+    let at = carl.auth_event(&draft, "m.room.power_levels").await;
+    let number = server.rooms.events.number(room.number, &granted).await;
+    let granted = server.rooms.events.load(&room, number.unwrap().unwrap());
+    draft.auth_events[at] = granted.await.unwrap().pdu.reference().unwrap();
+    let theme = carl.seal(draft).await;
+    let begun = server.rooms.begin_import(&room).await.unwrap();
+    let themes = std::slice::from_ref(&theme);
+    part(&server, begun, 0, themes).await.unwrap();
+    server.rooms.switch(begun).await.unwrap();
+
+    let mut prev = forked(&mut zed, &join).await;
+    let mut say = async |zed: &mut Elsewhere<'_>| {
+        let on = std::slice::from_ref(&prev);
+        let body = json!({ "body": "x" });
+        let message = zed.make(on, "m.room.message", None, body).await;
+        assert_eq!(zed.receive(&message).await, StatusKind::Accepted);
+        prev = message.event_id().to_owned();
+    };
+    say(&mut zed).await;
+    let before = resolutions(&server);
+    say(&mut zed).await;
+    assert_eq!(resolutions(&server), before);
+    assert_eq!(carl.receive(&theme).await, StatusKind::Rejected);
+    say(&mut zed).await;
+    assert_eq!(resolutions(&server), before + 1);
+}
+
 /// Chains that all link to all: what is stored for an event, and what one costs, is bounded by what
 /// it names itself.
 #[tokio::test]
