@@ -34,9 +34,41 @@ fn fault(entry: &str) -> Option<String> {
         };
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        let is_there = text.contains(&format!("fn {name}("));
-        (!is_there).then(|| format!("{path} has no function {name}"))
+        (!has_test(&text, name)).then(|| format!("{path} has no test {name}"))
     })
+}
+
+/// Whether a source file has a test of this name: a function under an attribute that makes it one.
+fn has_test(text: &str, name: &str) -> bool {
+    let function = format!("fn {name}(");
+    text.match_indices(&function).any(|(at, _)| {
+        let before = text[..at].lines().rev();
+        // Up to the end of what stands before it: a blank line, a brace.
+        let mut own = before.take_while(|line| {
+            let line = line.trim();
+            !(line.is_empty() || line.ends_with(['{', '}']))
+        });
+        own.any(|line| {
+            let line = line.trim();
+            line == "#[test]" || line.starts_with("#[tokio::test")
+        })
+    })
+}
+
+#[test]
+fn only_tests_count() {
+    let text = "#[test]\nfn one() {\n    helper();\n}\nfn helper() {}\n\n\
+        proptest! {\n    /// Words.\n    #[test]\n    fn two(a: u8) {}\n}\n\
+        #[tokio::test(flavor = \"multi_thread\")]\n#[expect(\n    x\n)]\nasync fn three() {}\n";
+    for (name, is_test) in [
+        ("one", true),
+        ("two", true),
+        ("three", true),
+        ("helper", false),
+        ("e", false),
+    ] {
+        assert_eq!(has_test(text, name), is_test, "{name}");
+    }
 }
 
 #[test]

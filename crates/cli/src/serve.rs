@@ -103,7 +103,10 @@ async fn announce(homeserver: &Homeserver, listening: &[Listening]) -> Result<()
         report::line("  There is no account yet. The first one becomes the administrator.");
         report::line(format_args!("  Register it with this token: {token}"));
     } else if homeserver.config().registration.mode == RegistrationMode::Open {
-        tracing::warn!("registration is open: everybody who reaches this server may make accounts");
+        tracing::warn!(
+            "registration is open: everybody who reaches this server may make accounts; none of \
+             them becomes the administrator: stop the server and use `homeserver admin promote`"
+        );
     }
     Ok(())
 }

@@ -15,11 +15,15 @@ const CONFIGURATION: &str = "\
     other = { per_second = 0.001, burst = 1 }\n";
 
 /// What is limited although the specification does not say so: it makes others store or load much.
-const ALSO: [&str; 4] = [
+const ALSO: [&str; 8] = [
     "/_matrix/client/v3/sendToDevice/{eventType}/{txnId}",
     "/_matrix/client/v3/keys/upload",
     "/_matrix/client/v3/keys/query",
     "/_matrix/client/v3/keys/claim",
+    "/_matrix/client/v3/keys/signatures/upload",
+    "/_matrix/client/v3/keys/device_signing/upload",
+    "/_matrix/client/v3/user/{userId}/filter",
+    "/_matrix/client/v3/user/{userId}/account_data/{type}",
 ];
 
 /// More than any bucket holds.

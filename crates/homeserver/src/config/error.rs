@@ -53,16 +53,17 @@ impl ConfigError {
     }
 }
 
-/// "invalid type: string "hunter2", expected a boolean" without the value.
+/// "invalid type: string "hunter2", expected a boolean" without the value. serde shows a value in
+/// quotation marks or backticks, and some have none: "invalid type: sequence, expected a boolean".
 fn without_value(message: &str) -> String {
     let message = message.trim_end();
     for what in ["invalid type: ", "invalid value: "] {
         let kind = message
             .strip_prefix(what)
-            .and_then(|rest| rest.split(' ').next());
+            .and_then(|rest| rest.split(['`', '"', ',']).next());
         let expected = message.rfind(", expected");
         if let (Some(kind), Some(expected)) = (kind, expected) {
-            return format!("{what}{kind}{}", &message[expected..]);
+            return format!("{what}{}{}", kind.trim_end(), &message[expected..]);
         }
     }
     message.to_owned()

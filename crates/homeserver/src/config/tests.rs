@@ -192,6 +192,18 @@ fn what_is_wrong_is_said_without_the_secret() {
             "[registration]\ntoken = [\"hunter2\"]\n",
             "registration.token",
         ),
+        (
+            "[http]\nmax_connections = [\"hunter2\"]\n",
+            "invalid type: sequence, expected",
+        ),
+        (
+            "[sessions]\nallow_token_in_query = 1.5\n",
+            "invalid type: floating point, expected",
+        ),
+        (
+            "[http]\nmax_connections = -1\n",
+            "invalid value: integer, expected",
+        ),
         ("registration = \"hunter2\"\n", "registration"),
         (
             "[http]\nmax_connections = \"hunter2\"\n",

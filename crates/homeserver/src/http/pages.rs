@@ -19,10 +19,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender};
-use crate::app::{
-    authentication::{AuthenticationError, Authenticator, PageOutcome},
-    interactive::Stage,
-    limits::LimitClass,
+use crate::{
+    app::{
+        authentication::{AuthenticationError, Authenticator, PageOutcome},
+        interactive::Stage,
+        invitation::Invitations,
+        limits::LimitClass,
+    },
+    config::RegistrationMode,
 };
 
 const WELCOME: &str = include_str!("pages/welcome.html");
@@ -76,10 +80,34 @@ fn page(status: StatusCode, html: String, script: Option<&str>) -> Response {
     (status, headers, Html(html)).into_response()
 }
 
-async fn welcome(State(server_name): State<OwnedServerName>) -> Response {
+async fn welcome(
+    State(server_name): State<OwnedServerName>,
+    State(invitations): State<Invitations>,
+) -> Response {
     // A server name holds no character that HTML would take for its own.
-    let html = WELCOME.replace("{server_name}", server_name.as_str());
+    let html = WELCOME
+        .replace("{server_name}", server_name.as_str())
+        .replace("{registration}", how_to_register(invitations.mode()));
     page(StatusCode::OK, html, None)
+}
+
+/// The same before and after the first account: strangers are not told whether there is one.
+fn how_to_register(mode: RegistrationMode) -> &'static str {
+    match mode {
+        RegistrationMode::Token => {
+            "To create an account, enter a registration token. The first account becomes the \
+             administrator; its token is the one in the server's configuration, or else the one \
+             that the server shows when it starts."
+        }
+        RegistrationMode::Open => {
+            "Everybody may create an account. None of them becomes the administrator: whoever runs \
+             the server makes one with <code>homeserver admin promote</code> while it is stopped."
+        }
+        RegistrationMode::Closed => {
+            "Nobody can create an account from here: whoever runs the server makes them, with \
+             <code>homeserver admin create-user</code> while it is stopped."
+        }
+    }
 }
 
 async fn login() -> Response {

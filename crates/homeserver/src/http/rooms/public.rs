@@ -62,6 +62,8 @@ impl From<Listed> for PublicRoomsAnswer {
 
 async fn all(
     State(directory): State<PublicRooms>,
+    // Whose requests are counted: without a session, all behind one address are one.
+    _session: Option<Session>,
     Ruma(request): Ruma<get_public_rooms::v3::Request>,
 ) -> Result<Response, ApiError> {
     check_server(&directory, request.server)?;

@@ -1,4 +1,7 @@
-use homeserver_storage::Batch;
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use homeserver_storage::{Batch, Direction, Key, ScanRange, Table};
 use homeserver_users::{AccountState, Scope};
 use serde_json::json;
 
@@ -155,15 +158,76 @@ async fn no_token_and_no_key_survives_the_account() {
         .devices
         .all(account.unwrap().number);
     assert!(devices.await.unwrap().is_empty());
+}
 
-    // Nothing waits for who does not come back.
-    let message = json!({ "messages": { user: { "*": { "a": 1 } } } });
-    let path = "/_matrix/client/v3/sendToDevice/m.dummy/1";
-    fresh.put(path, Some(&bob.token), message).await.ok();
-    let parts = fresh.homeserver.components();
-    let number = fresh.homeserver.administration().account("alice").await;
-    let left = parts.devices.all(number.unwrap().number).await.unwrap();
-    assert!(left.is_empty(), "without a device there is no inbox");
+/// The devices that have rows in a table of `homeserver-users` whose keys begin with a device.
+async fn devices_in<K: Key>(
+    fresh: &Fresh,
+    table: &str,
+    device: impl Fn(&K) -> u64,
+) -> BTreeSet<u64> {
+    let mut specs = homeserver_users::TABLES.iter();
+    let spec = specs.find(|spec| spec.name == table).unwrap();
+    let table = Table::<K, Bytes>::new(spec.id, spec.name);
+    let store = &fresh.homeserver.components().store;
+    let rows = store.scan(&table, ScanRange::all(), Direction::Forward, 1_000);
+    rows.await
+        .unwrap()
+        .iter()
+        .map(|(key, _)| device(key))
+        .collect()
+}
+
+/// Whose messages wait, and whose transaction ids are remembered.
+async fn to_device(fresh: &Fresh) -> [BTreeSet<u64>; 2] {
+    [
+        devices_in(fresh, "inbox", |key: &(u64, u64)| key.0).await,
+        devices_in(fresh, "to_device_transactions", |key: &(u64, u128)| key.0).await,
+    ]
+}
+
+/// Nothing waits for who does not come back, nor for who never was.
+#[tokio::test]
+async fn no_message_waits_for_a_closed_account() {
+    let fresh = fresh().await;
+    let alice = fresh.register("alice").await;
+    let bob = fresh.register("bob").await;
+    let other = fresh.login("alice").await;
+    let number = async |of: &LoggedIn| {
+        let id = ruma::UserId::parse(&of.user).unwrap();
+        let components = fresh.homeserver.components();
+        let user = components.users.known_number(&id).await.unwrap().unwrap();
+        let device = of.device.as_str().into();
+        let number = components.devices.number(user, device).await;
+        number.unwrap().unwrap().0
+    };
+    let [first, second, bobs] = [
+        number(&alice).await,
+        number(&other).await,
+        number(&bob).await,
+    ];
+    let send = async |from: &LoggedIn, transaction: &str, to: &[&str]| {
+        let to = to
+            .iter()
+            .map(|user| ((*user).to_owned(), json!({ "*": { "a": 1 } })));
+        let messages = json!({ "messages": to.collect::<serde_json::Map<_, _>>() });
+        let path = format!("/_matrix/client/v3/sendToDevice/m.dummy/{transaction}");
+        fresh.put(&path, Some(&from.token), messages).await.ok();
+    };
+    send(&alice, "1", &[&bob.user]).await;
+    send(&bob, "1", &[&alice.user]).await;
+    let before = [
+        BTreeSet::from([first, second, bobs]),
+        BTreeSet::from([first, bobs]),
+    ];
+    assert_eq!(to_device(&fresh).await, before);
+
+    let body = json!({ "auth": own_password("alice") });
+    fresh.post(DEACTIVATE, Some(&alice.token), body).await.ok();
+    let after = [BTreeSet::from([bobs]), BTreeSet::from([bobs])];
+    assert_eq!(to_device(&fresh).await, after);
+    send(&bob, "2", &[&alice.user, "@nobody:localhost"]).await;
+    assert_eq!(to_device(&fresh).await, after);
 }
 
 /// The profile goes with the account, and rooms are told of that while they are being left.

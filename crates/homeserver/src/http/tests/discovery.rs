@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::{fresh, fresh_with};
+use crate::config::RegistrationMode;
 
 #[tokio::test]
 async fn versions_are_listed_for_everybody() {
@@ -87,4 +88,25 @@ async fn a_browser_is_welcomed() {
     let page = answer.ok();
     let page = page.as_str().unwrap();
     assert!(page.contains("@alice:localhost") && !page.contains("{server_name}"));
+}
+
+/// Only where there is a token is one asked for, and only there is the first account special.
+#[tokio::test]
+async fn a_browser_is_told_how_to_register() {
+    for (mode, said) in [
+        (RegistrationMode::Token, "first account becomes"),
+        (RegistrationMode::Open, "homeserver admin promote"),
+        (RegistrationMode::Closed, "homeserver admin create-user"),
+    ] {
+        let fresh = fresh_with(|config| config.registration.mode = mode).await;
+        let page = fresh.get("/", None).await.ok();
+        let page = page.as_str().unwrap();
+        assert!(
+            page.contains(said) && !page.contains("{registration}"),
+            "{mode:?}: {page}"
+        );
+        let with_token = mode == RegistrationMode::Token;
+        assert_eq!(page.contains("registration token"), with_token, "{mode:?}");
+        assert_eq!(page.contains("first account"), with_token, "{mode:?}");
+    }
 }
