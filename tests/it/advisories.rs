@@ -42,7 +42,8 @@ fn fault(entry: &str) -> Option<String> {
 fn has_test(text: &str, name: &str) -> bool {
     let function = format!("fn {name}(");
     text.match_indices(&function).any(|(at, _)| {
-        let before = text[..at].lines().rev();
+        let lines_before = text[..at].rsplit_once('\n').map_or("", |(lines, _)| lines);
+        let before = lines_before.lines().rev();
         // Up to the end of what stands before it: a blank line, a brace.
         let mut own = before.take_while(|line| {
             let line = line.trim();

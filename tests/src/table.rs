@@ -93,8 +93,8 @@ fn row(fields: &[&'static str]) -> Row {
         path,
         current: current(path, fields[column::NOTE]),
         needs_token: fields[column::AUTH] == "user token",
-        // What the server can do is told to everybody, also with a token that has ended.
-        reads_token: fields[column::AUTH] != "none" && !path.ends_with("/versions"),
+        // Who asks for the public rooms is counted by account.
+        reads_token: fields[column::AUTH] != "none" || path.ends_with("/publicRooms"),
         rate_limited: fields[column::RATE_LIMITED] == "y",
         built: !is_missing(path),
         ruma: fields[column::RUMA],

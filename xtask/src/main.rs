@@ -49,7 +49,7 @@ enum Task {
         #[arg(long)]
         spec: PathBuf,
     },
-    /// Measure: `storage` or `client`.
+    /// Measure: `storage`, `client` or `rooms`.
     Bench {
         /// What to measure.
         what: bench::What,
