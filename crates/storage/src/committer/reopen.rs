@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use homeserver_runtime::PoolClosed;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -251,10 +252,12 @@ impl Shared {
         let engine = recovery.opener.open().await?;
         let trial = recovery.trial(self.handle.generation() + 1);
         if engine.blocks() {
-            let tried = Arc::clone(&engine);
-            let stood = move || trial.of(tried).now_or_never();
+            let (name, tried) = (self.handle.name, Arc::clone(&engine));
+            // A panic is caught in there: to the pool it would look like shutting down.
+            let stood = move || super::caught(name, trial.of(tried)).now_or_never();
             let stood = self.runtime.blocking.run(stood).await;
-            stood.ok().flatten().ok_or(ReopenError::ShuttingDown)??;
+            let stood = stood.map_err(|_: PoolClosed| ReopenError::ShuttingDown)?;
+            stood.ok_or_else(|| ReopenError::Commit(super::suspended()))???;
         } else {
             trial.of(Arc::clone(&engine)).await?;
         }

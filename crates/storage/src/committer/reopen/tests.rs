@@ -1,10 +1,16 @@
+mod startled;
+
+use std::sync::atomic::AtomicU64;
+
 use homeserver_runtime::Runtime;
 
+use self::startled::StartledDisk;
 use super::*;
 use crate::{
+    Store,
     engine::Conflict,
     engines::{
-        faulty::{FaultPlan, FaultyDisk},
+        faulty::{Fault, FaultPlan, FaultyDisk},
         memory::MemoryEngine,
     },
     handle::Handle,
@@ -62,4 +68,30 @@ async fn nobody_waits_for_an_engine_that_will_not_come() {
     let closed = |answer| matches!(answer, Some(Err(EngineError::Closed)));
     assert!(closed(waiting.now_or_never()));
     assert!(closed(handle.engine().now_or_never()));
+}
+
+/// Opens a store on engines of which the second panics when it is read.
+async fn startled(plan: FaultPlan) -> (Arc<StartledDisk>, Store) {
+    let disk = Arc::new(StartledDisk {
+        disk: FaultyDisk::memory(plan),
+        opened: AtomicU64::new(0),
+    });
+    let engine = disk.open().await.unwrap();
+    let opener = Arc::clone(&disk) as _;
+    let store = Store::open_lasting(engine, opener, &[], &Runtime::system()).await;
+    (disk, store.unwrap())
+}
+
+#[tokio::test]
+async fn an_engine_that_panics_when_it_is_tried_is_opened_once_more() {
+    let (disk, store) = startled(FaultPlan::none(1)).await;
+    store.commit(lazy_put()).await.unwrap();
+    let last = *disk.disk.commits().last().unwrap();
+
+    let (disk, store) = startled(FaultPlan::once(1, last, Fault::FailedSync)).await;
+    let unknown = store.commit(lazy_put()).await;
+    assert!(matches!(unknown, Err(CommitError::Unknown(_))));
+    // It waits for the engine.
+    store.commit(lazy_put()).await.unwrap();
+    assert_eq!(disk.opened.load(Ordering::SeqCst), 3);
 }
