@@ -9,6 +9,7 @@
 mod marker;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
@@ -20,7 +21,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use self::marker::Markers;
@@ -42,7 +43,7 @@ const NAME: &str = "sled";
 const DROP_STEP: usize = 1_000;
 /// How often opening waits for sled's own lock. No other process can hold it, only the threads of
 /// a database that this one closed a moment ago.
-const SLED_LOCK_TRIES: usize = 500;
+const SLED_LOCK_TRIES: u32 = 500;
 /// Bytes of keys and values that are read at the next start without a word (a tenth of a second).
 const MUCH_WRITTEN: usize = 16 * 1024 * 1024;
 /// Bytes of pages kept in memory.
@@ -104,6 +105,7 @@ impl SledEngine {
     /// Opens without comparing the markers with the rows, to save what can be read.
     pub(crate) fn open_unchecked(path: &Path) -> Result<Self, EngineError> {
         let path = path.to_owned();
+        Ending::wait(&path);
         let lock = lock_folder(&path)?;
         write_unclean_again(&lock, &path)?;
         let (database, file) = open_database(&path)?;
@@ -252,6 +254,9 @@ impl Drop for End {
         if !closed || self.written.load(Ordering::Relaxed) < MUCH_WRITTEN {
             return;
         }
+        let _ending = Ending::begin(&self.path);
+        // Not clean meanwhile, since sled writes when it is opened, and one of its own syncs may
+        // fail: killed here, the next start has to write the file again.
         let noted = mark(&self.lock, &self.path, UNCLEAN).and_then(|()| {
             // Dropped by sled in its own time; the next to open it waits for that.
             let (database, file) = open_database(&self.path)?;
@@ -269,6 +274,35 @@ impl Drop for End {
         if let Err(error) = noted {
             tracing::warn!(%error, "the next start of the database will take longer");
         }
+    }
+}
+
+/// The folders of databases that are read at their end now, with their locks held.
+static ENDING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// One was removed from them.
+static ENDED: Condvar = Condvar::new();
+
+/// The time in which the end of a database reads it.
+struct Ending(PathBuf);
+
+impl Ending {
+    fn begin(path: &Path) -> Self {
+        ENDING.lock().insert(path.to_owned());
+        Self(path.to_owned())
+    }
+
+    /// Waits for the end of a database in `path` that this process closed a moment ago, at most as
+    /// long as for sled's own lock.
+    fn wait(path: &Path) {
+        let most = LOCK_WAIT * SLED_LOCK_TRIES;
+        ENDED.wait_while_for(&mut ENDING.lock(), |ending| ending.contains(path), most);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        ENDING.lock().remove(&self.0);
+        ENDED.notify_all();
     }
 }
 
@@ -406,7 +440,10 @@ impl Engine for SledEngine {
             copy.write(&WriteSet { writes }, Durability::Lazy)
         })
         .await?;
-        copy.close().await
+        copy.close().await?;
+        // It is not read at its end: commits wait for this.
+        copy.end.written.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn idle(&self) -> Result<(), EngineError> {
