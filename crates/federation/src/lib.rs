@@ -10,6 +10,8 @@
 pub mod admission;
 pub mod error;
 pub mod front;
+#[cfg(test)]
+mod fuzz;
 pub mod health;
 pub mod keys;
 pub mod names;
