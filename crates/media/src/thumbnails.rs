@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     Access, Download, DownloadError, Failure, Media, MediaId, STRIPES,
-    queue::Place,
+    queue::Turn,
     serving::content_disposition,
     tables::{BLOBS_IN_USE, FileRow, MEDIA, MediaState, THUMBNAILS, ThumbnailKey, ThumbnailRow},
     thumbnail::{self, Animation, Method, Thumbnail, ThumbnailError, Wanted},
@@ -63,13 +63,13 @@ impl Media {
         let place = queue
             .enter(who)
             .map_err(|_| ThumbnailRequestError::Crowded)?;
-        let _own = place.own_turn().await?;
+        let own = place.own_turn().await?;
         // One request makes it, the others find it.
         let _turn = self.turn(&key).lock().await;
         if let Some(row) = self.parts.store.get(&THUMBNAILS, &key).await? {
             return self.stored_thumbnail(file, row).await;
         }
-        match self.make_thumbnail(&file, wanted, &place).await? {
+        match self.make_thumbnail(&file, wanted, place.turn(own)).await? {
             Thumbnail::Original { content_type } => {
                 let row = ThumbnailRow {
                     blob: None,
@@ -112,16 +112,16 @@ impl Media {
         &self,
         file: &FileRow,
         wanted: Wanted,
-        place: &Place<'_>,
+        turn: impl Future<Output = Result<Turn, Failure>>,
     ) -> Result<Thumbnail, ThumbnailRequestError> {
         if file.length > MAX_ORIGINAL {
             return Err(ThumbnailError::TooLarge.into());
         }
         let parts = &self.parts;
-        let _turn = place.turn().await?;
+        let turn = turn.await?;
         let original = parts.blobs.read(BlobId(file.blob), MAX_ORIGINAL).await?;
         let job = move || thumbnail::make(&original, wanted);
-        Ok(parts.runtime.cpu.run(job).await??)
+        Ok(turn.run(&parts.runtime.cpu, job).await??)
     }
 
     async fn keep_made(

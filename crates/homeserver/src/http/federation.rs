@@ -20,9 +20,9 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender, json_answer};
+use super::{ApiError, BodyBudget, Counted, Routes, json_answer};
 use crate::app::{
-    limits::LimitClass,
+    limits::{LimitClass, LimitKey},
     login::{BriefTokenError, BriefTokens},
 };
 
@@ -114,10 +114,11 @@ struct Criteria {
 async fn keys_of_many(
     State(federation): State<Federation>,
     State(bodies): State<BodyBudget>,
+    client: LimitKey,
     request: Request,
 ) -> Result<Response, ApiError> {
     let body = bodies
-        .read_at_most(request.into_body(), Sender::Stranger, MAX_QUERY)
+        .read_at_most(request.into_body(), client, MAX_QUERY)
         .await?;
     let asked: Queries = serde_json::from_slice(&body.bytes)?;
     // Others need what is held of bodies while this one waits.

@@ -1,7 +1,9 @@
 //! Which endpoint is limited how: the class of an endpoint, and the check before its body is read.
 
+use std::convert::Infallible;
+
 use axum::{
-    extract::{Request, State},
+    extract::{FromRequestParts, Request, State},
     http::request::Parts,
     middleware::Next,
     response::Response,
@@ -56,21 +58,33 @@ fn class<T: Metadata>() -> Option<LimitClass> {
     }
 }
 
-/// Refuses a request over its limit. What is answered without a session is always limited. Counts
-/// by account if the session was looked up before, as it
-/// is in every handler that asks for one, else by address.
+/// Refuses a request over its limit. What is answered without a session is always limited.
 pub(super) fn check<T: Metadata>(parts: &Parts, state: &Components) -> Result<(), ApiError> {
-    let (class, key) = match (class::<T>(), parts.extensions.get::<Session>()) {
-        (None, Some(_)) => return Ok(()),
-        (Some(class), Some(session)) => (class, LimitKey::User(session.user.clone())),
-        (class, None) => {
-            let address = state.proxies.client(&parts.extensions, &parts.headers);
-            let class = class.unwrap_or(LimitClass::Other);
-            (class, LimitKey::address(address))
-        }
+    let client = client(parts, state);
+    let class = match (class::<T>(), &client) {
+        (None, LimitKey::User(_)) => return Ok(()),
+        (class, _) => class.unwrap_or(LimitClass::Other),
     };
-    state.limits.take(class, key)?;
+    state.limits.take(class, client)?;
     Ok(())
+}
+
+/// Who asks: the account if the session was looked up before, as it is in every handler that asks
+/// for one, else the address.
+pub(super) fn client(parts: &Parts, state: &Components) -> LimitKey {
+    match parts.extensions.get::<Session>() {
+        Some(session) => LimitKey::User(session.user.clone()),
+        None => LimitKey::address(state.proxies.client(&parts.extensions, &parts.headers)),
+    }
+}
+
+/// See [`client`]; to be asked for after the session.
+impl FromRequestParts<Components> for LimitKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Components) -> Result<Self, Infallible> {
+        Ok(client(parts, state))
+    }
 }
 
 /// The middleware of handlers that do not count by themselves.

@@ -7,10 +7,10 @@ use ruma::api::error::ErrorKind;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender, json_answer};
+use super::{ApiError, BodyBudget, Counted, Routes, json_answer};
 use crate::app::{
     invitation::Invitations,
-    limits::LimitClass,
+    limits::{LimitClass, LimitKey},
     operator::{Covered, OperatorRegistration, is_right},
     registration::{Registration, Way},
     session::{Login, Sessions},
@@ -59,11 +59,12 @@ async fn register(
     State(registration): State<Registration>,
     State(sessions): State<Sessions>,
     State(bodies): State<BodyBudget>,
+    client: LimitKey,
     request: axum::extract::Request,
 ) -> Result<impl IntoResponse, ApiError> {
     let secret = invitations.shared_secret().ok_or_else(disabled)?;
     let body = bodies
-        .read_at_most(request.into_body(), Sender::Stranger, MAX_BODY)
+        .read_at_most(request.into_body(), client, MAX_BODY)
         .await?;
     let body: Body = serde_json::from_slice(&body.bytes)?;
     let texts = [&body.username, &body.password, &body.nonce];

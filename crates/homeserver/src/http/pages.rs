@@ -18,13 +18,13 @@ use ruma::OwnedServerName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{ApiError, BodyBudget, Counted, Routes, bodies::Sender};
+use super::{ApiError, BodyBudget, Counted, Routes};
 use crate::{
     app::{
         authentication::{AuthenticationError, Authenticator, PageOutcome},
         interactive::Stage,
         invitation::Invitations,
-        limits::LimitClass,
+        limits::{LimitClass, LimitKey},
     },
     config::RegistrationMode,
 };
@@ -145,13 +145,14 @@ struct Entered {
 async fn attempt(
     State(authenticator): State<Authenticator>,
     State(bodies): State<BodyBudget>,
+    client: LimitKey,
     Path(name): Path<String>,
     query: AskedSession,
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) = query?;
     let body = bodies
-        .read_at_most(request.into_body(), Sender::Stranger, MAX_FORM)
+        .read_at_most(request.into_body(), client, MAX_FORM)
         .await?;
     let entered = entered(&body.bytes)?;
     let Some((stage, _)) = authenticator.interactive.offered(&query.session, &name) else {

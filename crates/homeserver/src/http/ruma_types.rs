@@ -14,11 +14,7 @@ use ruma::api::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{
-    ApiError, Components,
-    bodies::{Held, Sender},
-    limits,
-};
+use super::{ApiError, Components, bodies::Held, limits};
 
 /// A ruma request as argument, a ruma response as result.
 pub(crate) struct Ruma<T>(pub(crate) T);
@@ -81,7 +77,10 @@ pub(super) async fn arrive<T: Metadata>(
     let arguments = parameters.iter().map(|(_, value)| value.to_owned());
     let body = match T::METHOD {
         http::Method::GET => Held::default(),
-        _ => state.bodies.read(body, Sender::of(&parts)).await?,
+        _ => {
+            let client = limits::client(&parts, state);
+            state.bodies.read(body, client).await?
+        }
     };
     Ok(Arrived {
         arguments: arguments.collect(),

@@ -26,15 +26,12 @@ use ruma::{
 
 use super::stream;
 use crate::{
-    app::session::Session,
+    app::{limits::LimitKey, session::Session},
     http::{ApiError, Components, Routes, Ruma},
 };
 
 /// How long a download waits for a reserved content unless the request says otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
-
-/// Those without a session, who wait for their thumbnails as if they were one.
-const STRANGERS: &str = "";
 
 pub(super) fn routes() -> Routes {
     Routes::new()
@@ -135,6 +132,7 @@ mod old_requests {
 async fn file<R: FileRequest>(
     State(components): State<Components>,
     session: Option<Session>,
+    client: LimitKey,
     request: Result<Ruma<R>, ApiError>,
 ) -> Result<Response, ApiError> {
     if R::ACCESS == Access::Authenticated && session.is_none() {
@@ -158,13 +156,21 @@ async fn file<R: FileRequest>(
             animated,
         } => {
             let wanted = wanted(size, method, animated)?;
-            let who = session.as_ref().map_or(STRANGERS, |it| it.user.as_str());
             media
-                .thumbnail((server, &id), wanted, who, R::ACCESS, wait)
+                .thumbnail((server, &id), wanted, &asker(client), R::ACCESS, wait)
                 .await?
         }
     };
     Ok(served(found, &components))
+}
+
+/// Who waits for their turn with a thumbnail. No user id looks like an address.
+fn asker(client: LimitKey) -> String {
+    match client {
+        LimitKey::User(user) => user.into(),
+        LimitKey::Address(address) => address.to_string(),
+        _ => String::new(),
+    }
 }
 
 fn wanted(
