@@ -55,6 +55,9 @@ pub enum ClientError {
     /// The journal could not be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// It ended without an answer; it may or may not have been done.
+    #[error("what was asked ended without an answer")]
+    Unanswered,
     /// The rooms answered something else than was asked.
     #[error("an unexpected answer")]
     Answer,
@@ -240,7 +243,18 @@ impl LocalUser {
             };
             let _ = tell.send(changes.act(actor, action).await);
         });
-        Ok(hear.await.map_err(|_| RoomError::Stopping)??)
+        match hear.await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(unanswered(&self.tasks)),
+        }
+    }
+}
+
+/// Why a task is gone without a word: all are ended, or it alone panicked.
+fn unanswered(tasks: &Tasks) -> ClientError {
+    match tasks.is_stopping() {
+        true => RoomError::Stopping.into(),
+        false => ClientError::Unanswered,
     }
 }
 
@@ -470,6 +484,15 @@ mod tests {
             errors += told_with(vec![(call, Fault::Error)]).await.1;
         }
         assert!(errors > 1, "{errors}");
+    }
+
+    #[test]
+    fn a_task_that_broke_is_not_a_homeserver_that_stops() {
+        let tasks = Tasks::default();
+        assert!(matches!(unanswered(&tasks), ClientError::Unanswered));
+        tasks.stop();
+        let stopping = unanswered(&tasks);
+        assert!(matches!(stopping, ClientError::Room(RoomError::Stopping)));
     }
 
     /// What a request of the user's would be refused is refused here too.

@@ -220,6 +220,25 @@ impl Devices {
         }
     }
 
+    /// Of the devices that have no identity keys the one that was not used for longest; one that was
+    /// never used counts from its creation.
+    pub async fn longest_unseen_without_keys(
+        &self,
+        user: UserNumber,
+    ) -> Result<Option<OwnedDeviceId>, Failure> {
+        let devices = self.all(user).await?;
+        let numbers: Vec<u64> = devices.iter().map(|device| device.number.0).collect();
+        let keys = self.ground.store.multi_get(&DEVICE_KEYS, &numbers).await?;
+        let without = devices.into_iter().zip(keys);
+        let without = without.filter(|(_, keys)| keys.is_none());
+        let used = |device: &Device| {
+            let seen = device.last_seen.as_ref().map(|seen| seen.at);
+            (seen.unwrap_or(device.created_at), device.number)
+        };
+        let longest = without.min_by_key(|(device, _)| used(device));
+        Ok(longest.map(|(device, _)| device.id))
+    }
+
     /// One device of a user.
     pub async fn one(&self, user: UserNumber, id: &DeviceId) -> Result<Option<Device>, Failure> {
         let key = (user.0, id.to_string());

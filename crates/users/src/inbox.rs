@@ -212,29 +212,38 @@ impl Inbox {
             }
             None => None,
         };
-        let deliveries = self.deliveries(request).await?;
+        let is_done = |row: &TransactionRow| row.upto.is_none();
+        let mut progress = self.progress(key).await?;
+        if progress.as_ref().is_some_and(is_done) {
+            return Ok(());
+        }
+        let deliveries = self.deliveries(request, progress.is_some()).await?;
         for _ in 0..MAX_ATTEMPTS {
-            let store = &self.ground.store;
-            let progress = match &key {
-                Some(key) => store.get(&TO_DEVICE_TRANSACTIONS, key).await,
-                None => Ok(None),
-            };
-            let progress = progress.map_err(Failure::from)?;
-            if progress.as_ref().is_some_and(|row| row.upto.is_none()) {
+            if progress.as_ref().is_some_and(is_done) {
                 return Ok(());
             }
             match self.deliver(request, key, progress, &deliveries).await? {
                 Attempt::Done(_) => return Ok(()),
-                Attempt::Conflict => {}
+                Attempt::Conflict => progress = self.progress(key).await?,
             }
         }
         Err(Failure::Busy.into())
     }
 
-    /// Who gets what, in the order of user number and device id.
+    /// How far the request of a transaction was carried out, if it was begun.
+    async fn progress(&self, key: Option<(u64, u128)>) -> Result<Option<TransactionRow>, Failure> {
+        match &key {
+            Some(key) => Ok(self.ground.store.get(&TO_DEVICE_TRANSACTIONS, key).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// Who gets what, in the order of user number and device id. Whether that is too much is decided
+    /// before a request is begun: its users may have got more devices since.
     async fn deliveries<'a>(
         &self,
         request: &'a ToDeviceRequest,
+        is_begun: bool,
     ) -> Result<Vec<Delivery<'a>>, ToDeviceError> {
         let mut deliveries = Vec::new();
         let mut bytes = 0;
@@ -252,7 +261,7 @@ impl Inbox {
                     continue;
                 };
                 bytes += content.get().len();
-                if bytes > MAX_DELIVERED_BYTES {
+                if bytes > MAX_DELIVERED_BYTES && !is_begun {
                     return Err(ToDeviceError::TooLarge);
                 }
                 let device = number(&row);
@@ -267,7 +276,7 @@ impl Inbox {
                     tracing::warn!(%user, device = %device_id, "inbox full, message dropped");
                 }
             }
-            if deliveries.len() > MAX_RECIPIENTS {
+            if deliveries.len() > MAX_RECIPIENTS && !is_begun {
                 return Err(ToDeviceError::TooManyRecipients);
             }
         }

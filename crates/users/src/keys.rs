@@ -33,13 +33,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
-    DeviceNumber, Failure,
+    DeviceNumber, Failure, UserNumber,
     ground::Ground,
     tables::{FALLBACK_KEYS, ONE_TIME_KEY_COUNTS},
 };
 
 /// Bytes of a device's identity keys, which take less than two thousand.
 pub const MAX_DEVICE_KEYS: usize = 8 * 1024;
+
+/// Bytes of the identity keys of all devices of one user: what everybody who shares a room with them
+/// asks for. Enough for as many devices as a user may have, with keys of the usual size.
+pub const MAX_DEVICE_KEYS_OF_USER: usize = 512 * 1024;
 
 /// Bytes of one one-time or fallback key.
 pub const MAX_ONE_TIME_KEY: usize = 4 * 1024;
@@ -95,12 +99,19 @@ pub struct Keys {
     ground: Ground,
     /// The asserts are the truth; these locks only spare us the failed attempts.
     turns: Arc<[Mutex<()>; STRIPES]>,
+    /// Uploads of identity keys by user, who may have only so many. Taken before a device's turn.
+    /// Another process makes the bound a little softer.
+    identity_turns: Arc<[Mutex<()>; STRIPES]>,
 }
 
 impl Keys {
     pub(crate) fn new(ground: Ground) -> Self {
-        let turns = Arc::new(std::array::from_fn(|_| Mutex::new(())));
-        Self { ground, turns }
+        let turns = || Arc::new(std::array::from_fn(|_| Mutex::new(())));
+        Self {
+            ground,
+            turns: turns(),
+            identity_turns: turns(),
+        }
     }
 
     /// Waiting one-time keys by algorithm; one that is missing has none.
@@ -128,5 +139,9 @@ impl Keys {
 
     fn turn(&self, device: DeviceNumber) -> &Mutex<()> {
         &self.turns[(device.0 % STRIPES as u64) as usize]
+    }
+
+    fn identity_turn(&self, user: UserNumber) -> &Mutex<()> {
+        &self.identity_turns[(user.0 % STRIPES as u64) as usize]
     }
 }

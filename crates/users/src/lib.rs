@@ -67,7 +67,7 @@ pub use inbox::{
 };
 pub use keys::{
     ClaimedKey, InvalidKey, KeyUpload, KeyUploadError, Keys, MAX_ALGORITHMS, MAX_DEVICE_KEYS,
-    MAX_KEYS_IN_UPLOAD, MAX_ONE_TIME_KEY, MAX_ONE_TIME_KEYS,
+    MAX_DEVICE_KEYS_OF_USER, MAX_KEYS_IN_UPLOAD, MAX_ONE_TIME_KEY, MAX_ONE_TIME_KEYS,
 };
 pub use number::{DeviceNumber, UserNumber};
 pub use presence::{

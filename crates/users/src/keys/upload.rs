@@ -7,12 +7,12 @@ use ruma::{DeviceId, UserId};
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    CountsRow, DeviceKeysRow, FallbackKeyRow, InvalidKey, Keys, MAX_ALGORITHMS, MAX_KEYS_IN_UPLOAD,
-    MAX_ONE_TIME_KEYS, OneTimeKeyRow, check,
+    CountsRow, DeviceKeysRow, FallbackKeyRow, InvalidKey, Keys, MAX_ALGORITHMS,
+    MAX_DEVICE_KEYS_OF_USER, MAX_KEYS_IN_UPLOAD, MAX_ONE_TIME_KEYS, OneTimeKeyRow, check,
 };
 use crate::{
     DeviceNumber, Failure, UserNumber,
-    device::number,
+    device::{MAX_DEVICES, number},
     device_list::list_changed,
     ground::{Attempt, MAX_ATTEMPTS},
     journal,
@@ -54,6 +54,9 @@ pub enum KeyUploadError {
     /// or more than [`MAX_ONE_TIME_KEYS`] waiting.
     #[error("too many keys")]
     TooMany,
+    /// The identity keys of all the user's devices would be more than [`MAX_DEVICE_KEYS_OF_USER`].
+    #[error("the user's devices have too many keys")]
+    TooManyOfUser,
     /// The store could not do it.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -78,6 +81,10 @@ impl Keys {
     ) -> Result<BTreeMap<String, u64>, KeyUploadError> {
         let checked = check_upload(user.1, device, upload)?;
         let key = (user.0.0, device.to_string());
+        let _turn = match checked.device_keys {
+            Some(_) => Some(self.identity_turn(user.0).lock().await),
+            None => None,
+        };
         for _ in 0..MAX_ATTEMPTS {
             let row = self
                 .ground
@@ -111,14 +118,16 @@ impl Keys {
         user: UserNumber,
         device: DeviceNumber,
         checked: &Checked,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), KeyUploadError> {
         let Some(new) = &checked.device_keys else {
             return Ok(());
         };
-        let old = self.ground.store.get(&DEVICE_KEYS, &device.0).await?;
+        let old = self.ground.store.get(&DEVICE_KEYS, &device.0).await;
+        let old = old.map_err(Failure::from)?;
         if old.as_ref() == Some(new) {
             return Ok(());
         }
+        self.check_bound_of_user(user, device, new).await?;
         match &old {
             Some(old) => batch.assert_value(&DEVICE_KEYS, &device.0, old),
             None => batch.assert_absent(&DEVICE_KEYS, &device.0),
@@ -234,6 +243,28 @@ impl Keys {
 }
 
 impl Keys {
+    /// That the identity keys of all devices of a user, with these of one, are not too much.
+    async fn check_bound_of_user(
+        &self,
+        user: UserNumber,
+        device: DeviceNumber,
+        new: &DeviceKeysRow,
+    ) -> Result<(), KeyUploadError> {
+        let devices = self.ground.scan_prefix(&DEVICES, &user.0, MAX_DEVICES);
+        let devices = devices.await?.into_iter();
+        let others = devices
+            .map(|(_, row)| number(&row))
+            .filter(|other| *other != device);
+        let others: Vec<u64> = others.map(|other| other.0).collect();
+        let keys = self.ground.store.multi_get(&DEVICE_KEYS, &others).await;
+        let keys = keys.map_err(Failure::from)?.into_iter().flatten();
+        let bytes: usize = keys.map(|DeviceKeysRow(json)| json.len()).sum();
+        if bytes + new.0.len() > MAX_DEVICE_KEYS_OF_USER {
+            return Err(KeyUploadError::TooManyOfUser);
+        }
+        Ok(())
+    }
+
     /// Fallback keys of earlier uploads stay until their algorithm gets another: they count too.
     async fn check_fallback_bound(
         &self,

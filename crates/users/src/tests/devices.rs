@@ -107,6 +107,38 @@ async fn what_comes_with_a_device_is_committed_with_it_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn the_longest_unseen_device_has_no_keys() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let devices = &world.users.devices;
+    let mut numbers = Vec::new();
+    // In another order than that of their ids.
+    for id in ["C", "B", "A"] {
+        numbers.push(world.device(alice, id).await);
+        world.clock.advance(std::time::Duration::from_hours(1));
+    }
+    let longest = async || {
+        let longest = devices.longest_unseen_without_keys(alice).await;
+        longest.unwrap().map(|id| id.to_string())
+    };
+    assert_eq!(longest().await.as_deref(), Some("C"));
+    devices.seen(numbers[0], None, None).await.unwrap();
+    // Which was not waited for; what comes after it is.
+    world.user("bob").await;
+    assert_eq!(longest().await.as_deref(), Some("B"));
+    for (id, left) in [("B", Some("A")), ("A", Some("C")), ("C", None)] {
+        let upload = KeyUpload {
+            device_keys: Some(device_keys("alice", id, "key")),
+            ..KeyUpload::default()
+        };
+        let owner = (alice, &*user_id("alice"));
+        let keys = &world.users.keys;
+        keys.upload(owner, &device_id(id), &upload).await.unwrap();
+        assert_eq!(longest().await.as_deref(), left);
+    }
+}
+
+#[tokio::test]
 async fn last_seen_is_written_once_a_minute() {
     let world = World::new().await;
     let alice = world.user("alice").await;

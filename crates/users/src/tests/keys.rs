@@ -8,7 +8,8 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{World, device_id, raw, user_id, value};
 use crate::{
-    InvalidKey, KeyUpload, KeyUploadError, MAX_ALGORITHMS, MAX_KEYS_IN_UPLOAD, UserNumber,
+    InvalidKey, KeyUpload, KeyUploadError, MAX_ALGORITHMS, MAX_DEVICE_KEYS,
+    MAX_DEVICE_KEYS_OF_USER, MAX_KEYS_IN_UPLOAD, UserNumber,
 };
 
 const ALGORITHM: &str = "signed_curve25519";
@@ -339,6 +340,43 @@ async fn a_device_has_a_bounded_number_of_keys_and_a_batch_holds_the_largest_upl
     upload(&world, alice, &one_time(&["one more"]))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn the_identity_keys_of_one_user_are_bounded_together() {
+    let world = World::new().await;
+    let alice = world.user("alice").await;
+    let (id, keys) = (user_id("alice"), &world.users.keys);
+    let large = "x".repeat(MAX_DEVICE_KEYS - 512);
+    let mut uploads = Vec::new();
+    for number in 0..80 {
+        let device = device_id(&format!("D{number}"));
+        world.device(alice, device.as_str()).await;
+        let keys = device_keys("alice", device.as_str(), &large);
+        let keys = KeyUpload {
+            device_keys: Some(keys),
+            ..KeyUpload::default()
+        };
+        uploads.push((device, keys));
+    }
+    let one = async |(device, upload): &(_, KeyUpload)| {
+        let device: &ruma::OwnedDeviceId = device;
+        keys.upload((alice, &id), device, upload).await
+    };
+    let all = futures_util::future::join_all(uploads.iter().map(one)).await;
+    let refused: Vec<_> = all.iter().filter_map(|one| one.as_ref().err()).collect();
+    assert!((1..20).contains(&refused.len()), "{}", refused.len());
+    let right = |error: &&KeyUploadError| matches!(error, KeyUploadError::TooManyOfUser);
+    assert!(refused.iter().all(right));
+    let stored = keys.of_user(alice, &[], alice).await.unwrap();
+    let bytes: usize = stored.values().map(|key| key.get().len()).sum();
+    assert!(bytes <= MAX_DEVICE_KEYS_OF_USER);
+    // The same keys of a device again, and others in their place, count once.
+    let again = all.iter().position(Result::is_ok).unwrap();
+    one(&uploads[again]).await.unwrap();
+    let other = "y".repeat(MAX_DEVICE_KEYS - 512);
+    uploads[again].1.device_keys = Some(device_keys("alice", uploads[again].0.as_str(), &other));
+    one(&uploads[again]).await.unwrap();
 }
 
 #[tokio::test]

@@ -309,16 +309,22 @@ async fn the_journal_wakes_each_device() {
 #[tokio::test]
 async fn a_wildcard_multiplies_no_more_than_so_many_bytes() {
     let world = World::new().await;
-    let alice = world.user("alice").await;
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
     let content = json!({ "ciphertext": "x".repeat(MAX_TO_DEVICE_CONTENT - 20) });
     let fit = MAX_DELIVERED_BYTES / raw(&content).get().len();
     for number in 0..fit {
         world.device(alice, &format!("D{number}")).await;
     }
     let request = to(&[(alice, Recipient::AllDevices, content)]);
-    world.users.inbox.send(&request).await.unwrap();
+    let mut repeated = request.clone();
+    let sender = world.device(bob, "S").await;
+    repeated.transaction = Some((sender, "t".to_owned()));
+    world.users.inbox.send(&repeated).await.unwrap();
     world.device(alice, "one more").await;
     let before = world.store.durable();
+    // What was carried out is not judged anew.
+    world.users.inbox.send(&repeated).await.unwrap();
+    assert_eq!(world.store.durable(), before);
     let refused = world.users.inbox.send(&request).await;
     assert!(matches!(refused, Err(ToDeviceError::TooLarge)));
     assert_eq!(world.store.durable(), before, "nothing of it is stored");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use homeserver_storage::Batch;
-use homeserver_users::Account;
-use ruma::{OwnedDeviceId, OwnedUserId};
+use homeserver_users::{Account, DeviceError, UserNumber};
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId};
 
 use super::{SessionError, Sessions};
 use crate::app::{
@@ -17,6 +17,9 @@ use crate::app::{
 
 /// Letters of a generated device id.
 const DEVICE_ID_LENGTH: usize = 10;
+
+/// Devices that are ended for one login, which others at the same moment may take the room from.
+const MAX_ENDED_FOR_ANOTHER: usize = 8;
 
 /// What a client asks for when it logs in.
 #[derive(Clone, Debug, Default)]
@@ -81,9 +84,7 @@ impl Sessions {
             put_refresh(&mut batch, &owner, pair, None);
         }
         let name = login.display_name.as_deref();
-        self.devices
-            .ensure_with(account.number, &device, name, &batch)
-            .await?;
+        self.ensure(account.number, &device, name, &batch).await?;
         Ok(Issued {
             user: account.user_id.clone(),
             device,
@@ -91,6 +92,28 @@ impl Sessions {
             refresh_token: refresh_token.map(Secret::from),
             expires_in,
         })
+    }
+
+    /// The device, with its tokens. If the user has too many, one without keys ends for it: whoever
+    /// logs in anew each time must not lock the account out. Where all have keys, none is ended.
+    async fn ensure(
+        &self,
+        user: UserNumber,
+        device: &DeviceId,
+        name: Option<&str>,
+        tokens: &Batch,
+    ) -> Result<(), SessionError> {
+        for _ in 0..MAX_ENDED_FOR_ANOTHER {
+            let ensured = self.devices.ensure_with(user, device, name, tokens).await;
+            let Err(DeviceError::TooMany) = ensured else {
+                return Ok(ensured.map(drop)?);
+            };
+            let oldest = self.devices.longest_unseen_without_keys(user).await?;
+            let oldest = oldest.ok_or(DeviceError::TooMany)?;
+            tracing::info!(%user, device = %oldest, "ended for another, beyond the greatest number");
+            self.end_devices(user, &[oldest]).await?;
+        }
+        Err(DeviceError::TooMany.into())
     }
 
     /// Adds an access token to `batch`.
@@ -139,4 +162,50 @@ pub(super) fn put_refresh(batch: &mut Batch, owner: &Owner, pair: Pair, replaces
     batch.put(&REFRESH_TOKENS, &pair.refresh, &row);
     let of_device = (owner.user, owner.device.as_str(), REFRESH, pair.refresh);
     batch.put(&DEVICE_TOKENS, &of_device, &());
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_users::{KeyUpload, MAX_DEVICES};
+    use serde_json::{json, value::to_raw_value};
+
+    use super::*;
+    use crate::http::tests::fresh;
+
+    /// A bot that logs in without a device id goes on; a device with keys stays.
+    #[tokio::test]
+    async fn a_login_beyond_the_greatest_number_ends_the_oldest_without_keys() {
+        let fresh = fresh().await;
+        let administration = fresh.homeserver.administration();
+        let made = administration.create_user("bot", None, false);
+        made.await.unwrap();
+        let account = administration.account("bot").await.unwrap();
+        let components = fresh.homeserver.components();
+        let sessions = &components.sessions;
+        let first = sessions.issue(&account, Login::default()).await.unwrap();
+        let device_keys = to_raw_value(&json!({
+            "user_id": account.user_id,
+            "device_id": first.device,
+            "algorithms": [],
+            "keys": { format!("ed25519:{}", first.device): "k" },
+            "signatures": { &account.user_id: { format!("ed25519:{}", first.device): "s" } },
+        }));
+        let upload = KeyUpload {
+            device_keys: Some(device_keys.unwrap()),
+            ..KeyUpload::default()
+        };
+        let owner = (account.number, &*account.user_id);
+        let uploaded = components.keys.upload(owner, &first.device, &upload);
+        uploaded.await.unwrap();
+        let mut issued = Vec::new();
+        for _ in 0..=MAX_DEVICES {
+            issued.push(sessions.issue(&account, Login::default()).await.unwrap());
+        }
+        let alive = async |one: &Issued| sessions.authenticate(&one.access_token).await.is_ok();
+        assert!(alive(&first).await);
+        assert!(!alive(&issued[0]).await && !alive(&issued[1]).await);
+        assert!(alive(&issued[2]).await && alive(&issued[MAX_DEVICES]).await);
+        let left = components.devices.all(account.number).await.unwrap();
+        assert_eq!(left.len(), MAX_DEVICES);
+    }
 }

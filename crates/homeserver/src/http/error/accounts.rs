@@ -75,7 +75,10 @@ impl From<DeviceError> for ApiError {
         match error {
             DeviceError::NotFound => Self::not_found("No such device"),
             DeviceError::BadId | DeviceError::NameTooLong => Self::invalid_param(error.to_string()),
-            DeviceError::TooMany => Self::forbidden("Too many devices; log out of some first"),
+            DeviceError::TooMany => {
+                // Not 403, which clients show as a wrong password.
+                Self::unknown("Too many devices; log out of some first")
+            }
             DeviceError::Failure(error) => error.into(),
         }
     }

@@ -83,7 +83,7 @@ async fn query(
         }
         if bytes > MAX_ANSWER {
             too_much(&mut response.failures, &user);
-            break;
+            continue;
         }
         let Some(number) = users.known_number(&user).await? else {
             continue;
