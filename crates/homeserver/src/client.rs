@@ -252,9 +252,10 @@ impl LocalUser {
 
 /// Why a task is gone without a word: all are ended, or it alone panicked.
 fn unanswered(tasks: &Tasks) -> ClientError {
-    match tasks.is_stopping() {
-        true => RoomError::Stopping.into(),
-        false => ClientError::Unanswered,
+    if tasks.is_stopping() {
+        RoomError::Stopping.into()
+    } else {
+        ClientError::Unanswered
     }
 }
 

@@ -189,10 +189,10 @@ mod tests {
         let own = place.own_turn().await.unwrap();
         let turn = place.turn(own).await.unwrap();
         let (tell, mut begun) = tokio::sync::mpsc::channel(1);
-        let (finish, finished) = std::sync::mpsc::channel();
+        let (finish, finished) = tokio::sync::oneshot::channel();
         let mut work = Box::pin(turn.run(&pool, move || {
             tell.blocking_send(()).unwrap();
-            finished.recv().unwrap();
+            finished.blocking_recv().unwrap();
         }));
         assert!((&mut work).now_or_never().is_none());
         begun.recv().await.unwrap();

@@ -75,12 +75,11 @@ pub(super) async fn arrive<T: Metadata>(
         .await
         .map_err(|error| ApiError::invalid_param(error.body_text()))?;
     let arguments = parameters.iter().map(|(_, value)| value.to_owned());
-    let body = match T::METHOD {
-        http::Method::GET => Held::default(),
-        _ => {
-            let client = limits::client(&parts, state);
-            state.bodies.read(body, client).await?
-        }
+    let body = if T::METHOD == http::Method::GET {
+        Held::default()
+    } else {
+        let client = limits::client(&parts, state);
+        state.bodies.read(body, client).await?
     };
     Ok(Arrived {
         arguments: arguments.collect(),
