@@ -73,6 +73,10 @@ async fn names_can_be_asked_for() {
         .get(&format!("{path}no%20spaces"))
         .await
         .expect_error(400, "M_INVALID_USERNAME");
+    nobody
+        .get("/_matrix/client/v3/register/available")
+        .await
+        .expect_error(400, "M_MISSING_PARAM");
 }
 
 #[tokio::test(flavor = "multi_thread")]
