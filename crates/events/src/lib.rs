@@ -5,7 +5,8 @@
 //! signatures ([`keys`], [`signatures`]), what is left of it after a redaction ([`redaction`]), and
 //! whether the authorisation rules allow it ([`auth`]). What differs between room versions is one
 //! table, [`rules`]. From there on: which state holds after a fork ([`resolve`]), who may see an
-//! event ([`visibility`]), and whom it notifies ([`push`]).
+//! event ([`visibility`]), which servers may take part ([`server_acl`]), and whom it notifies
+//! ([`push`]).
 //!
 //! The crate deliberately knows no clock, no randomness, no storage and no network, and its answers
 //! never depend on the order of a hash map: the same input gives the same answer on every server.
@@ -16,11 +17,13 @@ pub mod draft;
 pub mod hash;
 pub mod keys;
 pub mod limits;
+pub mod names;
 pub mod pdu;
 pub mod push;
 pub mod redaction;
 pub mod resolve;
 pub mod rules;
+pub mod server_acl;
 pub mod signatures;
 pub mod status;
 pub mod visibility;
@@ -32,6 +35,7 @@ pub use keys::{KeyError, SigningKey, VerifyKey};
 pub use pdu::{EventReference, Pdu, PduError};
 pub use redaction::{redact, redact_object};
 pub use rules::{RoomVersion, Rules};
+pub use server_acl::ServerAcl;
 pub use signatures::{
     KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, claimed_keys, required_servers,
     sign_json, verify_event, verify_json,

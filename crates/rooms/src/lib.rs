@@ -11,6 +11,7 @@
 //! This crate never calls out: hooks, policies and limits on users are asked before a command is
 //! made, federation hands over events it has fetched.
 
+mod acl;
 mod bulk;
 mod command;
 mod commands;
@@ -113,6 +114,7 @@ pub struct Rooms {
     live: live::LiveRooms,
     resolutions: resolving::Resolutions,
     underway: Arc<transactions::Underway>,
+    acls: acl::Acls,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -141,6 +143,7 @@ impl Rooms {
             live: live::LiveRooms::new(),
             resolutions: resolving::Resolutions::new(),
             underway: Arc::default(),
+            acls: acl::Acls::new(),
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),
             signing_key: Arc::clone(&options.signing_key),

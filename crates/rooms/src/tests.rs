@@ -14,6 +14,7 @@ mod paging;
 mod receiving;
 mod redactions;
 mod rows;
+mod serving;
 mod support;
 mod sweeps;
 mod switches;

@@ -7,8 +7,8 @@ use homeserver_events::limits::{
 use homeserver_events::push::{self, PushEvent, SenderPermission};
 use homeserver_events::rules::EventIdFormat;
 use homeserver_events::{
-    KeyLifetime, Pdu, PowerLevel, PublishedKey, RoomVersion, Rules, SigningKey, Verified,
-    VerifyError, VerifyKey, auth, hash, redact, verify_event,
+    KeyLifetime, Pdu, PowerLevel, PublishedKey, RoomVersion, Rules, ServerAcl, SigningKey,
+    Verified, VerifyError, VerifyKey, auth, hash, redact, verify_event,
 };
 use homeserver_fuzz::Target;
 use ruma::{ServerName, push::Ruleset, user_id};
@@ -326,5 +326,50 @@ fn globs() {
                 assert_eq!(whole, tries(&chars(pattern), &chars(text)));
             }
             true
+        });
+}
+
+/// Contents of ACLs, of any form: nothing that is denied by its own name is allowed.
+#[test]
+fn server_acls() {
+    let seeds = [
+        r#"{"allow":["*"],"deny":["evil.example","*.bad.example"],"allow_ip_literals":false}"#,
+        r#"{"allow":["a.example","[::1]"],"deny":"x"}"#,
+        r#"{"allow":[1,"?.example",null,"**"],"allow_ip_literals":"no"}"#,
+    ];
+    let names = [
+        "evil.example:1",
+        "EVIL.example.",
+        "x.bad.example",
+        "1.2.3.4",
+        "[::1]:80",
+    ];
+    Target::new("server_acls")
+        .seeds(seeds)
+        .words(&["\"*\"", "?", "evil.example", "[", "false"])
+        .run(|input| {
+            let Ok(text) = std::str::from_utf8(input) else {
+                return false;
+            };
+            let Ok(content) = serde_json::from_str::<serde_json::Value>(text) else {
+                return false;
+            };
+            let acl = ServerAcl::from_content(text);
+            let named = |list: &str, entry: &str| {
+                let entries = content[list].as_array();
+                entries.is_some_and(|entries| entries.iter().any(|it| it == entry))
+            };
+            for name in names {
+                let server = <&ruma::ServerName>::try_from(name).unwrap();
+                let allows = acl.allows(server);
+                assert!(!allows || content["allow"].is_array());
+                assert!(!allows || !named("deny", "*"));
+                let literal = name.starts_with(['1', '[']);
+                assert!(!allows || !literal || content["allow_ip_literals"] != false);
+                if name.to_lowercase().starts_with("evil") {
+                    assert!(!allows || !named("deny", "evil.example"));
+                }
+            }
+            content.is_object()
         });
 }
