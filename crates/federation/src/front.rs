@@ -63,11 +63,12 @@ pub struct Arrived<'a> {
     pub method: &'a str,
     /// Path and query, byte for byte as they arrived.
     pub target: &'a str,
-    /// Its headers.
-    pub headers: &'a HeaderMap,
     /// Its body.
     pub body: &'a Bytes,
 }
+
+/// Keys of a server, by their ids.
+pub type RequestKeys = BTreeMap<String, VerifyKey>;
 
 /// Lets requests in. Cheap to clone; clones count together.
 #[derive(Clone, Debug)]
@@ -106,13 +107,13 @@ impl Front {
         }
     }
 
-    /// The server that a request comes from.
+    /// Who a request says that it comes from, of which nothing is believed yet.
     ///
     /// # Errors
-    /// When that is not proven, and when the server is not admitted.
-    pub async fn authenticate(&self, request: Arrived<'_>) -> Result<OwnedServerName, FrontError> {
+    /// When nobody says so who may speak to this server.
+    pub fn claim(&self, headers: &HeaderMap) -> Result<Claim, FrontError> {
         let own_name = self.ring.own().server();
-        let claim = Claim::new(x_matrix_headers(request.headers)?, own_name)?;
+        let claim = Claim::new(x_matrix_headers(headers)?, own_name)?;
         let origin = claim.origin();
         if is_same_server(origin, own_name) {
             return Err(FrontError::OwnServer);
@@ -120,32 +121,76 @@ impl Front {
         if !self.admission.admits(origin) {
             return Err(FrontError::NotAdmitted(origin.to_owned()));
         }
-        let keys = self.keys_of(&claim).await?;
+        Ok(claim)
+    }
+
+    /// The keys that a claim is checked by, if they are at hand; else its server has to be asked,
+    /// which costs more than a stranger may ask for as often as it likes.
+    ///
+    /// # Errors
+    /// When what is stored cannot be read.
+    pub async fn keys_at_hand(&self, claim: &Claim) -> Result<Option<RequestKeys>, FrontError> {
+        let ids = claim.key_ids();
+        if ids.is_empty() {
+            return Ok(Some(RequestKeys::new()));
+        }
+        Ok(self.ring.known_request_keys(claim.origin(), &ids).await?)
+    }
+
+    /// The keys that a claim is checked by, asked for where they are not at hand. One is enough.
+    ///
+    /// # Errors
+    /// When there is none, or none is to be had in time.
+    pub async fn keys_of(&self, claim: &Claim) -> Result<RequestKeys, FrontError> {
+        let ids = claim.key_ids();
+        if ids.is_empty() {
+            return Ok(RequestKeys::new());
+        }
+        let asked = self.ring.request_keys(claim.origin(), &ids);
+        let in_time = tokio::time::timeout(PATIENCE, asked).await;
+        let unreachable = || Err(KeyProblem::Unreachable(claim.origin().to_owned()));
+        Ok(in_time.unwrap_or_else(|_| unreachable())?)
+    }
+
+    /// The server that a request comes from: proves a claim.
+    ///
+    /// # Errors
+    /// When it is not proven.
+    pub async fn check(
+        &self,
+        claim: Claim,
+        keys: RequestKeys,
+        request: Arrived<'_>,
+    ) -> Result<OwnedServerName, FrontError> {
+        let origin = claim.origin().to_owned();
+        let own_name = self.ring.own().server().to_owned();
         let target = request.target.to_owned();
         let (method, body) = (request.method.to_owned(), request.body.clone());
-        let (own, name) = (claim.clone(), own_name.to_owned());
         let check = move || {
             let key = |id: &str| keys.get(id).copied();
-            own.check(&method, &target, &name, &body, &key)
+            claim.check(&method, &target, &own_name, &body, &key)
         };
         if request.body.len() <= CHECKED_HERE {
             check()?;
         } else {
             self.cpu.run(check).await.map_err(|_| FrontError::Busy)??;
         }
-        self.health.alive(origin);
-        Ok(origin.to_owned())
+        self.health.alive(&origin);
+        Ok(origin)
     }
 
-    /// The keys that the headers name, as far as they are known. One is enough.
-    async fn keys_of(&self, claim: &Claim) -> Result<BTreeMap<String, VerifyKey>, KeyProblem> {
-        let ids = claim.key_ids();
-        if ids.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let asked = self.ring.request_keys(claim.origin(), &ids);
-        let in_time = tokio::time::timeout(PATIENCE, asked).await;
-        in_time.unwrap_or_else(|_| Err(KeyProblem::Unreachable(claim.origin().to_owned())))
+    /// The server that a request comes from, all at once.
+    ///
+    /// # Errors
+    /// When that is not proven, and when the server is not admitted.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        request: Arrived<'_>,
+    ) -> Result<OwnedServerName, FrontError> {
+        let claim = self.claim(headers)?;
+        let keys = self.keys_of(&claim).await?;
+        self.check(claim, keys, request).await
     }
 
     /// A place for a request of `origin`.
@@ -223,10 +268,9 @@ mod tests {
         let arrived = Arrived {
             method: "PUT",
             target: TARGET,
-            headers,
             body: &Bytes::from_static(b"{}"),
         };
-        front.authenticate(arrived).await
+        front.authenticate(headers, arrived).await
     }
 
     async fn front(world: &World) -> Front {

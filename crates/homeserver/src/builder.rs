@@ -1,9 +1,9 @@
 //! Building a homeserver: engine, store, and every component over it.
 
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
 use homeserver_events::SigningKey;
-use homeserver_federation::{Admission, Federation, FederationOptions, Nowhere, Retry, Transport};
+use homeserver_federation::{Admission, Federation, FederationOptions, Retry, Transport};
 use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
@@ -28,24 +28,13 @@ use crate::{
     config::{Config, EngineKind, StorageConfig},
     engine_folder::{Embedded, EngineFolder},
     http::{Components, Foundation},
+    network::{self, NetworkError},
     signing_key::{self, SigningKeyError},
     sync,
 };
 
 /// Share of the memory budget for the engine's own cache, in percent.
 const ENGINE_CACHE_SHARE: u8 = 50;
-
-/// Calls to one other server at once.
-const REQUESTS_PER_DESTINATION: usize = 8;
-
-/// How long other servers are waited for.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long servers that fail are left alone.
-const RETRY: Retry = Retry {
-    shortest: Duration::from_secs(1),
-    longest: Duration::from_hours(1),
-};
 
 /// Rights on folders that are made: messages and files are nobody else's business.
 const FOLDER_MODE: u32 = 0o700;
@@ -100,6 +89,9 @@ pub enum OpenError {
     /// The database cannot be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// The way to other servers cannot be set up.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The signing key cannot be used.
     #[error(transparent)]
     SigningKey(#[from] SigningKeyError),
@@ -240,7 +232,10 @@ impl HomeserverBuilder {
             signing_key::in_store(&store, &runtime).await?
         };
         let signing_key = Arc::new(signing_key);
-        let transport = self.transport.unwrap_or_else(|| Arc::new(Nowhere));
+        let transport = match self.transport {
+            Some(transport) => transport,
+            None => network::transport(&config, &runtime)?,
+        };
         let federation = federation_options(&config, &signing_key);
         let federation = Federation::open(federation, &store, transport, &runtime).await?;
         let users = Users::open(&store, &runtime);
@@ -291,11 +286,17 @@ fn federation_options(config: &Config, signing_key: &Arc<SigningKey>) -> Federat
         server_name: config.server_name.clone(),
         signing_key: Arc::clone(signing_key),
         old_keys: Vec::new(),
-        admission: Admission::default(),
+        admission: Admission::new(
+            &config.federation.allowed_servers,
+            &config.federation.denied_servers,
+        ),
         key_servers: config.federation.key_servers.clone(),
-        requests_per_destination: REQUESTS_PER_DESTINATION,
-        request_timeout: REQUEST_TIMEOUT,
-        retry: RETRY,
+        requests_per_destination: config.federation.requests_per_destination,
+        request_timeout: config.federation.request_timeout,
+        retry: Retry {
+            shortest: config.federation.retry_min,
+            longest: config.federation.retry_max,
+        },
     }
 }
 

@@ -195,6 +195,18 @@ pub struct RoomsConfig {
 pub struct FederationConfig {
     /// Whether this server speaks to others.
     pub enabled: bool,
+    /// Globs over the hosts of servers that it speaks to; none allows all.
+    pub allowed_servers: Vec<String>,
+    /// Globs over the hosts of servers that it does not speak to, also if they are allowed.
+    pub denied_servers: Vec<String>,
+    /// Requests to one server at once.
+    pub requests_per_destination: usize,
+    /// How long an answer to a usual request is waited for.
+    pub request_timeout: Duration,
+    /// How long a server that failed once is left alone.
+    pub retry_min: Duration,
+    /// How long a server that fails again and again is left alone.
+    pub retry_max: Duration,
     /// PEM files of certificate authorities trusted beside the system's.
     pub extra_ca_certificates: Vec<PathBuf>,
     /// Private networks that outbound requests may reach nevertheless.

@@ -27,6 +27,7 @@ mod fuzz;
 mod handle;
 mod http;
 mod listen;
+mod network;
 mod signing_key;
 mod sync;
 
@@ -35,6 +36,7 @@ pub use builder::{HomeserverBuilder, OpenError};
 pub use client::{ClientError, LocalUser, UserEvent, UserEvents};
 pub use handle::{Homeserver, Listening};
 pub use listen::ListenError;
+pub use network::NetworkError;
 
 pub use homeserver_events as events;
 pub use homeserver_rooms as rooms;

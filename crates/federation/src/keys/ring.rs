@@ -236,6 +236,27 @@ impl KeyRing {
         &self.inner.own
     }
 
+    /// Those of `key_ids` that `server` signs with now, as far as that is known here; `None` if it
+    /// has to be asked.
+    ///
+    /// # Errors
+    /// When what is stored cannot be read.
+    pub async fn known_request_keys(
+        &self,
+        server: &ServerName,
+        key_ids: &BTreeSet<&str>,
+    ) -> Result<Option<BTreeMap<String, VerifyKey>>, KeyProblem> {
+        let Some(keys) = self.inner.seen(server).await? else {
+            return Ok(None);
+        };
+        let now = self.inner.now();
+        let current = current(&keys, key_ids, now);
+        if current.is_some() && !keys.is_fresh(now) {
+            self.refresh(server);
+        }
+        Ok(current)
+    }
+
     /// The keys by which a request of `server` is checked: those of `key_ids` that it signs with
     /// now. Fetches them if none of them is known.
     ///
@@ -246,25 +267,17 @@ impl KeyRing {
         server: &ServerName,
         key_ids: &BTreeSet<&str>,
     ) -> Result<BTreeMap<String, VerifyKey>, KeyProblem> {
-        let current = |keys: &ServerKeys, now| {
-            let current = |id: &&str| Some(((*id).to_owned(), keys.current(id, now)?));
-            let current: BTreeMap<_, _> = key_ids.iter().filter_map(current).collect();
-            Some(current).filter(|current| !current.is_empty())
-        };
-        let now = self.inner.now();
-        let known = self.inner.seen(server).await?;
-        if let Some(keys) = &known
-            && let Some(current) = current(keys, now)
-        {
-            if !keys.is_fresh(now) {
-                self.refresh(server);
-            }
-            return Ok(current);
+        if let Some(known) = self.known_request_keys(server, key_ids).await? {
+            return Ok(known);
         }
-        let stranger = known.is_none() || self.inner.strangers.get(server).is_some();
-        let what_for = if stranger { For::Stranger } else { For::Known };
+        let known = self.inner.known(server).await?;
+        let what_for = if known.is_none() {
+            For::Stranger
+        } else {
+            For::Known
+        };
         let fetched = self.inner.fetch(server, what_for).await?;
-        let current = current(&fetched.keys, self.inner.now());
+        let current = current(&fetched.keys, key_ids, self.inner.now());
         current.ok_or_else(|| KeyProblem::Unknown(server.to_owned()))
     }
 
@@ -347,6 +360,17 @@ impl KeyRing {
             }
         });
     }
+}
+
+/// Those of `key_ids` that are current; `None` if there is none.
+fn current(
+    keys: &ServerKeys,
+    key_ids: &BTreeSet<&str>,
+    now: u64,
+) -> Option<BTreeMap<String, VerifyKey>> {
+    let current = |id: &&str| Some(((*id).to_owned(), keys.current(id, now)?));
+    let current: BTreeMap<_, _> = key_ids.iter().filter_map(current).collect();
+    Some(current).filter(|current| !current.is_empty())
 }
 
 impl Inner {

@@ -54,6 +54,9 @@ pub(crate) enum LimitKey {
     OwnPassword(OwnedUserId),
     /// A [`host`].
     Address(IpAddr),
+    /// Another server, by its [`host`] if that is known. Its name is only claimed as long as this
+    /// counts.
+    Server(Option<IpAddr>),
     /// Requests whose address is not known, as those within the process.
     Nobody,
 }
@@ -62,6 +65,11 @@ impl LimitKey {
     /// The bucket of an address.
     pub(crate) fn address(address: Option<IpAddr>) -> Self {
         address.map_or(Self::Nobody, |address| Self::Address(host(address)))
+    }
+
+    /// The bucket of a server at an address.
+    pub(crate) fn server(address: Option<IpAddr>) -> Self {
+        Self::Server(address.map(host))
     }
 }
 

@@ -156,13 +156,36 @@ impl Default for Rooms {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Federation {
     pub(super) enabled: bool,
+    pub(super) allowed_servers: Vec<String>,
+    pub(super) denied_servers: Vec<String>,
     pub(super) extra_ca_certificates: Vec<PathBuf>,
     pub(super) allowed_private_ranges: Vec<String>,
     pub(super) key_servers: Vec<String>,
+    pub(super) requests_per_destination: usize,
+    pub(super) request_timeout: u64,
+    pub(super) retry_min: u64,
+    pub(super) retry_max: u64,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            allowed_servers: Vec::new(),
+            denied_servers: Vec::new(),
+            extra_ca_certificates: Vec::new(),
+            allowed_private_ranges: Vec::new(),
+            key_servers: Vec::new(),
+            requests_per_destination: 8,
+            request_timeout: 30,
+            retry_min: 1,
+            retry_max: 3600,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -166,14 +166,34 @@ impl raw::Registration {
 
 impl raw::Federation {
     fn resolve(self) -> Result<FederationConfig, ConfigError> {
-        if self.enabled {
-            let problem = "this version does not speak to other servers yet";
-            return Err(refused("federation.enabled", true, problem));
+        let numbers = [
+            (
+                "requests_per_destination",
+                self.requests_per_destination as u64,
+            ),
+            ("request_timeout", self.request_timeout),
+            ("retry_min", self.retry_min),
+        ];
+        for (key, number) in numbers {
+            if number == 0 {
+                let key = format!("federation.{key}");
+                return Err(refused(key, number, "must be greater than zero"));
+            }
+        }
+        if self.retry_max < self.retry_min {
+            let problem = "must not be less than federation.retry_min";
+            return Err(refused("federation.retry_max", self.retry_max, problem));
         }
         let key_servers = self.key_servers.iter();
         let key_servers = key_servers.map(|name| server_name("federation.key_servers", name));
         Ok(FederationConfig {
             enabled: self.enabled,
+            allowed_servers: self.allowed_servers,
+            denied_servers: self.denied_servers,
+            requests_per_destination: self.requests_per_destination,
+            request_timeout: Duration::from_secs(self.request_timeout),
+            retry_min: Duration::from_secs(self.retry_min),
+            retry_max: Duration::from_secs(self.retry_max),
             extra_ca_certificates: self.extra_ca_certificates,
             allowed_private_ranges: all_parsed(
                 "federation.allowed_private_ranges",

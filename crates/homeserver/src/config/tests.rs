@@ -157,7 +157,18 @@ fn values_that_cannot_be_are_refused() {
             "[rate_limits]\nlogin = { per_second = 0.0 }",
             "rate_limits.login.per_second",
         ),
-        ("[federation]\nenabled = true", "federation.enabled"),
+        (
+            "[federation]\nrequest_timeout = 0",
+            "federation.request_timeout",
+        ),
+        (
+            "[federation]\nretry_min = 60\nretry_max = 59",
+            "federation.retry_max",
+        ),
+        (
+            "[federation]\nallowed_private_ranges = [\"here\"]",
+            "federation.allowed_private_ranges",
+        ),
         (
             "[http]\ntrusted_proxies = [\"here\"]",
             "http.trusted_proxies",

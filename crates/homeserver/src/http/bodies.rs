@@ -36,7 +36,7 @@ const STALL_PATIENCE: Duration = Duration::from_secs(10);
 const SMALL_BODY: usize = 64 * 1024;
 
 /// When to ask again if too many bodies are being read.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// Which bytes are counted together, so that neither strangers nor those who send much keep anybody
 /// from sending a message.
@@ -48,9 +48,11 @@ enum Pool {
     Small,
     /// What is sent beyond that.
     Large,
+    /// What other servers send.
+    Servers,
 }
 
-const POOLS: usize = 3;
+const POOLS: usize = 4;
 
 impl Pool {
     /// The pool of a piece with which a body of this client becomes `length` long.
@@ -58,6 +60,7 @@ impl Pool {
         match client {
             LimitKey::User(_) if length <= SMALL_BODY => Self::Small,
             LimitKey::User(_) => Self::Large,
+            LimitKey::Server(_) => Self::Servers,
             _ => Self::Strangers,
         }
     }
@@ -67,15 +70,17 @@ impl Pool {
         match self {
             Self::Strangers | Self::Small => 32 * 1024 * 1024,
             Self::Large => 64 * 1024 * 1024,
+            Self::Servers => 128 * 1024 * 1024,
         }
     }
 
     /// Bytes of one client that are held at once: sixteen small bodies, or two large ones, of the
-    /// greatest size.
+    /// greatest size. Behind a proxy that is not trusted all servers have one address.
     fn of_one(self) -> usize {
         match self {
             Self::Strangers | Self::Small => 1024 * 1024,
             Self::Large => 2 * MAX_BODY,
+            Self::Servers => 64 * 1024 * 1024,
         }
     }
 }
@@ -102,7 +107,8 @@ impl HeldBytes {
         let all = self.of_all[index].checked_add(bytes)?;
         let own = self.of_one.get(client).map_or(0, |held| held[index]);
         let own = own.checked_add(bytes)?;
-        if all > pool.of_all() || (own > pool.of_one() && *client != LimitKey::Nobody) {
+        let shared = matches!(client, LimitKey::Nobody | LimitKey::Server(None));
+        if all > pool.of_all() || (own > pool.of_one() && !shared) {
             return None;
         }
         self.of_all[index] = all;
@@ -265,6 +271,10 @@ mod tests {
         LimitKey::address(Some([192, 0, 2, number].into()))
     }
 
+    fn server(number: u8) -> LimitKey {
+        LimitKey::server(Some([192, 0, 2, number].into()))
+    }
+
     fn is_empty(budget: &BodyBudget) -> bool {
         let held = budget.held.lock();
         held.of_all == [0; POOLS] && held.of_one.is_empty()
@@ -279,7 +289,7 @@ mod tests {
             if let Ok(held) = read {
                 assert_eq!(held.bytes.len(), pieces * piece);
                 let counted = budget.held.lock().of_all;
-                assert_eq!(counted, [pieces * piece, 0, 0]);
+                assert_eq!(counted, [pieces * piece, 0, 0, 0]);
             }
             assert!(is_empty(&budget), "what was held is given back");
         }
@@ -294,10 +304,12 @@ mod tests {
             ("large", user(1), user(2), (128, 65_536), 2),
             ("small", user(1), user(2), (1, 65_536), 16),
             ("strangers", stranger(1), stranger(2), (1, 65_536), 16),
+            ("servers", server(1), server(2), (1, 65_536), 1024),
         ];
         for (name, greedy, other, (pieces, piece), fit) in cases {
             let budget = BodyBudget::default();
-            let read = |body, client: &LimitKey| budget.read(body, client.clone());
+            let read =
+                |body, client: &LimitKey| budget.read_at_most(body, client.clone(), MAX_BODY);
             let mut lying = Vec::new();
             for _ in 0..fit {
                 let mut body = Box::pin(read(stalled(pieces, piece), &greedy));

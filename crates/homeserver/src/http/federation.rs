@@ -1,7 +1,11 @@
-//! What other servers ask without signing it: our keys, the keys that we vouch for, which software
-//! this is, and who an `OpenID` token speaks of.
+//! What other servers ask. Here is what they ask without signing it: our keys, the keys that we
+//! vouch for, which software this is, and who an `OpenID` token speaks of. What they sign is in the
+//! modules below, whose handlers take [`Signed`] or [`SignedBody`] as their last argument.
 //!
 //! Specification: server-server API, "Retrieving server keys", "Server implementation", "`OpenID`".
+
+mod query;
+mod signed;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +24,7 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::json;
 
+pub(crate) use self::signed::{Signed, SignedBody};
 use super::{ApiError, BodyBudget, Counted, Routes, json_answer};
 use crate::app::{
     limits::{LimitClass, LimitKey},
@@ -47,6 +52,7 @@ pub(super) fn routes() -> Routes {
             counted,
             get(who_is),
         )
+        .merge(query::routes())
 }
 
 /// The parameters of a query string. Of one that stands twice the last counts.

@@ -57,7 +57,8 @@ impl<T: Metadata> FromRequest<Components> for Unparsed<T> {
 
 /// A request that was let through and read, not yet parsed.
 pub(super) struct Arrived {
-    parts: Parts,
+    /// Its head.
+    pub(super) parts: Parts,
     /// The path's parameters, decoded.
     pub(super) arguments: Vec<String>,
     /// The whole body.

@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use async_trait::async_trait;
 use futures_util::stream;
 use homeserver_federation::{
-    Body as ReplyBody, Call, KeyDocument, Outgoing, Path, Reply, Transport, TransportError,
+    Body as ReplyBody, Call, CallError, KeyDocument, Outgoing, Path, Reply, Transport,
+    TransportError,
 };
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName, server_name};
@@ -176,12 +177,57 @@ async fn a_server_says_what_it_is_and_whom_a_token_speaks_of() {
 
 #[tokio::test]
 async fn a_server_that_does_not_federate_serves_none_of_it() {
-    let alone = fresh().await;
+    let alone = fresh_with(|config| config.federation.enabled = false).await;
     for path in [
         "/_matrix/key/v2/server",
         "/_matrix/key/v2/query/b.example",
         "/_matrix/federation/v1/version",
     ] {
         get(&alone, path).await.refused(404, "M_UNRECOGNIZED");
+    }
+}
+
+#[tokio::test]
+async fn what_is_signed_is_answered_to_servers_only() {
+    let network = Arc::new(Network::default());
+    let (here, there) = (
+        join(&network, "a.example").await,
+        join(&network, "bb.example").await,
+    );
+    let alice = here.register("alice").await;
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", alice.user);
+    let name = json!({ "displayname": "Alice" });
+    here.send(Method::PUT, &path, Some(&alice.token), name)
+        .await
+        .ok();
+    let peers = &there.homeserver.components().federation.peers;
+    let ask = async |user: &str, field: Option<&str>| {
+        let path = Path::v1("query/profile").query("user_id", user);
+        let path = match field {
+            Some(field) => path.query("field", field),
+            None => path,
+        };
+        let answer = peers.ask(server_name!("a.example"), Call::get(path)).await;
+        answer.map(|answer| serde_json::from_slice::<Value>(&answer.body).unwrap())
+    };
+    let whole = ask("@alice:a.example", None).await.unwrap();
+    assert_eq!(whole, json!({ "displayname": "Alice" }));
+    let field = ask("@alice:a.example", Some("displayname")).await.unwrap();
+    assert_eq!(field, whole);
+    for (user, field) in [
+        ("@alice:a.example", Some("avatar_url")),
+        ("@nobody:a.example", None),
+        ("@alice:bb.example", None),
+    ] {
+        let refused = ask(user, field).await.unwrap_err();
+        let is_not_found =
+            matches!(&refused, CallError::Refused { errcode, .. } if errcode == "M_NOT_FOUND");
+        assert!(is_not_found, "{user}: {refused}");
+    }
+    // Neither without a signature nor with a client's token.
+    let path = "/_matrix/federation/v1/query/profile?user_id=%40alice%3Aa.example";
+    for token in [None, Some(&*alice.token)] {
+        let answer = here.send(Method::GET, path, token, Value::Null).await;
+        answer.refused(401, "M_UNAUTHORIZED");
     }
 }

@@ -1,0 +1,141 @@
+//! Requests that other servers signed, as arguments of handlers.
+//!
+//! Whoever asks is known before a handler is called: 401 without a valid signature. What a request
+//! may cost before that is bounded by address: keys of strangers are fetched as often as the class
+//! `other` of the rate limits allows, bodies have a share of what is held of all of them.
+//!
+//! Specification: server-server API, "Request Authentication".
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, FromRequestParts as _, RawPathParams, Request},
+    http::{StatusCode, request::Parts},
+};
+use homeserver_federation::{
+    FrontError,
+    front::{Arrived as Unproven, Place},
+    keys::KeyProblem,
+};
+use ruma::{
+    OwnedServerName,
+    api::{IncomingRequest, error::ErrorKind},
+};
+
+use crate::{
+    app::limits::{LimitClass, LimitKey},
+    http::{ApiError, Components, bodies::Held, routes::RumaArgument, ruma_types::Arrived},
+};
+
+/// Bytes of the largest body: a transaction of 50 events and 100 other messages of the greatest
+/// size, with room for what is around them.
+pub(crate) const MAX_BODY: usize = 12 * 1024 * 1024;
+
+/// A request of another server, as ruma's type of it.
+pub(crate) struct Signed<T> {
+    /// The server that sent it.
+    pub(crate) origin: OwnedServerName,
+    /// What it asks.
+    pub(crate) request: T,
+    /// Among what is worked on for that server; given back with the argument.
+    _place: Place,
+}
+
+/// A request of another server whose body the handler reads by itself.
+pub(crate) struct SignedBody {
+    /// The server that sent it.
+    pub(crate) origin: OwnedServerName,
+    /// The whole body.
+    pub(crate) body: Held,
+    _place: Place,
+}
+
+impl<T: IncomingRequest> FromRequest<Components> for Signed<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let arguments = RawPathParams::from_request_parts(&mut parts, state)
+            .await
+            .map_err(|error| ApiError::invalid_param(error.body_text()))?;
+        let arguments = arguments
+            .iter()
+            .map(|(_, value)| value.to_owned())
+            .collect();
+        let proven = prove(&parts, body, state).await?;
+        let arrived = Arrived {
+            parts,
+            arguments,
+            body: proven.body,
+        };
+        Ok(Self {
+            origin: proven.origin,
+            request: arrived.parse()?,
+            _place: proven._place,
+        })
+    }
+}
+
+impl<T: IncomingRequest + 'static> RumaArgument for Signed<T> {
+    type Request = T;
+}
+
+impl FromRequest<Components> for SignedBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Components) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        prove(&parts, body, state).await
+    }
+}
+
+/// Reads a request and finds out who sent it.
+async fn prove(parts: &Parts, body: Body, state: &Components) -> Result<SignedBody, ApiError> {
+    let front = &state.federation.front;
+    let address = state.proxies.client(&parts.extensions, &parts.headers);
+    let claim = front.claim(&parts.headers)?;
+    let keys = match front.keys_at_hand(&claim).await? {
+        Some(keys) => keys,
+        None => {
+            let client = LimitKey::address(address);
+            state.limits.take(LimitClass::Other, client)?;
+            front.keys_of(&claim).await?
+        }
+    };
+    let client = LimitKey::server(address);
+    let body = state.bodies.read_at_most(body, client, MAX_BODY).await?;
+    let target = parts.uri.path_and_query();
+    let arrived = Unproven {
+        method: parts.method.as_str(),
+        target: target.map_or("/", |target| target.as_str()),
+        body: &body.bytes,
+    };
+    let origin = front.check(claim, keys, arrived).await?;
+    let place = front.place(&origin)?;
+    Ok(SignedBody {
+        origin,
+        body,
+        _place: place,
+    })
+}
+
+impl From<FrontError> for ApiError {
+    fn from(error: FrontError) -> Self {
+        let unauthorized = |error: FrontError| {
+            let kind = ErrorKind::Unauthorized;
+            Self::new(StatusCode::UNAUTHORIZED, kind, error.to_string())
+        };
+        match error {
+            FrontError::Key(KeyProblem::Storage(error)) => error.into(),
+            FrontError::Busy | FrontError::Key(KeyProblem::Busy) => {
+                Self::limit_exceeded(crate::http::bodies::PAUSE)
+            }
+            FrontError::NotAdmitted(_) | FrontError::Key(KeyProblem::NotAdmitted(_)) => {
+                Self::forbidden("This server does not speak to yours")
+            }
+            FrontError::Header(_)
+            | FrontError::Request(_)
+            | FrontError::Key(_)
+            | FrontError::OwnServer => unauthorized(error),
+        }
+    }
+}
