@@ -48,7 +48,9 @@ fn parts(spec: Option<&Path>) -> Result<Vec<(&'static str, Duration)>, Error> {
     })?;
     part(times_of, "dependencies", dependencies)?;
     part(times_of, "tests", || test::run(&[]))?;
-    part(times_of, "fuzz", || fuzz::run(None, fuzz::IN_CI, None))?;
+    part(times_of, "fuzz", || {
+        fuzz::run(None, fuzz::IN_CI, Some(fuzz::SEED_IN_CI))
+    })?;
     match spec {
         Some(spec) => part(times_of, "schemas", || schema::run(spec))?,
         None => println!("\n== schemas: no specification given (--spec DIR)"),
