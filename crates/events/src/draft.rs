@@ -118,6 +118,15 @@ impl Draft {
         Pdu::assemble(json, event_id, rules).map_err(SealError::Form)
     }
 
+    /// The event without hashes and signatures: what another server may sign for its own user
+    /// (server-server API, `make_join`). Nobody signs it here, so the sender may be anybody's.
+    ///
+    /// # Errors
+    /// As [`Draft::seal`], but for the size.
+    pub fn template(self, rules: &'static Rules) -> Result<CanonicalObject, SealError> {
+        self.into_object(rules)
+    }
+
     fn into_object(self, rules: &Rules) -> Result<CanonicalObject, SealError> {
         let mut content = canonical::parse_object(self.content.get().as_bytes(), rules.strictness)?;
         let mut object = CanonicalObject::new();

@@ -14,6 +14,7 @@
 pub mod auth;
 pub mod canonical;
 pub mod draft;
+pub mod handshake;
 pub mod hash;
 pub mod keys;
 pub mod limits;
@@ -31,6 +32,7 @@ pub mod visibility;
 pub use auth::{AuthError, PowerLevel, PowerLevels};
 pub use canonical::{CanonicalError, CanonicalObject, CanonicalValue, Strictness};
 pub use draft::{Draft, SealError};
+pub use handshake::{CoSignError, Handshake, NotTheStep, Step, relays, with_signatures_of};
 pub use keys::{KeyError, SigningKey, VerifyKey};
 pub use pdu::{EventReference, Pdu, PduError};
 pub use redaction::{redact, redact_object};

@@ -9,10 +9,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use homeserver_events::{Pdu, PduError, Rules, Verified, VerifyError, claimed_keys, verify_event};
+use homeserver_events::{
+    CanonicalValue, KeySource as _, Pdu, PduError, Rules, Verified, VerifyError, claimed_keys,
+    redact_object, verify_event, verify_json,
+};
 use homeserver_runtime::{PoolClosed, Runtime};
 use homeserver_storage::StorageError;
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::keys::{KeyRing, Keys, Wanted, document::is_key_id};
 
@@ -83,6 +86,42 @@ impl Verifier {
         Ok(self.each(parsed, check).await?)
     }
 
+    /// Whether an event is signed by this server, beside those that must have signed it. Missing keys
+    /// are fetched within `patience`.
+    ///
+    /// # Errors
+    /// When nothing could be checked.
+    pub async fn is_signed_by(
+        &self,
+        event: &Pdu,
+        server: &ServerName,
+        patience: Duration,
+    ) -> Result<bool, CheckError> {
+        let rules = event.rules();
+        let Ok(object) = event.to_object() else {
+            return Ok(false);
+        };
+        let ids = object
+            .get("signatures")
+            .and_then(CanonicalValue::as_object)
+            .and_then(|signatures| signatures.get(server.as_str()))
+            .and_then(CanonicalValue::as_object);
+        let wanted: Vec<_> = ids
+            .into_iter()
+            .flat_map(|ids| ids.keys().filter(|id| is_key_id(id)))
+            .map(|id| Wanted {
+                server: server.to_owned(),
+                key_id: id.clone(),
+                time: event.origin_server_ts(),
+                enforced: rules.enforces_key_validity,
+            })
+            .collect();
+        let keys = self.ring.keys_for(&wanted, patience).await?;
+        let key = |id: &str| keys.key(server, id).map(|published| published.key);
+        let redacted = redact_object(&object, rules);
+        Ok(verify_json(&redacted, server.as_str(), &key).is_ok())
+    }
+
     /// Does `what` for each, on the pool; the results are in the order of `items`.
     async fn each<T, R>(
         &self,
@@ -143,7 +182,7 @@ mod tests {
     use homeserver_events::{
         CanonicalObject, Draft, RoomVersion, SigningKey, canonical, sign_json,
     };
-    use ruma::{OwnedUserId, ServerName, room_id, server_name};
+    use ruma::{OwnedUserId, room_id, server_name};
     use serde_json::{json, value::to_raw_value};
 
     use super::*;

@@ -2,7 +2,7 @@
 
 mod aliases;
 mod create;
-mod membership;
+pub(crate) mod membership;
 mod preset;
 mod restricted;
 mod send;
@@ -10,8 +10,11 @@ mod upgrade;
 
 pub use create::{MAX_INITIAL_STATE, MAX_INVITES};
 
-use homeserver_events::auth::{LevelName, Levels, UnreadableLevel};
-use ruma::UserId;
+use homeserver_events::{
+    Pdu,
+    auth::{LevelName, Levels, UnreadableLevel},
+};
+use ruma::{OwnedUserId, UserId};
 
 use crate::{
     Rooms,
@@ -71,26 +74,40 @@ impl Rooms {
 }
 
 /// Who may do what in a room. Where a level cannot be read, nobody may.
-pub(crate) struct Powers(Levels);
+pub(crate) struct Powers {
+    levels: Levels,
+    /// The event that they are from.
+    event: Option<Pdu>,
+}
 
 impl Powers {
+    /// Creators, and users to whom the room gives a level of their own.
+    pub(crate) fn named_users(&self) -> impl Iterator<Item = OwnedUserId> {
+        let listed = self
+            .event
+            .iter()
+            .flat_map(|event| event.power_levels().listed_users());
+        let listed = listed.filter_map(|(user, _)| UserId::parse(user).ok());
+        self.levels.creators().iter().cloned().chain(listed)
+    }
+
     fn reaches(&self, user: &UserId, needed: Result<i64, UnreadableLevel>) -> bool {
-        match (self.0.user(user), needed) {
+        match (self.levels.user(user), needed) {
             (Ok(level), Ok(needed)) => level >= needed,
             _ => false,
         }
     }
 
     pub(crate) fn may_redact(&self, user: &UserId) -> bool {
-        self.reaches(user, self.0.named(LevelName::Redact))
+        self.reaches(user, self.levels.named(LevelName::Redact))
     }
 
     pub(crate) fn may_invite(&self, user: &UserId) -> bool {
-        self.reaches(user, self.0.named(LevelName::Invite))
+        self.reaches(user, self.levels.named(LevelName::Invite))
     }
 
     pub(crate) fn may_send_state(&self, user: &UserId, event_type: &str) -> bool {
-        self.reaches(user, self.0.event(event_type, true))
+        self.reaches(user, self.levels.event(event_type, true))
     }
 }
 
@@ -101,7 +118,10 @@ impl RoomEdit<'_> {
         let create = create.ok_or_else(|| RoomError::damaged("a room has no create event"))?;
         let levels = self.state("m.room.power_levels", "").await?;
         let levels = levels.map(|event| event.pdu.clone());
-        Ok(Powers(Levels::new(self.room().rules, &create.pdu, levels)))
+        Ok(Powers {
+            levels: Levels::new(self.room().rules, &create.pdu, levels.clone()),
+            event: levels,
+        })
     }
 
     /// What a user is to the room at the tip.

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use homeserver_events::{Draft, EventReference, Pdu, Rules, SealError, SigningKey, auth};
+use homeserver_events::{
+    CanonicalObject, CanonicalValue, Draft, EventReference, Pdu, Rules, SealError, SigningKey,
+    auth, rules::EventIdFormat,
+};
 use ruma::{OwnedEventId, OwnedRoomId, ServerName, UserId};
 
 use crate::{
@@ -83,18 +86,65 @@ impl Proposal<'_> {
         server_name: &ServerName,
         key: &SigningKey,
     ) -> Result<Decided, RoomError> {
-        let follows = self.extremities.len().min(MAX_PREV_EVENTS);
-        let prev = &self.extremities[..follows];
-        let mut auth_events = Vec::new();
+        let follows = self.follows();
         let mut auth = Vec::new();
         let mut auth_height = 0;
         for event in self.state.chosen(self.rules) {
-            let reference = event.pdu.reference();
-            auth_events.push(reference.map_err(|e| RoomError::damaged(e.to_string()))?);
             auth.push(event.number);
             auth_height = auth_height.max(event.auth_height + 1);
         }
-        let draft = Draft {
+        let (rules, state) = (self.rules, self.state);
+        let pdu = self
+            .draft()?
+            .seal(rules, server_name, key)
+            .map_err(|why| refuse_draft(&why))?;
+        state
+            .check(rules, &pdu)
+            .map_err(|why| RoomError::forbidden(why.to_string()))?;
+        Ok(Decided {
+            pdu,
+            follows,
+            auth,
+            auth_height,
+        })
+    }
+
+    /// The event as whoever sends it has to complete and sign it, if the rules allow it.
+    pub(crate) fn template(self) -> Result<CanonicalObject, RoomError> {
+        let (rules, state) = (self.rules, self.state);
+        let template = self.draft()?.template(rules);
+        let template = template.map_err(|why| refuse_draft(&why))?;
+        let mut stand_in = template.clone();
+        let empty = CanonicalObject::from([("sha256".to_owned(), "".into())]);
+        stand_in.insert("hashes".to_owned(), CanonicalValue::Object(empty));
+        stand_in.insert(
+            "signatures".to_owned(),
+            CanonicalValue::Object(CanonicalObject::new()),
+        );
+        if rules.event_id == EventIdFormat::Field {
+            stand_in.insert("event_id".to_owned(), "$template:template".into());
+        }
+        let pdu = Pdu::from_object(stand_in, rules)
+            .map_err(|why| RoomError::BadContent(with_source(&why)))?;
+        state
+            .check(rules, &pdu)
+            .map_err(|why| RoomError::forbidden(why.to_string()))?;
+        Ok(template)
+    }
+
+    /// How many extremities the event follows.
+    fn follows(&self) -> usize {
+        self.extremities.len().min(MAX_PREV_EVENTS)
+    }
+
+    fn draft(self) -> Result<Draft, RoomError> {
+        let prev = &self.extremities[..self.follows()];
+        let mut auth_events = Vec::new();
+        for event in self.state.chosen(self.rules) {
+            let reference = event.pdu.reference();
+            auth_events.push(reference.map_err(|e| RoomError::damaged(e.to_string()))?);
+        }
+        Ok(Draft {
             room_id: self.room_id,
             sender: self.sender.to_owned(),
             event_type: self.event.event_type.clone(),
@@ -109,18 +159,6 @@ impl Proposal<'_> {
                 .max()
                 .map_or(1, |d| d.saturating_add(1)),
             redacts: self.redacts,
-        };
-        let pdu = draft
-            .seal(self.rules, server_name, key)
-            .map_err(|why| refuse_draft(&why))?;
-        self.state
-            .check(self.rules, &pdu)
-            .map_err(|why| RoomError::forbidden(why.to_string()))?;
-        Ok(Decided {
-            pdu,
-            follows,
-            auth,
-            auth_height,
         })
     }
 }

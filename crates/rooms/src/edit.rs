@@ -10,7 +10,7 @@ pub(crate) mod redact;
 
 use std::{collections::HashMap, sync::Arc};
 
-use homeserver_events::{EventStatus, auth};
+use homeserver_events::{CanonicalObject, EventStatus, auth};
 use ruma::{EventId, OwnedEventId, UserId};
 use serde::Deserialize;
 
@@ -141,20 +141,48 @@ impl<'a> RoomEdit<'a> {
         event: &NewEvent,
         origin: Option<Origin>,
     ) -> Result<Arc<StoredEvent>, RoomError> {
-        let redacts = redact::redacts(event)?;
+        let decided = self.propose(sender, event).await?;
+        self.take(decided, origin).await
+    }
+
+    /// Seals an event of this server that would follow the tip, if the rules allow it.
+    pub(crate) async fn propose(
+        &self,
+        sender: &UserId,
+        event: &NewEvent,
+    ) -> Result<Decided, RoomError> {
         let state = self.auth_state(sender, event).await?;
-        let proposal = Proposal {
+        let proposal = self.proposal(sender, event, &state)?;
+        proposal.decide(&self.rooms.options.server_name, &self.rooms.signing_key)
+    }
+
+    /// The template of an event by a user of another server that would follow the tip, if the rules
+    /// allow it.
+    pub(crate) async fn template(
+        &self,
+        sender: &UserId,
+        event: &NewEvent,
+    ) -> Result<CanonicalObject, RoomError> {
+        let state = self.auth_state(sender, event).await?;
+        self.proposal(sender, event, &state)?.template()
+    }
+
+    fn proposal<'p>(
+        &'p self,
+        sender: &'p UserId,
+        event: &'p NewEvent,
+        state: &'p AuthState,
+    ) -> Result<Proposal<'p>, RoomError> {
+        Ok(Proposal {
             rules: self.room().rules,
             room_id: (!self.names_the_room(event)).then(|| self.room().id.clone()),
             sender,
             event,
-            redacts,
+            redacts: redact::redacts(event)?,
             now: self.rooms.clock.unix_millis(),
             extremities: &self.delta.head.extremities,
-            state: &state,
-        };
-        let decided = proposal.decide(&self.rooms.options.server_name, &self.rooms.signing_key)?;
-        self.take(decided, origin).await
+            state,
+        })
     }
 
     /// The state that the rules look at for this event.

@@ -52,6 +52,13 @@ pub enum RoomError {
     /// No member of this server may let the user in. `M_UNABLE_TO_AUTHORISE_JOIN`.
     #[error("this server cannot check the conditions to join this room")]
     UnableToAuthoriseJoin,
+    /// The user may join, but no member of this server may let anybody in: another server may be
+    /// asked. `M_UNABLE_TO_GRANT_JOIN`.
+    #[error("no user of this server can let you into this room")]
+    UnableToGrantJoin,
+    /// An event is not the one that a handshake of servers takes. `M_INVALID_PARAM`.
+    #[error("{0}")]
+    NotTheEvent(String),
     /// A history token is broken, of another room or of another database. `M_INVALID_PARAM`.
     #[error("this token is not valid")]
     InvalidToken,

@@ -405,7 +405,7 @@ impl Rooms {
         self.some_of_type(room, root, event_type, usize::MAX).await
     }
 
-    async fn some_of_type(
+    pub(crate) async fn some_of_type(
         &self,
         room: &Room,
         root: StateRoot,

@@ -452,7 +452,11 @@ impl RoomEdit<'_> {
     }
 
     /// The state events of `root` that the rules look at for this event.
-    async fn auth_state_in(&self, root: StateRoot, pdu: &Pdu) -> Result<AuthState, RoomError> {
+    pub(crate) async fn auth_state_in(
+        &self,
+        root: StateRoot,
+        pdu: &Pdu,
+    ) -> Result<AuthState, RoomError> {
         let rules = self.room().rules;
         let kinds = auth::auth_types(
             rules,

@@ -4,7 +4,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
-use homeserver_federation::Federation;
+use homeserver_federation::{Federation, Resident};
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
 use homeserver_runtime::Runtime;
@@ -102,6 +102,8 @@ components! {
     federation: Federation,
     /// All rooms.
     rooms: Arc<Rooms>,
+    /// Memberships of other servers' users in rooms of this one.
+    resident: Resident,
     /// Uploads and their thumbnails.
     media: Media,
     /// All that belongs to users, by number; prefer the part you need.
@@ -191,6 +193,7 @@ impl Components {
             passwords,
         } = foundation;
         let push_rules = PushRules::new(users.clone());
+        let resident = Resident::new(&federation, Arc::clone(&rooms), runtime.clone());
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
         let invitations = Invitations::new(
@@ -237,7 +240,7 @@ impl Components {
                 accounts: users.accounts.clone(),
             },
             operator: OperatorRegistration::new(runtime.clone()),
-            room_changes: RoomChanges::new(Arc::clone(&rooms), &users),
+            room_changes: RoomChanges::new(Arc::clone(&rooms), resident.clone(), &users),
             room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
             public_rooms: PublicRooms::new(Arc::clone(&rooms), server_name.clone()),
             reports: Reports::new(store.clone(), runtime.clone()),
@@ -258,6 +261,7 @@ impl Components {
             profile_changes: ProfileChanges::start(&store, &rooms, &users, &runtime),
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
+            resident,
             federation,
             media,
             rooms,

@@ -85,7 +85,10 @@ impl Rooms {
         for event in first_state(create) {
             append(&mut edit, sender, &event).await?;
         }
-        for user in &create.invite {
+        // Users of other servers are invited once there is a room: their servers sign first.
+        let own = &self.options.server_name;
+        let here = |user: &&OwnedUserId| user.server_name() == own;
+        for user in create.invite.iter().filter(here) {
             let profile = create
                 .invited_profiles
                 .get(user)

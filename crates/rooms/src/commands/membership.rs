@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// Who vouches for a restricted join. Only the server may say so: it signs for it.
-const VOUCHER: &str = "join_authorised_via_users_server";
+pub(crate) const VOUCHER: &str = "join_authorised_via_users_server";
 
 /// The content of a membership event.
-pub(super) fn content(
+pub(crate) fn content(
     membership: Membership,
     profile: &MemberProfile,
     reason: Option<&str>,
@@ -69,7 +69,7 @@ fn not_there(user: &UserId) -> RoomError {
 }
 
 /// A membership event.
-pub(super) fn member_event(user: &UserId, content: Map<String, Value>) -> NewEvent {
+pub(crate) fn member_event(user: &UserId, content: Map<String, Value>) -> NewEvent {
     NewEvent::of(
         "m.room.member",
         Some(user.as_str()),

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// State shown to somebody invited or knocking (client-server API, "Stripped state").
-const STRIPPED: [&str; 7] = [
+pub(crate) const STRIPPED: [&str; 7] = [
     "m.room.create",
     "m.room.name",
     "m.room.avatar",

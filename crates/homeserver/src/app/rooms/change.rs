@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
+use homeserver_federation::{InviteError, Resident};
 use homeserver_rooms::{
     AliasTarget, CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer,
     RoomCommand, RoomError, Rooms,
@@ -20,6 +22,9 @@ use crate::app::session::Session;
 
 /// Account data in which a user says who may send invites.
 const INVITE_PERMISSION: &str = "m.invite_permission_config";
+
+/// Servers that are asked at once to sign invites into a new room.
+const INVITES_AT_ONCE: usize = 20;
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,9 @@ pub(crate) enum ChangeError {
     /// The content of the event is not what its type must hold.
     #[error("{0}")]
     BadContent(&'static str),
+    /// The server of the invited user did not sign the invite.
+    #[error(transparent)]
+    Invite(#[from] InviteError),
     /// A profile or a setting could not be read.
     #[error("a profile or a setting could not be read")]
     Users(#[from] Failure),
@@ -72,6 +80,7 @@ impl<'a> From<&'a Session> for Actor<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct RoomChanges {
     rooms: Arc<Rooms>,
+    resident: Resident,
     accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
@@ -80,10 +89,11 @@ pub(crate) struct RoomChanges {
 }
 
 impl RoomChanges {
-    /// Changes to these rooms by these users.
-    pub(crate) fn new(rooms: Arc<Rooms>, users: &Users) -> Self {
+    /// Changes to these rooms by these users, who invite users of other servers by `resident`.
+    pub(crate) fn new(rooms: Arc<Rooms>, resident: Resident, users: &Users) -> Self {
         Self {
             rooms,
+            resident,
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
@@ -146,7 +156,7 @@ impl RoomChanges {
         self.check(&action).await?;
         let mut command = RoomCommand::new(actor.user.clone(), action);
         command.device = actor.device.cloned();
-        Ok(self.rooms.execute(command).await?)
+        self.carry_out(command).await
     }
 
     /// Does what a client asked for, or answers as before if this was done already.
@@ -162,7 +172,62 @@ impl RoomChanges {
             transaction.endpoint,
             transaction.id,
         );
-        Ok(self.rooms.execute(command).await?)
+        self.carry_out(command).await
+    }
+
+    /// Carries out a command, where it invites users of other servers with the help of these.
+    async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
+        if let Some(proposed) = self.rooms.propose(&command).await? {
+            let event = self.resident.invite(proposed).await?;
+            let position = self.rooms.durable();
+            return Ok(RoomAnswer::Sent { event, position });
+        }
+        let further = self.invites_elsewhere(&command);
+        let answer = self.rooms.execute(command).await?;
+        if let RoomAnswer::Created { room, .. } = &answer {
+            let invites = stream::iter(further);
+            let send = |(sender, change)| self.invite_into_new(room, sender, change);
+            invites.for_each_concurrent(INVITES_AT_ONCE, send).await;
+        }
+        Ok(answer)
+    }
+
+    /// The invites of users of other servers into a room that is to be made.
+    fn invites_elsewhere(&self, command: &RoomCommand) -> Vec<(OwnedUserId, MembershipChange)> {
+        let RoomAction::Create(wanted) = &command.action else {
+            return Vec::new();
+        };
+        let sender = &command.sender;
+        let elsewhere = |user: &&OwnedUserId| user.server_name() != sender.server_name();
+        let invites = wanted.invite.iter().filter(elsewhere).map(|user| {
+            let change = MembershipChange::Invite {
+                user: user.clone(),
+                profile: MemberProfile::default(),
+                is_direct: wanted.is_direct,
+            };
+            (sender.clone(), change)
+        });
+        invites.collect()
+    }
+
+    /// The room is there, whether or not somebody can be invited to it.
+    async fn invite_into_new(&self, room: &RoomId, sender: OwnedUserId, change: MembershipChange) {
+        let action = RoomAction::Membership {
+            room: room.to_owned(),
+            change,
+            reason: None,
+        };
+        let command = RoomCommand::new(sender, action);
+        let sent: Result<_, ChangeError> = async {
+            match self.rooms.propose(&command).await? {
+                Some(proposed) => Ok(self.resident.invite(proposed).await.map(drop)?),
+                None => Ok(()),
+            }
+        }
+        .await;
+        if let Err(error) = sent {
+            tracing::info!(%room, %error, "a user of another server was not invited to a new room");
+        }
     }
 
     /// Sends an event. Redactions may come this way in all room versions.

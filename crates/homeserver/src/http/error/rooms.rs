@@ -30,6 +30,8 @@ impl From<RoomError> for ApiError {
             RoomError::DuplicateAnnotation => bad_request(ErrorKind::DuplicateAnnotation),
             RoomError::StillInRoom | RoomError::NestedThread => bad_request(ErrorKind::Unknown),
             RoomError::UnableToAuthoriseJoin => bad_request(ErrorKind::UnableToAuthorizeJoin),
+            RoomError::UnableToGrantJoin => bad_request(ErrorKind::UnableToGrantJoin),
+            RoomError::NotTheEvent(_) => Self::invalid_param(message),
             RoomError::Busy
             | RoomError::Contended
             | RoomError::Unresolved(_)
@@ -53,6 +55,7 @@ impl From<ChangeError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, ErrorKind::ThreepidDenied, message)
             }
             ChangeError::BadContent(_) => Self::bad_json(message),
+            ChangeError::Invite(error) => error.into(),
             ChangeError::Users(error) => error.into(),
         }
     }
