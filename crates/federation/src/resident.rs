@@ -124,8 +124,11 @@ impl Resident {
         if !self.rooms.is_resident(&room).await? {
             return Err(ResidentError::UnknownRoom);
         }
-        let _ = origin;
-        Ok(room)
+        if self.rooms.acl(&room).await?.allows(origin) {
+            Ok(room)
+        } else {
+            Err(ResidentError::Denied)
+        }
     }
 
     /// The template of the event by which `user`, of the server `origin`, takes this step. `versions`

@@ -5,6 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use homeserver_federation::InviteError;
 use homeserver_rooms::{
     CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
     RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
@@ -49,6 +50,9 @@ pub enum ClientError {
     /// The room refused.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// The server of the invited user did not sign the invite.
+    #[error(transparent)]
+    Invite(Box<InviteError>),
     /// What belongs to the user could not be read.
     #[error(transparent)]
     Users(#[from] Failure),
@@ -69,6 +73,7 @@ impl From<ChangeError> for ClientError {
             ChangeError::Room(error) => Self::Room(error),
             ChangeError::InviteBlocked(user) => Self::InviteBlocked(user),
             ChangeError::BadContent(problem) => Self::BadContent(problem),
+            ChangeError::Invite(error) => Self::Invite(Box::new(error)),
             ChangeError::Users(error) => Self::Users(error),
             // Nothing here asks for one.
             ChangeError::NoThirdPartyInvites => Self::Answer,

@@ -4,6 +4,7 @@
 //!
 //! Specification: server-server API, "Retrieving server keys", "Server implementation", "`OpenID`".
 
+mod membership;
 mod query;
 mod signed;
 
@@ -52,6 +53,7 @@ pub(super) fn routes() -> Routes {
             counted,
             get(who_is),
         )
+        .merge(membership::routes())
         .merge(query::routes())
 }
 

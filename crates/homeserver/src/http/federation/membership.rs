@@ -167,7 +167,9 @@ async fn send_knock(
 }
 
 fn template_answer(version: &str, event: &str) -> Response {
-    json(format!("{{\"room_version\":\"{version}\",\"event\":{event}}}"))
+    json(format!(
+        "{{\"room_version\":\"{version}\",\"event\":{event}}}"
+    ))
 }
 
 fn json(text: String) -> Response {
