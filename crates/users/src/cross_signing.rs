@@ -23,7 +23,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     Failure, UserNumber,
-    device_list::list_changed,
+    device_list::{Told, list_changed},
     ground::{Attempt, Ground, MAX_ATTEMPTS},
     keys::{InvalidKey, with_signatures},
     tables::{CROSS_SIGNING_KEYS, DEVICES},
@@ -46,7 +46,7 @@ pub enum KeyUsage {
 impl KeyUsage {
     const ALL: [Self; 3] = [Self::Master, Self::SelfSigning, Self::UserSigning];
 
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::Master => 0,
             Self::SelfSigning => 1,
@@ -195,6 +195,7 @@ impl CrossSigning {
             check_signed_by_master(user.1, &new, &stored)?;
             let mut batch = Batch::new();
             let mut changed = false;
+            let mut told = Told::Nothing;
             for usage in KeyUsage::ALL {
                 let key = (user.0.0, usage.code());
                 match stored.get(&usage) {
@@ -213,12 +214,15 @@ impl CrossSigning {
                 if !old.is_some_and(|old| checked.is_same(old)) {
                     batch.put(&CROSS_SIGNING_KEYS, &key, &checked.row);
                     changed = true;
+                    if *usage != KeyUsage::UserSigning {
+                        told = Told::CrossSigning;
+                    }
                 }
             }
             if !changed {
                 return Ok(());
             }
-            list_changed(&mut batch, user.0);
+            list_changed(&mut batch, user.0, told);
             if let Attempt::Done(_) = self.ground.attempt(batch).await? {
                 return Ok(());
             }
@@ -236,7 +240,7 @@ impl CrossSigning {
         for usage in KeyUsage::ALL {
             batch.delete(&CROSS_SIGNING_KEYS, &(user.0, usage.code()));
         }
-        list_changed(&mut batch, user);
+        list_changed(&mut batch, user, Told::CrossSigning);
         self.ground.store.commit(batch).await?;
         Ok(())
     }
@@ -264,6 +268,19 @@ impl CrossSigning {
             user_signing: shown(KeyUsage::UserSigning)
                 .filter(|_| is_own)
                 .transpose()?,
+        })
+    }
+
+    /// A user's keys as other servers may see them: with the user's own signatures, and without the
+    /// user-signing key, which is nobody else's business.
+    pub async fn public_keys(
+        &self,
+        owner: (UserNumber, &UserId),
+    ) -> Result<CrossSigningKeys, Failure> {
+        let keys = self.keys(owner, owner).await?;
+        Ok(CrossSigningKeys {
+            user_signing: None,
+            ..keys
         })
     }
 
@@ -319,6 +336,29 @@ fn check_signed_by_master(
         }
     }
     Ok(())
+}
+
+/// The rows of keys that another server tells of its user: the master key, and the self-signing key
+/// if the master key signed it. `None` if what is there is not what it should be.
+pub(crate) fn checked_public(
+    user: &UserId,
+    master: Option<&RawValue>,
+    self_signing: Option<&RawValue>,
+) -> Option<BTreeMap<KeyUsage, CrossSigningKeyRow>> {
+    let mut rows = BTreeMap::new();
+    let Some(master) = master else {
+        return Some(rows);
+    };
+    let master = check(KeyUsage::Master, master.get(), user).ok()?.row;
+    if let Some(key) = self_signing {
+        let key = check(KeyUsage::SelfSigning, key.get(), user).ok()?;
+        if !verify::is_signed_by(&key.object, user, &master.public_key) {
+            return None;
+        }
+        rows.insert(KeyUsage::SelfSigning, key.row);
+    }
+    rows.insert(KeyUsage::Master, master);
+    Some(rows)
 }
 
 /// Checks the form: this user's, of this usage, with one ed25519 key named by itself.

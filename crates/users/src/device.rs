@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DeviceNumber, Failure, UserNumber,
-    device_list::list_changed,
+    device_list::{Told, list_changed},
     ground::{Attempt, Ground, MAX_ATTEMPTS},
     identifier::check_identifier,
     journal,
@@ -39,7 +39,7 @@ const SEEN_INTERVAL: u64 = 60_000;
 /// Devices whose last write of "last seen" is remembered.
 const SEEN_REMEMBERED: usize = 10_000;
 
-/// Devices deleted by one batch; each takes up to 36 of its operations.
+/// Devices deleted by one batch; each takes up to 41 of its operations.
 pub const DELETED_AT_ONCE: usize = 20;
 
 /// A device as its owner sees it.
@@ -323,7 +323,7 @@ impl Devices {
             );
             if keys.map_err(Failure::from)?.is_some() {
                 // `/keys/query` shows the name beside the keys.
-                list_changed(&mut batch, user);
+                list_changed(&mut batch, user, Told::Nothing);
             }
             if let Attempt::Done(_) = self.ground.attempt(batch).await? {
                 return Ok(());
@@ -397,27 +397,21 @@ impl Devices {
             let mut batch = Batch::new();
             let mut ours = Vec::new();
             let mut deleted = Vec::new();
-            let mut had_keys = false;
             for id in ids {
                 let key = (user.0, id.to_string());
                 let Some(row) = self.ground.store.get(&DEVICES, &key).await? else {
                     continue;
                 };
                 let number = number(&row);
-                had_keys |= self
-                    .ground
-                    .store
-                    .get(&DEVICE_KEYS, &number.0)
-                    .await?
-                    .is_some();
+                let keys = self.ground.store.get(&DEVICE_KEYS, &number.0).await?;
+                if keys.is_some() {
+                    list_changed(&mut batch, user, Told::Device(&key.1));
+                }
                 ours.push(batch.assert_value(&DEVICES, &key, &row));
                 batch.delete(&DEVICES, &key);
                 crate::signature::delete_own(&self.ground, &mut batch, user, &key.1).await?;
                 self.delete_belongings(&mut batch, user, number).await?;
                 deleted.push(number);
-            }
-            if had_keys {
-                list_changed(&mut batch, user);
             }
             if let Some(more) = &more {
                 batch.extend(more);

@@ -5,7 +5,8 @@
 //! arrived. A request to many devices is several batches; its transaction row says up to whom it
 //! was carried out, so that a repetition goes on there and nobody gets a message twice.
 //!
-//! Sending to other servers is not done here.
+//! What is for devices of other servers is queued in the same batches (see `outgoing`), before what is
+//! for devices of this one. What comes from other servers is told apart by their message ids.
 //!
 //! Spec: Client-Server API, "Send-to-Device messaging".
 
@@ -13,10 +14,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use homeserver_storage::{At, Batch, Position};
 use quick_cache::sync::Cache;
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, OwnedUserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 use crate::{
     DeviceNumber, Failure, UserNumber,
@@ -24,6 +25,8 @@ use crate::{
     ground::{Attempt, Ground, MAX_ATTEMPTS},
     identifier::{BadIdentifier, check_identifier},
     journal,
+    keys::check_canonical,
+    outgoing::{Outgoing, Parcel, parcels},
     tables::{DEVICES, INBOX, TO_DEVICE_TRANSACTIONS, TO_DEVICE_TRANSACTIONS_BY_TIME},
 };
 
@@ -114,18 +117,32 @@ pub enum Recipient {
     Device(OwnedDeviceId),
 }
 
-/// Messages of one type to any number of devices of local users.
+/// What makes a repeated request harmless, for a day.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transaction {
+    /// The sending device and its transaction id.
+    Client(DeviceNumber, String),
+    /// The sending server and its message id.
+    Server(OwnedServerName, String),
+}
+
+/// Stands where the sending device does in the keys of transactions of other servers. No device has
+/// this number.
+const NO_DEVICE: u64 = 0;
+
+/// Messages of one type to any number of devices.
 #[derive(Clone, Debug)]
 pub struct ToDeviceRequest {
     /// Who sends.
     pub sender: OwnedUserId,
     /// The type of all messages.
     pub event_type: String,
-    /// Contents by user and device.
+    /// Contents by user of this server and device.
     pub messages: BTreeMap<UserNumber, BTreeMap<Recipient, Box<RawValue>>>,
-    /// Makes a repetition harmless: the sending device and the transaction id; for messages that
-    /// come over federation there is none.
-    pub transaction: Option<(DeviceNumber, String)>,
+    /// Contents by user of another server and device.
+    pub remote: BTreeMap<OwnedUserId, BTreeMap<Recipient, Box<RawValue>>>,
+    /// Makes a repetition harmless.
+    pub transaction: Option<Transaction>,
 }
 
 /// The request was not, or not wholly, carried out; repeat it with the same transaction id.
@@ -138,6 +155,10 @@ pub enum ToDeviceError {
     /// [`MAX_DELIVERED_BYTES`].
     #[error("a message is too large, or has too many recipients for its size")]
     TooLarge,
+    /// A content for another server has no canonical form (a fraction, say), so that no request with
+    /// it could be signed.
+    #[error("a message for another server has no canonical form")]
+    NotCanonical,
     /// More than [`MAX_RECIPIENTS`] devices.
     #[error("too many recipients")]
     TooManyRecipients,
@@ -150,6 +171,7 @@ pub enum ToDeviceError {
 #[derive(Clone, Debug)]
 pub struct Inbox {
     ground: Ground,
+    outgoing: Outgoing,
     /// Messages waiting per device, at least: enough to keep an inbox bounded. Another process
     /// that fills the same inbox makes the bound a little softer.
     waiting: Arc<Cache<DeviceNumber, Waiting>>,
@@ -185,10 +207,37 @@ struct Delivery<'a> {
     content: &'a RawValue,
 }
 
+/// One step of a request, in the order in which they are taken.
+enum Step<'a> {
+    /// Messages for another server, and which of them in the request.
+    Away(usize, Parcel),
+    /// A message for a device of this one.
+    Here(Delivery<'a>),
+}
+
+impl Step<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Away(_, parcel) => parcel.bytes(),
+            Self::Here(delivery) => delivery.content.get().len(),
+        }
+    }
+
+    /// The step's place among all of the request, as a [`TransactionRow`] holds it. No user has the
+    /// number zero.
+    fn place(&self) -> (u64, String) {
+        match self {
+            Self::Away(index, _) => (0, format!("{index:08}")),
+            Self::Here(delivery) => (delivery.user.0, delivery.device_id.clone()),
+        }
+    }
+}
+
 impl Inbox {
-    pub(crate) fn new(ground: Ground) -> Self {
+    pub(crate) fn new(ground: Ground, outgoing: Outgoing) -> Self {
         Self {
             ground,
+            outgoing,
             waiting: Arc::new(Cache::new(COUNTS_REMEMBERED)),
         }
     }
@@ -198,36 +247,79 @@ impl Inbox {
     pub async fn send(&self, request: &ToDeviceRequest) -> Result<(), ToDeviceError> {
         check_identifier(&request.event_type)?;
         let contents = request.messages.values().flat_map(BTreeMap::values);
+        let remote = request.remote.values().flat_map(BTreeMap::values);
         if contents
-            .into_iter()
+            .chain(remote)
             .any(|content| content.get().len() > MAX_TO_DEVICE_CONTENT)
         {
             return Err(ToDeviceError::TooLarge);
         }
-        let key = match &request.transaction {
-            Some((device, id)) => {
-                check_identifier(id)?;
-                let scope = format!("{}\0{id}", request.event_type);
-                Some((device.0, xxh3_128(scope.as_bytes())))
-            }
-            None => None,
-        };
+        let mut remote = request.remote.values().flat_map(BTreeMap::values);
+        if !remote.all(|content| check_canonical(content.get()).is_ok()) {
+            return Err(ToDeviceError::NotCanonical);
+        }
+        let key = self.transaction_key(request)?;
         let is_done = |row: &TransactionRow| row.upto.is_none();
         let mut progress = self.progress(key).await?;
         if progress.as_ref().is_some_and(is_done) {
             return Ok(());
         }
-        let deliveries = self.deliveries(request, progress.is_some()).await?;
+        let steps = self.steps(request, progress.is_some()).await?;
+        let is_foreign = matches!(request.transaction, Some(Transaction::Server(..)));
+        if steps.is_empty() && is_foreign {
+            // Nothing to be told apart from a repetition.
+            return Ok(());
+        }
         for _ in 0..MAX_ATTEMPTS {
             if progress.as_ref().is_some_and(is_done) {
                 return Ok(());
             }
-            match self.deliver(request, key, progress, &deliveries).await? {
+            match self.deliver(request, key, progress, &steps).await? {
                 Attempt::Done(_) => return Ok(()),
                 Attempt::Conflict => progress = self.progress(key).await?,
             }
         }
         Err(Failure::Busy.into())
+    }
+
+    fn transaction_key(
+        &self,
+        request: &ToDeviceRequest,
+    ) -> Result<Option<(u64, u128)>, BadIdentifier> {
+        Ok(match &request.transaction {
+            Some(Transaction::Client(device, id)) => {
+                check_identifier(id)?;
+                let scope = format!("{}\0{id}", request.event_type);
+                Some((device.0, xxh3_128(scope.as_bytes())))
+            }
+            Some(Transaction::Server(server, id)) => {
+                check_identifier(id)?;
+                let scope = format!("{server}\0{id}");
+                // Seeded, so that nobody can aim at the ids of others.
+                let seed = self.ground.store.epoch();
+                Some((NO_DEVICE, xxh3_128_with_seed(scope.as_bytes(), seed)))
+            }
+            None => None,
+        })
+    }
+
+    /// All steps of a request. What other servers do not have room for is left out.
+    async fn steps<'a>(
+        &self,
+        request: &'a ToDeviceRequest,
+        is_begun: bool,
+    ) -> Result<Vec<Step<'a>>, ToDeviceError> {
+        let mut steps = Vec::new();
+        for (index, parcel) in parcels(&request.remote)?.into_iter().enumerate() {
+            if self.outgoing.has_room(&parcel).await? {
+                steps.push(Step::Away(index, parcel));
+            } else {
+                tracing::warn!("too much waits for another server, message dropped");
+            }
+        }
+        let deliveries = self.deliveries(request, is_begun).await?;
+        steps.extend(deliveries.into_iter().map(Step::Here));
+        Ok(steps)
     }
 
     /// How far the request of a transaction was carried out, if it was begun.
@@ -289,21 +381,19 @@ impl Inbox {
         request: &ToDeviceRequest,
         key: Option<(u64, u128)>,
         mut progress: Option<TransactionRow>,
-        deliveries: &[Delivery<'_>],
+        steps: &[Step<'_>],
     ) -> Result<Attempt, Failure> {
-        let is_left = |delivery: &&Delivery<'_>| match &progress {
+        let is_left = |step: &&Step<'_>| match &progress {
             Some(TransactionRow {
-                upto: Some((user, device)),
-                ..
-            }) => (delivery.user.0, &delivery.device_id) > (*user, device),
+                upto: Some(upto), ..
+            }) => step.place() > *upto,
             _ => true,
         };
-        let mut left: &[Delivery<'_>] =
-            &deliveries[deliveries.iter().take_while(|one| !is_left(one)).count()..];
+        let mut left: &[Step<'_>] = &steps[steps.iter().take_while(|one| !is_left(one)).count()..];
         loop {
             let (now, later) = left.split_at(batch_length(left));
             let mut batch = Batch::new();
-            put_messages(&mut batch, request, now);
+            self.put_steps(&mut batch, request, now);
             if let Some(key) = &key {
                 let upto = now.last().filter(|_| !later.is_empty());
                 let started_at = progress
@@ -311,7 +401,7 @@ impl Inbox {
                     .map_or(self.ground.now(), |row| row.started_at);
                 let row = TransactionRow {
                     started_at,
-                    upto: upto.map(|last| (last.user.0, last.device_id.clone())),
+                    upto: upto.map(Step::place),
                 };
                 match &progress {
                     Some(before) => batch.assert_value(&TO_DEVICE_TRANSACTIONS, key, before),
@@ -397,6 +487,18 @@ impl Inbox {
         Ok(has_room)
     }
 
+    fn put_steps(&self, batch: &mut Batch, request: &ToDeviceRequest, steps: &[Step<'_>]) {
+        let kind = (request.sender.as_str(), request.event_type.as_str());
+        let mut here = Vec::new();
+        for step in steps {
+            match step {
+                Step::Away(_, parcel) => self.outgoing.put(batch, kind, parcel),
+                Step::Here(delivery) => here.push(delivery),
+            }
+        }
+        put_messages(batch, request, &here);
+    }
+
     async fn count(&self, device: DeviceNumber) -> Result<Waiting, Failure> {
         let mut waiting = Waiting::default();
         let mut after = 0;
@@ -420,20 +522,20 @@ impl Inbox {
 }
 
 /// How many of these fit into one batch; at least one if there are any.
-fn batch_length(deliveries: &[Delivery<'_>]) -> usize {
-    let mut bytes = 0;
-    let fits = |delivery: &&Delivery<'_>| {
-        bytes += delivery.content.get().len();
-        bytes <= BATCH_BYTES
+fn batch_length(steps: &[Step<'_>]) -> usize {
+    let (mut bytes, mut operations) = (0, 0);
+    let fits = |step: &&Step<'_>| {
+        bytes += step.bytes();
+        operations += match step {
+            Step::Away(..) => 2,
+            Step::Here(_) => 1,
+        };
+        bytes <= BATCH_BYTES && operations <= BATCH_MESSAGES
     };
-    deliveries
-        .iter()
-        .take(BATCH_MESSAGES)
-        .take_while(fits)
-        .count()
+    steps.iter().take_while(fits).count()
 }
 
-fn put_messages(batch: &mut Batch, request: &ToDeviceRequest, deliveries: &[Delivery<'_>]) {
+fn put_messages(batch: &mut Batch, request: &ToDeviceRequest, deliveries: &[&Delivery<'_>]) {
     for deliveries in deliveries.chunks(TOPICS) {
         let topics: Vec<_> = deliveries
             .iter()

@@ -14,6 +14,7 @@
 //! | [`ONE_TIME_KEYS_CHANGED`] | user, device number | device |
 //! | [`SIGNATURE_ADDED`] | signer, target user | user (the signer) |
 //! | [`TO_DEVICE_SENT`] | – | up to eight devices |
+//! | [`TO_DEVICE_QUEUED`] | – | messages for other servers |
 //!
 //! Receipts have a topic kind of their own ([`TOPIC_RECEIPTS`]), because the topic of a room *is*
 //! its arrival timeline and holds events only.
@@ -45,6 +46,9 @@ pub const SIGNATURE_ADDED: EntryKind = EntryKind::trimmed(0x0209);
 /// Messages were put into the inboxes of devices. Numbers: the devices.
 pub const TO_DEVICE_SENT: EntryKind = EntryKind::trimmed(0x020a);
 
+/// A message was queued for another server.
+pub const TO_DEVICE_QUEUED: EntryKind = EntryKind::trimmed(0x020b);
+
 /// The newest version of every entry above.
 pub const VERSION: u8 = 1;
 
@@ -54,6 +58,8 @@ pub const TOPIC_USER: u8 = 2;
 pub const TOPIC_DEVICE: u8 = 3;
 /// Topic kind: device lists of all users; the id is 0.
 pub const TOPIC_DEVICE_LISTS: u8 = 5;
+/// Topic kind: messages for devices of other servers; the id is 0.
+pub const TOPIC_OUTGOING: u8 = 7;
 /// Topic kind: public receipts of a room, by room number.
 pub const TOPIC_RECEIPTS: u8 = 6;
 
@@ -78,6 +84,11 @@ pub fn device(device: DeviceNumber) -> Topic {
 /// The topic of changed device lists.
 pub fn device_lists() -> Topic {
     Topic::new(TOPIC_DEVICE_LISTS, 0)
+}
+
+/// The topic of messages that wait for other servers.
+pub fn outgoing() -> Topic {
+    Topic::new(TOPIC_OUTGOING, 0)
 }
 
 /// The topic of a room's public receipts.

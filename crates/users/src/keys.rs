@@ -23,8 +23,10 @@ pub use check::InvalidKey;
 pub use claim::ClaimedKey;
 pub use upload::{KeyUpload, KeyUploadError};
 
-pub(crate) use check::{check_canonical, check_signatures};
-pub(crate) use query::with_signatures;
+pub(crate) use check::{
+    check_canonical, check_signatures, checked_device_keys, checked_one_time_key,
+};
+pub(crate) use query::{with_name, with_signatures};
 
 use std::{collections::BTreeMap, sync::Arc};
 

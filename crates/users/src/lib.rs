@@ -13,8 +13,10 @@
 //! |---|---|
 //! | account data, tags, push rules, fully read markers | [`AccountData::changes`] |
 //! | receipts of a room | [`Receipts::changed_rooms`], [`Receipts::changes`] |
+//! | messages for other servers | [`Outgoing::page`], then [`Outgoing::delivered`] |
 //! | messages to a device | [`Inbox::page`], then [`Inbox::acknowledge`] |
 //! | device lists | [`DeviceLists::changed`], [`DeviceLists::signed_by`] |
+//! | device lists, for other servers | [`DeviceLists::told`], [`DeviceLists::version`] |
 //! | counts of one-time keys, unused fallback keys | [`Keys::counts`], [`Keys::unused_fallback_types`] |
 //! | typing, presence | [`Typing::changes`], [`Presences::changes`] |
 //!
@@ -33,9 +35,11 @@ mod inbox;
 pub mod journal;
 mod keys;
 mod number;
+mod outgoing;
 mod presence;
 mod profile;
 mod receipt;
+mod remote_list;
 mod signature;
 mod stream;
 mod sweep;
@@ -57,30 +61,36 @@ pub use cross_signing::{
 pub use device::{
     DELETED_AT_ONCE, Device, DeviceError, Devices, Ensured, MAX_DEVICES, MAX_DISPLAY_NAME, Seen,
 };
-pub use device_list::DeviceLists;
+pub use device_list::{DeviceChange, DeviceLists};
 pub use filter::{FilterError, Filters, MAX_FILTER, MAX_FILTERS};
 pub use ground::Failure;
 pub use identifier::{BadIdentifier, MAX_IDENTIFIER};
 pub use inbox::{
     INBOX_PAGE, Inbox, InboxPage, MAX_DELIVERED_BYTES, MAX_INBOX, MAX_INBOX_BYTES, MAX_RECIPIENTS,
-    MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError, ToDeviceMessage, ToDeviceRequest,
+    MAX_TO_DEVICE_CONTENT, Recipient, ToDeviceError, ToDeviceMessage, ToDeviceRequest, Transaction,
 };
 pub use keys::{
     ClaimedKey, InvalidKey, KeyUpload, KeyUploadError, Keys, MAX_ALGORITHMS, MAX_DEVICE_KEYS,
     MAX_DEVICE_KEYS_OF_USER, MAX_KEYS_IN_UPLOAD, MAX_ONE_TIME_KEY, MAX_ONE_TIME_KEYS,
 };
 pub use number::{DeviceNumber, UserNumber};
+pub use outgoing::{MAX_OUTGOING, MAX_OUTGOING_BYTES, Outgoing, OutgoingMessage};
 pub use presence::{
-    ACTIVE_FOR, IDLE_AFTER, MAX_PRESENCES, MAX_STATUS, ONLINE_AFTER_SYNC, Presence, Presences,
+    ACTIVE_FOR, IDLE_AFTER, MAX_PRESENCES, MAX_REMOTE_PRESENCES, MAX_STATUS, ONLINE_AFTER_SYNC,
+    Presence, Presences, REMOTE_PRESENCE_HOLDS, RemotePresence,
 };
 pub use profile::{MAX_FIELD_NAME, MAX_PROFILE, Profile, ProfileError, Profiles};
 pub use receipt::{
     MAX_RECEIPTS, MAX_RECEIPTS_OF_USER, Receipt, ReceiptKind, Receipts, StoredReceipt,
 };
+pub use remote_list::{
+    DeviceListUpdate, RemoteDevice, RemoteDeviceList, RemoteListState, RemoteLists, Updated,
+    Witness, checked_devices, checked_one_time_key,
+};
 pub use stream::{Changes, StreamToken};
 pub use tables::TABLES;
 pub use tag::{MAX_TAG_NAME, MAX_TAGS, TagError};
-pub use typing::{MAX_TYPING, MAX_TYPING_IN_ROOM, MAX_TYPING_ROOMS, Typing};
+pub use typing::{MAX_TYPING, MAX_TYPING_IN_ROOM, MAX_TYPING_ROOMS, Typing, TypingNotice};
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
@@ -132,8 +142,12 @@ pub struct Parts {
     pub cross_signing: CrossSigning,
     /// Which device lists changed.
     pub device_lists: DeviceLists,
+    /// Device lists of users of other servers.
+    pub remote_lists: RemoteLists,
     /// Messages to devices.
     pub inbox: Inbox,
+    /// Messages for devices of other servers.
+    pub outgoing: Outgoing,
     ground: Ground,
 }
 
@@ -142,6 +156,7 @@ impl Users {
     /// hourly sweep on the runtime's tasks, which end with its shutdown.
     pub fn open(store: &Store, runtime: &Runtime) -> Self {
         let ground = Ground::new(store.clone(), runtime);
+        let outgoing = Outgoing::new(ground.clone());
         let parts = Parts {
             accounts: Accounts::new(ground.clone()),
             devices: Devices::new(ground.clone()),
@@ -154,11 +169,13 @@ impl Users {
             keys: Keys::new(ground.clone()),
             cross_signing: CrossSigning::new(ground.clone()),
             device_lists: DeviceLists::new(ground.clone()),
-            inbox: Inbox::new(ground.clone()),
+            remote_lists: RemoteLists::new(ground.clone()),
+            inbox: Inbox::new(ground.clone(), outgoing.clone()),
+            outgoing: outgoing.clone(),
             ground: ground.clone(),
         };
         let tasks = runtime.tasks.clone();
-        runtime.tasks.spawn(sweep_hourly(ground, tasks));
+        runtime.tasks.spawn(sweep_hourly(ground, outgoing, tasks));
         Self {
             parts: Arc::new(parts),
         }
@@ -181,17 +198,22 @@ impl Users {
 
     /// Removes what deleted devices and old transactions left behind. Runs hourly by itself.
     pub async fn sweep(&self) -> Result<(), Failure> {
-        sweep::all(&self.ground).await
+        sweep::all(&self.ground).await?;
+        self.outgoing.sweep().await
     }
 }
 
-async fn sweep_hourly(ground: Ground, tasks: homeserver_runtime::Tasks) {
+async fn sweep_hourly(ground: Ground, outgoing: Outgoing, tasks: homeserver_runtime::Tasks) {
     loop {
         tokio::select! {
             () = tasks.stopping() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
-        if let Err(error) = sweep::all(&ground).await {
+        let swept = async {
+            sweep::all(&ground).await?;
+            outgoing.sweep().await
+        };
+        if let Err(error) = swept.await {
             tracing::warn!(%error, "sweep interrupted; the next one goes on");
         }
     }

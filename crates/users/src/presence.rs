@@ -5,6 +5,9 @@
 //! "online" into "unavailable" and then into "offline". Whom a reader may hear about (users who
 //! share a room) is not decided here.
 //!
+//! The presence of users of other servers is what these say, for a while. With it comes in which rooms
+//! the user was met: whom it may concern.
+//!
 //! Spec: Client-Server API, "Presence".
 
 use std::{
@@ -36,6 +39,13 @@ pub const ONLINE_AFTER_SYNC: Duration = Duration::from_secs(30);
 /// is forgotten, and tokens from before that get the whole set.
 pub const MAX_PRESENCES: usize = 50_000;
 
+/// Users of other servers whose presence is remembered; that of more is not taken, so that they do not
+/// push out this server's own.
+pub const MAX_REMOTE_PRESENCES: usize = 30_000;
+
+/// How long another server's word holds that does not say it again.
+pub const REMOTE_PRESENCE_HOLDS: Duration = Duration::from_mins(30);
+
 /// Bytes of a status message; longer ones are cut.
 pub const MAX_STATUS: usize = 1_024;
 
@@ -52,6 +62,21 @@ pub struct Presence {
     pub currently_active: bool,
 }
 
+/// What another server says of one of its users.
+#[derive(Clone, Debug)]
+pub struct RemotePresence {
+    /// Online, unavailable or offline.
+    pub state: PresenceState,
+    /// What the user says about it.
+    pub status: Option<String>,
+    /// How long ago the user last did something.
+    pub last_active_ago: Duration,
+    /// Whether that is so recent that it is not worth counting.
+    pub currently_active: bool,
+    /// Numbers of rooms that the user is in.
+    pub rooms: Vec<u64>,
+}
+
 /// Who is online. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Presences {
@@ -64,6 +89,8 @@ pub struct Presences {
 struct State {
     log: ChangeLog<UserNumber>,
     users: HashMap<UserNumber, User>,
+    /// Of `users` those of other servers.
+    remote: usize,
     /// When time alone may change somebody's presence.
     alarms: BTreeSet<(Duration, UserNumber)>,
 }
@@ -76,9 +103,20 @@ struct User {
     last_active: Option<Duration>,
     /// A client is syncing, or is expected back, until then.
     syncing_until: Option<Duration>,
+    /// What the user's own server says, if that is another one.
+    remote: Option<Remote>,
     /// What others were last told.
     shown: (PresenceState, bool),
     alarm: Option<Duration>,
+}
+
+/// Another server's word.
+#[derive(Debug)]
+struct Remote {
+    currently_active: bool,
+    rooms: Vec<u64>,
+    /// How long it holds.
+    until: Duration,
 }
 
 impl Default for User {
@@ -88,6 +126,7 @@ impl Default for User {
             status: None,
             last_active: None,
             syncing_until: None,
+            remote: None,
             shown: (PresenceState::Offline, false),
             alarm: None,
         }
@@ -97,6 +136,13 @@ impl Default for User {
 impl User {
     /// The state that follows from everything known, and whether the user is currently active.
     fn visible(&self, now: Duration) -> (PresenceState, bool) {
+        if let Some(remote) = &self.remote {
+            if remote.until <= now {
+                return (PresenceState::Offline, false);
+            }
+            let active = remote.currently_active && self.chosen == PresenceState::Online;
+            return (self.chosen.clone(), active);
+        }
         let here = self.syncing_until.is_some_and(|until| until > now);
         if !here || self.chosen == PresenceState::Offline {
             return (PresenceState::Offline, false);
@@ -113,6 +159,9 @@ impl User {
     /// The next moment at which time alone may change what is visible.
     fn next_alarm(&self, now: Duration) -> Option<Duration> {
         let after_activity = |span| self.last_active.map(|at| at + span);
+        if let Some(remote) = &self.remote {
+            return Some(remote.until).filter(|until| *until > now);
+        }
         let moments = [
             self.syncing_until,
             after_activity(ACTIVE_FOR),
@@ -133,6 +182,7 @@ impl Presences {
             state: Arc::new(Mutex::new(State {
                 log: ChangeLog::new(runtime.entropy.number()),
                 users: HashMap::new(),
+                remote: 0,
                 alarms: BTreeSet::new(),
             })),
             clock: Arc::clone(&runtime.clock),
@@ -159,6 +209,40 @@ impl Presences {
             entry.status = status.map(cut);
             true
         });
+    }
+
+    /// What another server says of one of its users. Whether it is taken: only so many are.
+    pub fn remote(&self, user: UserNumber, told: RemotePresence) -> bool {
+        let now = self.clock.monotonic();
+        {
+            let mut state = self.state.lock();
+            let is_known = state.users.contains_key(&user);
+            if !is_known && state.remote >= MAX_REMOTE_PRESENCES {
+                return false;
+            }
+            state.remote += usize::from(!is_known);
+        }
+        self.change(user, |entry| {
+            entry.last_active = Some(now.saturating_sub(told.last_active_ago));
+            entry.chosen = told.state;
+            let status = told.status.map(cut);
+            let is_news = entry.status != status;
+            entry.status = status;
+            entry.remote = Some(Remote {
+                currently_active: told.currently_active,
+                rooms: told.rooms,
+                until: now + REMOTE_PRESENCE_HOLDS,
+            });
+            is_news
+        });
+        true
+    }
+
+    /// The rooms in which a user of another server was met; `None` for all others.
+    pub fn met_in(&self, user: UserNumber) -> Option<Vec<u64>> {
+        let state = self.state.lock();
+        let remote = state.users.get(&user)?.remote.as_ref()?;
+        Some(remote.rooms.clone())
     }
 
     /// A client of the user begins a sync request that may last for `timeout`, and declares a
@@ -289,7 +373,12 @@ impl State {
             let Some(quiet) = self.log.forget_oldest() else {
                 return;
             };
-            if let Some(alarm) = self.users.remove(&quiet).and_then(|user| user.alarm) {
+            let Some(user) = self.users.remove(&quiet) else {
+                continue;
+            };
+            let was_remote = usize::from(user.remote.is_some());
+            self.remote = self.remote.saturating_sub(was_remote);
+            if let Some(alarm) = user.alarm {
                 self.alarms.remove(&(alarm, quiet));
             }
         }
@@ -388,6 +477,39 @@ mod tests {
         let (presences, _clock, _runtime) = presences();
         presences.syncing(ALICE, &PresenceState::Offline, Duration::ZERO);
         assert_eq!(presences.of(ALICE), None);
+    }
+
+    #[tokio::test]
+    async fn the_word_of_another_server_holds_for_a_while() {
+        let (presences, clock, _runtime) = presences();
+        let word = |state| RemotePresence {
+            state,
+            status: None,
+            last_active_ago: Duration::from_secs(5),
+            currently_active: true,
+            rooms: vec![7],
+        };
+        assert!(presences.remote(ALICE, word(PresenceState::Online)));
+        assert_eq!(presences.met_in(ALICE), Some(vec![7]));
+        assert_eq!(presences.met_in(UserNumber(2)), None);
+        let token = presences.token();
+        presences.remote(ALICE, word(PresenceState::Online));
+        assert_eq!(told(&presences, token), [], "the same is no news");
+        presences.remote(ALICE, word(PresenceState::Unavailable));
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Unavailable, false)]
+        );
+        clock.advance(REMOTE_PRESENCE_HOLDS);
+        assert_eq!(
+            told(&presences, token),
+            [(ALICE, PresenceState::Offline, false)]
+        );
+        for number in 2..=MAX_REMOTE_PRESENCES as u64 {
+            assert!(presences.remote(UserNumber(number), word(PresenceState::Online)));
+        }
+        let one_more = UserNumber(MAX_REMOTE_PRESENCES as u64 + 1);
+        assert!(!presences.remote(one_more, word(PresenceState::Online)));
     }
 
     #[tokio::test]

@@ -216,6 +216,25 @@ impl Receipts {
         Ok(receipts)
     }
 
+    /// The public receipt that moved at a position (that of an entry of [`journal::RECEIPT_CHANGED`]),
+    /// if it still stands there.
+    pub async fn moved_at(
+        &self,
+        room: u64,
+        position: Position,
+    ) -> Result<Option<StoredReceipt>, Failure> {
+        let store = &self.ground.store;
+        let change = store.get(&RECEIPT_CHANGES, &(room, position)).await?;
+        let public = ReceiptKind::Public.code();
+        let Some(change) = change.filter(|change| change.kind == public) else {
+            return Ok(None);
+        };
+        let key: ReceiptKey = (room, change.user, change.kind, change.thread);
+        let row = store.get(&RECEIPTS, &key).await?;
+        let row = row.filter(|row| row.known() == position);
+        row.map(|row| stored(key, row)).transpose()
+    }
+
     /// Of these rooms, those where a public receipt may have moved in `(after, upto]`: the last
     /// position of each is compared, so a room may be named whose receipts `changes` then finds
     /// to be newer than `upto`. Private receipts arrive under the user's own topic.

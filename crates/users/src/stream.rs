@@ -70,6 +70,11 @@ impl<K: Copy + Eq + Hash> ChangeLog<K> {
         self.order.insert(self.counter, key);
     }
 
+    /// Counts a change that those who read by [`ChangeLog::since`] are not told.
+    pub(crate) fn bump(&mut self) {
+        self.counter += 1;
+    }
+
     /// Forgets what has been quiet longest, and gives it.
     pub(crate) fn forget_oldest(&mut self) -> Option<K> {
         let (changed_at, key) = self.order.pop_first()?;

@@ -9,10 +9,13 @@ use crate::{
     account_data::{ChangeRow, ContentRow},
     cross_signing::CrossSigningKeyRow,
     device::{DeviceRow, Seen},
+    device_list::DeviceChangeRow,
     inbox::{MessageRow, TransactionRow},
     keys::{CountsRow, DeviceKeysRow, FallbackKeyRow, OneTimeKeyKey, OneTimeKeyRow},
+    outgoing::OutgoingRow,
     profile::ProfileRow,
     receipt::{ReceiptChangeRow, ReceiptKey, ReceiptRow},
+    remote_list::{RemoteDeviceRow, RemoteListRow},
     signature::{SignatureKey, SignatureRow},
 };
 
@@ -97,6 +100,28 @@ pub(crate) const TO_DEVICE_TRANSACTIONS: Table<(u64, u128), TransactionRow> =
 pub(crate) const TO_DEVICE_TRANSACTIONS_BY_TIME: Table<(u64, u64, u128), ()> =
     Table::new(0x5a, "to_device_transactions_by_time");
 
+/// (user of this server, position) → which of the user's devices changed there, as other servers
+/// are told. Never overwritten.
+pub(crate) const DEVICE_CHANGES: Table<(u64, Position), DeviceChangeRow> =
+    Table::new(0x5b, "device_changes");
+
+/// (user of another server) → what is known of the user's device list.
+pub(crate) const REMOTE_LISTS: Table<u64, RemoteListRow> = Table::new(0x5c, "remote_lists");
+
+/// (user of another server, device id) → the device.
+pub(crate) const REMOTE_DEVICES: Table<(u64, String), RemoteDeviceRow> =
+    Table::new(0x5d, "remote_devices");
+
+/// (user of another server) → (): the device list has to be fetched.
+pub(crate) const STALE_LISTS: Table<u64, ()> = Table::new(0x5e, "stale_lists");
+
+/// (server, position) → messages for the server's devices.
+pub(crate) const OUTGOING: Table<(String, Position), OutgoingRow> = Table::new(0x5f, "outgoing");
+
+/// (position, server) → (): in which order messages were queued.
+pub(crate) const OUTGOING_BY_POSITION: Table<(Position, String), ()> =
+    Table::new(0x60, "outgoing_by_position");
+
 /// All tables of this crate, for the registry.
 pub const TABLES: &[TableSpec] = &[
     ACCOUNTS.spec(),
@@ -122,4 +147,10 @@ pub const TABLES: &[TableSpec] = &[
     INBOX.spec(),
     TO_DEVICE_TRANSACTIONS.spec(),
     TO_DEVICE_TRANSACTIONS_BY_TIME.spec(),
+    DEVICE_CHANGES.spec(),
+    REMOTE_LISTS.spec(),
+    REMOTE_DEVICES.spec(),
+    STALE_LISTS.spec(),
+    OUTGOING.spec(),
+    OUTGOING_BY_POSITION.spec(),
 ];

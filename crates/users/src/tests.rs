@@ -5,6 +5,7 @@ mod data;
 mod devices;
 mod fuzz;
 mod keys;
+mod remote;
 mod rows;
 mod signing;
 mod to_device;

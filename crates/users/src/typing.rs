@@ -3,10 +3,13 @@
 //! Each user's typing ends by itself. A reader compares its [`StreamToken`] with the stream; a
 //! token of another start of the process gets the whole set.
 //!
-//! Spec: Client-Server API, "Typing Notifications".
+//! Beside the lists there is who began and who stopped, one by one: what other servers are told. They
+//! forget who types after a while, so that it is said again as long as it is so.
+//!
+//! Spec: Client-Server API, "Typing Notifications"; Server-Server API, "Typing Notifications".
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -24,9 +27,27 @@ pub const MAX_TYPING: Duration = Duration::from_mins(2);
 /// Users shown as typing in one room; more are not recorded.
 pub const MAX_TYPING_IN_ROOM: usize = 100;
 
+/// After so long it is said again that somebody types. Servers forget it after half a minute at the
+/// earliest.
+const RENEWED_AFTER: Duration = Duration::from_secs(25);
+
+/// Notices that are remembered; tokens from before them get the whole set.
+const MAX_NOTICES: usize = 10_000;
+
 /// Rooms whose last change is remembered. When there are more, the one that has been quiet
 /// longest is forgotten, and tokens from before that get the whole set.
 pub const MAX_TYPING_ROOMS: usize = 10_000;
+
+/// Somebody began to type, types on, or stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypingNotice {
+    /// The room's number.
+    pub room: u64,
+    /// Who.
+    pub user: OwnedUserId,
+    /// Whether they type.
+    pub typing: bool,
+}
 
 /// Who is typing in which room. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,10 +60,23 @@ pub struct Typing {
 #[derive(Debug)]
 struct State {
     log: ChangeLog<u64>,
-    /// Room → user → when their typing ends, on the monotonic clock.
-    rooms: HashMap<u64, BTreeMap<OwnedUserId, Duration>>,
+    /// Room → user → how long they type.
+    rooms: HashMap<u64, BTreeMap<OwnedUserId, Typist>>,
+    /// Notices with the counter after them, the oldest first.
+    notices: VecDeque<(u64, TypingNotice)>,
+    /// Tokens with a lower counter know nothing of the notices.
+    notices_from: u64,
     /// No typing ends before this; `None` if nobody types.
     soonest_end: Option<Duration>,
+}
+
+/// Times on the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+struct Typist {
+    /// When their typing ends.
+    until: Duration,
+    /// When it was last said that they type.
+    said: Duration,
 }
 
 impl Typing {
@@ -52,6 +86,8 @@ impl Typing {
             state: Arc::new(Mutex::new(State {
                 log: ChangeLog::new(runtime.entropy.number()),
                 rooms: HashMap::new(),
+                notices: VecDeque::new(),
+                notices_from: 0,
                 soonest_end: None,
             })),
             clock: Arc::clone(&runtime.clock),
@@ -67,16 +103,26 @@ impl Typing {
 
     /// A user types in a room, for `how_long` at most.
     pub fn start_typing(&self, room: u64, user: OwnedUserId, how_long: Duration) {
-        let until = self.clock.monotonic() + how_long.min(MAX_TYPING);
+        let now = self.clock.monotonic();
+        let until = now + how_long.min(MAX_TYPING);
         let mut state = self.state.lock();
         let users = state.rooms.entry(room).or_default();
         if users.len() >= MAX_TYPING_IN_ROOM && !users.contains_key(&user) {
             return;
         }
-        let is_news = users.insert(user, until).is_none();
+        let before = users.get(&user).copied();
+        let is_due = before.is_none_or(|typist| now.saturating_sub(typist.said) >= RENEWED_AFTER);
+        let said = before.filter(|_| !is_due).map_or(now, |typist| typist.said);
+        users.insert(user.clone(), Typist { until, said });
         state.soonest_end = Some(state.soonest_end.map_or(until, |end| end.min(until)));
-        if is_news {
-            state.touch(room);
+        match before {
+            None => state.touch(room),
+            Some(_) if is_due => state.log.bump(),
+            Some(_) => {}
+        }
+        if is_due {
+            let typing = true;
+            state.note(TypingNotice { room, user, typing });
         }
         self.announce(&state);
     }
@@ -87,8 +133,41 @@ impl Typing {
         let known = state.rooms.get_mut(&room);
         if known.is_some_and(|users| users.remove(user).is_some()) {
             state.touch(room);
+            state.note(TypingNotice {
+                room,
+                user: user.clone(),
+                typing: false,
+            });
             self.announce(&state);
         }
+    }
+
+    /// Who began to type, types on or stopped since the token, each in a room once; who types now, if
+    /// the token says nothing here.
+    pub fn notices(&self, since: StreamToken) -> Vec<TypingNotice> {
+        let mut state = self.state.lock();
+        state.expire(self.clock.monotonic());
+        if since.boot != state.log.token().boot || since.counter < state.notices_from {
+            let now = state.rooms.iter().flat_map(|(room, users)| {
+                users.keys().map(|user| TypingNotice {
+                    room: *room,
+                    user: user.clone(),
+                    typing: true,
+                })
+            });
+            let mut now: Vec<_> = now.collect();
+            // Rooms come out of a hash map; their order must not decide anything.
+            now.sort_by(|one, other| (one.room, &one.user).cmp(&(other.room, &other.user)));
+            return now;
+        }
+        let new = state
+            .notices
+            .partition_point(|(counter, _)| *counter <= since.counter);
+        let mut last = BTreeMap::new();
+        for (_, notice) in state.notices.range(new..) {
+            last.insert((notice.room, &notice.user), notice);
+        }
+        last.into_values().cloned().collect()
     }
 
     /// Who is typing in a room now.
@@ -163,6 +242,16 @@ impl State {
             .unwrap_or_default()
     }
 
+    /// Remembers a notice, for after the change that it tells of was counted.
+    fn note(&mut self, notice: TypingNotice) {
+        self.notices.push_back((self.log.counter(), notice));
+        if self.notices.len() > MAX_NOTICES
+            && let Some((counter, _)) = self.notices.pop_front()
+        {
+            self.notices_from = counter;
+        }
+    }
+
     /// Notes that a room's list changed just now.
     fn touch(&mut self, number: u64) {
         self.log.touch(number);
@@ -180,19 +269,23 @@ impl State {
         }
         let mut ended = Vec::new();
         for (number, users) in &mut self.rooms {
-            let before = users.len();
-            users.retain(|_, until| *until > now);
-            if users.len() < before {
-                ended.push(*number);
-            }
+            users.retain(|user, typist| {
+                let is_over = typist.until <= now;
+                if is_over {
+                    ended.push((*number, user.clone()));
+                }
+                !is_over
+            });
         }
         // Rooms come out of a hash map; their order must not decide anything.
         ended.sort_unstable();
-        for room in ended {
+        for (room, user) in ended {
             self.touch(room);
+            let typing = false;
+            self.note(TypingNotice { room, user, typing });
         }
-        let ends = self.rooms.values().flat_map(BTreeMap::values);
-        self.soonest_end = ends.min().copied();
+        let typists = self.rooms.values().flat_map(BTreeMap::values);
+        self.soonest_end = typists.map(|typist| typist.until).min();
         true
     }
 }
@@ -229,6 +322,40 @@ mod tests {
             typing.changes(&[7, 8], now),
             Changes::Since(vec![(7, vec![])])
         );
+    }
+
+    #[tokio::test]
+    async fn other_servers_are_told_who_began_types_on_and_stopped() {
+        let (typing, clock, _runtime) = typing();
+        let notice = |user_name: &str, typing| TypingNotice {
+            room: 7,
+            user: user(user_name),
+            typing,
+        };
+        let start = typing.token();
+        typing.start_typing(7, user("alice"), Duration::from_mins(1));
+        typing.start_typing(7, user("bob"), Duration::from_mins(1));
+        typing.stop_typing(7, &user("bob"));
+        let told = typing.notices(start);
+        assert_eq!(told, [notice("alice", true), notice("bob", false)]);
+        let now = typing.token();
+        clock.advance(Duration::from_secs(20));
+        typing.start_typing(7, user("alice"), Duration::from_mins(1));
+        assert_eq!(typing.notices(now), []);
+        clock.advance(Duration::from_secs(20));
+        typing.start_typing(7, user("alice"), Duration::from_mins(1));
+        assert_eq!(typing.notices(now), [notice("alice", true)]);
+        // Readers of the list are not told the same list again.
+        assert_eq!(typing.changes(&[7], now), Changes::Since(vec![]));
+        let later = typing.token();
+        clock.advance(Duration::from_mins(1));
+        assert_eq!(typing.notices(later), [notice("alice", false)]);
+        typing.start_typing(7, user("carol"), Duration::from_mins(1));
+        let foreign = StreamToken {
+            boot: 1,
+            counter: 99,
+        };
+        assert_eq!(typing.notices(foreign), [notice("carol", true)]);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use super::{CrossSigning, KeyUsage, MAX_CROSS_SIGNING_KEY, verify};
 use crate::{
     Failure, UserNumber,
     device::number,
-    device_list::list_changed,
+    device_list::{Told, list_changed},
     ground::{Attempt, MAX_ATTEMPTS},
     journal,
     keys::{MAX_DEVICE_KEYS, check_signatures},
@@ -84,6 +84,7 @@ impl CrossSigning {
         let mut seen = 0;
         for (owner, objects) in signed {
             let mut any = None;
+            let mut told = Vec::new();
             for (key_id, json) in objects {
                 seen += 1;
                 let outcome = if seen > MAX_SIGNED_OBJECTS {
@@ -93,7 +94,10 @@ impl CrossSigning {
                         .await?
                 };
                 match outcome {
-                    Ok(number) => any = Some(number),
+                    Ok(number) => {
+                        any = Some(number);
+                        told.push(key_id.as_str());
+                    }
                     Err(failure) => {
                         let of_owner = failures.entry(owner.clone()).or_default();
                         of_owner.insert(key_id.clone(), failure);
@@ -101,7 +105,20 @@ impl CrossSigning {
                 }
             }
             match any {
-                Some(owner) if owner == signer.0 => list_changed(batch, owner),
+                Some(owner) if owner == signer.0 => {
+                    let own = self.rows(owner).await?;
+                    let master = own
+                        .get(&KeyUsage::Master)
+                        .map(|row| row.public_key.as_str());
+                    for key_id in told {
+                        let what = if Some(key_id) == master {
+                            Told::CrossSigning
+                        } else {
+                            Told::Device(key_id)
+                        };
+                        list_changed(batch, owner, what);
+                    }
+                }
                 Some(owner) => {
                     let entry = journal::entry(journal::SIGNATURE_ADDED, &[signer.0.0, owner.0]);
                     batch.append(&entry, &[journal::user(signer.0)]);

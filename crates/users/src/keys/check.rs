@@ -28,7 +28,7 @@ pub enum InvalidKey {
 }
 
 /// Checks identity keys and gives them without `unsigned`, which is the server's to add.
-pub(super) fn device_keys(
+pub(crate) fn checked_device_keys(
     json: &str,
     user: &UserId,
     device: &DeviceId,
@@ -105,7 +105,7 @@ pub(crate) fn check_signatures(
 }
 
 /// Checks a one-time or fallback key and gives its algorithm and id.
-pub(super) fn one_time_key<'a>(
+pub(crate) fn checked_one_time_key<'a>(
     name: &'a str,
     json: &str,
 ) -> Result<(&'a str, &'a str), InvalidKey> {

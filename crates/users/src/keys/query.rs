@@ -23,6 +23,26 @@ impl Keys {
         only: &[OwnedDeviceId],
         reader: UserNumber,
     ) -> Result<BTreeMap<OwnedDeviceId, Box<RawValue>>, Failure> {
+        self.shown(owner, only, Some(reader)).await
+    }
+
+    /// The keys of `owner`'s devices (of all if `only` is empty) as other servers may see them: with
+    /// the owner's signatures, and without names.
+    pub async fn public(
+        &self,
+        owner: UserNumber,
+        only: &[OwnedDeviceId],
+    ) -> Result<BTreeMap<OwnedDeviceId, Box<RawValue>>, Failure> {
+        self.shown(owner, only, None).await
+    }
+
+    /// For a reader of this server, or for other servers.
+    async fn shown(
+        &self,
+        owner: UserNumber,
+        only: &[OwnedDeviceId],
+        reader: Option<UserNumber>,
+    ) -> Result<BTreeMap<OwnedDeviceId, Box<RawValue>>, Failure> {
         let mut devices = self
             .ground
             .scan_prefix(&DEVICES, &owner.0, MAX_DEVICES)
@@ -35,13 +55,14 @@ impl Keys {
         if keys.iter().all(Option::is_none) {
             return Ok(BTreeMap::new());
         }
-        let signatures = visible(&self.ground, owner, reader).await?;
+        let signatures = visible(&self.ground, owner, reader.unwrap_or(owner)).await?;
         let mut shown = BTreeMap::new();
         for (((_, id), row), keys) in devices.iter().zip(keys) {
             let Some(DeviceKeysRow(json)) = keys else {
                 continue;
             };
-            let json = with_name(&json, display_name(row))?;
+            let name = display_name(row).filter(|_| reader.is_some());
+            let json = with_name(&json, name)?;
             let json = with_signatures(&json, signatures.on(id))?;
             shown.insert(<&DeviceId>::from(id.as_str()).to_owned(), json);
         }
@@ -49,7 +70,7 @@ impl Keys {
     }
 }
 
-fn with_name(json: &str, name: Option<&str>) -> Result<String, Failure> {
+pub(crate) fn with_name(json: &str, name: Option<&str>) -> Result<String, Failure> {
     let Some(name) = name else {
         return Ok(json.to_owned());
     };

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     DeviceNumber, Failure, UserNumber,
     device::{MAX_DEVICES, number},
-    device_list::list_changed,
+    device_list::{Told, list_changed},
     ground::{Attempt, MAX_ATTEMPTS},
     journal,
     tables::{
@@ -97,7 +97,7 @@ impl Keys {
             let _turn = self.turn(device).lock().await;
             let mut batch = Batch::new();
             batch.assert_value(&DEVICES, &key, &row);
-            self.add_identity_keys(&mut batch, user.0, device, &checked)
+            self.add_identity_keys(&mut batch, user.0, (device, &key.1), &checked)
                 .await?;
             let counts = self
                 .add_one_time_keys(&mut batch, user.0, device, &checked)
@@ -116,7 +116,7 @@ impl Keys {
         &self,
         batch: &mut Batch,
         user: UserNumber,
-        device: DeviceNumber,
+        (device, device_id): (DeviceNumber, &str),
         checked: &Checked,
     ) -> Result<(), KeyUploadError> {
         let Some(new) = &checked.device_keys else {
@@ -133,7 +133,7 @@ impl Keys {
             None => batch.assert_absent(&DEVICE_KEYS, &device.0),
         };
         batch.put(&DEVICE_KEYS, &device.0, new);
-        list_changed(batch, user);
+        list_changed(batch, user, Told::Device(device_id));
         Ok(())
     }
 
@@ -296,19 +296,19 @@ fn check_upload(
         return Err(KeyUploadError::TooMany);
     }
     let device_keys = upload.device_keys.as_ref().map(|json| {
-        let object = check::device_keys(json.get(), user, device);
+        let object = check::checked_device_keys(json.get(), user, device);
         let object = object.map_err(KeyUploadError::DeviceKeys)?;
         Ok::<_, KeyUploadError>(DeviceKeysRow(Value::Object(object).to_string()))
     });
     let mut one_time = Vec::with_capacity(upload.one_time_keys.len());
     for (name, json) in &upload.one_time_keys {
-        let (algorithm, id) = check::one_time_key(name, json.get())
+        let (algorithm, id) = check::checked_one_time_key(name, json.get())
             .map_err(|error| KeyUploadError::Key(name.clone(), error))?;
         one_time.push((algorithm.to_owned(), id.to_owned(), json.get().to_owned()));
     }
     let mut fallback = BTreeMap::new();
     for (name, json) in &upload.fallback_keys {
-        let (algorithm, id) = check::one_time_key(name, json.get())
+        let (algorithm, id) = check::checked_one_time_key(name, json.get())
             .map_err(|error| KeyUploadError::Key(name.clone(), error))?;
         let row = FallbackKeyRow {
             id: id.to_owned(),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{World, device_id, keys::device_keys, raw, user_id};
 use crate::{
-    DeviceError, Failure, KeyUpload, Recipient, ToDeviceRequest,
+    DeviceChange, DeviceError, Failure, KeyUpload, Recipient, ToDeviceRequest,
     tables::{DEVICE_REMAINS, INBOX, ONE_TIME_KEY_IDS, ONE_TIME_KEYS},
 };
 
@@ -200,6 +200,7 @@ async fn a_deleted_device_leaves_nothing() {
             sender: user_id("bob"),
             event_type: "m.dummy".to_owned(),
             messages: BTreeMap::from([(alice, to_all)]),
+            remote: BTreeMap::new(),
             transaction: None,
         };
         world.users.inbox.send(&request).await.unwrap();
@@ -318,14 +319,20 @@ async fn a_rename_changes_the_list_only_where_there_are_keys() {
     assert_eq!(lists.changed(uploaded, end).await.unwrap(), [alice].into());
     assert!(lists.has_changed(alice, uploaded, end).await.unwrap());
     assert!(!lists.has_changed(alice, end, end + 9).await.unwrap());
-    let last = lists.last_change(alice, end).await.unwrap();
-    assert!(last > uploaded && last <= end);
-    assert!(lists.last_change(alice, uploaded).await.unwrap() <= uploaded);
-    assert_eq!(lists.last_change(alice, renamed).await.unwrap(), 0);
+    // A name is nothing that other servers are told.
+    let last = lists.version(alice, end).await.unwrap();
+    assert!(last > renamed && last <= uploaded);
+    assert_eq!(lists.version(alice, renamed).await.unwrap(), 0);
+    let told = lists.told(alice, (0, end), 9).await.unwrap();
+    let change = DeviceChange {
+        position: last,
+        device: Some(device_id("D")),
+    };
+    assert_eq!(told, [change]);
 
     // Journal entries go; the newest change of those that are gone stays known.
     let entries = world.store.journal().read_all(0, end, 1_000).await.unwrap();
     lists.forget_before(&entries).await.unwrap();
-    assert_eq!(lists.last_change(alice, end).await.unwrap(), last);
-    assert_eq!(lists.last_change(alice, last - 1).await.unwrap(), 0);
+    assert_eq!(lists.version(alice, end).await.unwrap(), last);
+    assert_eq!(lists.version(alice, last - 1).await.unwrap(), 0);
 }

@@ -3,11 +3,11 @@
 use homeserver_fuzz::{Target, read_row, rows::of_snapshot};
 
 use crate::tables::{
-    ACCOUNT_DATA, ACCOUNT_DATA_CHANGES, ACCOUNTS, CROSS_SIGNING_KEYS, DEVICE_KEYS,
+    ACCOUNT_DATA, ACCOUNT_DATA_CHANGES, ACCOUNTS, CROSS_SIGNING_KEYS, DEVICE_CHANGES, DEVICE_KEYS,
     DEVICE_LIST_CHANGES, DEVICE_REMAINS, DEVICE_SEEN, DEVICES, FALLBACK_KEYS, FILTERS,
-    FIRST_ACCOUNT, INBOX, ONE_TIME_KEY_COUNTS, ONE_TIME_KEY_IDS, ONE_TIME_KEYS, PROFILES,
-    READ_MARKERS, RECEIPT_CHANGES, RECEIPTS, SIGNATURES, TO_DEVICE_TRANSACTIONS,
-    TO_DEVICE_TRANSACTIONS_BY_TIME,
+    FIRST_ACCOUNT, INBOX, ONE_TIME_KEY_COUNTS, ONE_TIME_KEY_IDS, ONE_TIME_KEYS, OUTGOING,
+    OUTGOING_BY_POSITION, PROFILES, READ_MARKERS, RECEIPT_CHANGES, RECEIPTS, REMOTE_DEVICES,
+    REMOTE_LISTS, SIGNATURES, STALE_LISTS, TO_DEVICE_TRANSACTIONS, TO_DEVICE_TRANSACTIONS_BY_TIME,
 };
 
 #[test]
@@ -15,6 +15,9 @@ fn users_rows() {
     let snapshots = [
         include_str!("snapshots/homeserver_users__tests__rows__rows_of_keys_and_devices.snap"),
         include_str!("snapshots/homeserver_users__tests__rows__rows_written_by_use.snap"),
+        include_str!(
+            "snapshots/homeserver_users__tests__rows__rows_about_other_servers_written_by_use.snap"
+        ),
     ];
     let seeds = snapshots.into_iter().flat_map(of_snapshot);
     Target::new("users_rows").seeds(seeds).run(|input| {
@@ -43,7 +46,13 @@ fn users_rows() {
                 DEVICE_LIST_CHANGES,
                 INBOX,
                 TO_DEVICE_TRANSACTIONS,
-                TO_DEVICE_TRANSACTIONS_BY_TIME
+                TO_DEVICE_TRANSACTIONS_BY_TIME,
+                DEVICE_CHANGES,
+                REMOTE_LISTS,
+                REMOTE_DEVICES,
+                STALE_LISTS,
+                OUTGOING,
+                OUTGOING_BY_POSITION
             ]
         )
     });

@@ -8,6 +8,7 @@ use super::{World, device_id, raw, user_id};
 use crate::{
     AccountKind, Admin, NewAccount, Receipt, ReceiptKind, Scope, Seen,
     cross_signing::CrossSigningKeyRow,
+    device_list::DeviceChangeRow,
     keys::{CountsRow, DeviceKeysRow, FallbackKeyRow, OneTimeKeyRow},
     signature::SignatureRow,
     tables,
@@ -149,7 +150,8 @@ async fn rows_written_by_use() {
         sender: user_id("bob"),
         event_type: "m.t".to_owned(),
         messages: BTreeMap::from([(alice, to_all)]),
-        transaction: Some((device.number, "x".to_owned())),
+        remote: BTreeMap::new(),
+        transaction: Some(crate::Transaction::Client(device.number, "x".to_owned())),
     };
     users.inbox.send(&request).await.unwrap();
     let mut lines = Vec::new();
@@ -172,6 +174,68 @@ async fn rows_written_by_use() {
         RECEIPT_CHANGES,
         INBOX,
         TO_DEVICE_TRANSACTIONS
+    );
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[tokio::test]
+async fn rows_about_other_servers_written_by_use() {
+    let world = World::new().await;
+    let users = &world.users;
+    let bob: ruma::OwnedUserId = "@bob:b".try_into().unwrap();
+    let number = users.number(&bob).await.unwrap();
+    let version = users.remote_lists.follow(number).await.unwrap();
+    let keys = raw(&serde_json::json!({
+        "user_id": bob, "device_id": "D", "algorithms": [], "keys": { "ed25519:D": "k" },
+        "signatures": { "@bob:b": { "ed25519:D": "s" } },
+    }));
+    let list = crate::RemoteDeviceList {
+        stream_id: Some(5),
+        devices: crate::checked_devices(&bob, [(device_id("D"), keys, Some("n".to_owned()))]),
+        ..crate::RemoteDeviceList::default()
+    };
+    let witness = crate::Witness {
+        room: 3,
+        event: 4,
+        at: 2,
+    };
+    let stored = users
+        .remote_lists
+        .store((number, &bob), &list, (version, Some(witness)));
+    assert!(stored.await.unwrap());
+    users.remote_lists.mark_stale(number).await.unwrap();
+    let content = raw(&serde_json::json!({}));
+    let request = crate::ToDeviceRequest {
+        sender: user_id("alice"),
+        event_type: "m.t".to_owned(),
+        messages: BTreeMap::new(),
+        remote: BTreeMap::from([(
+            bob,
+            BTreeMap::from([(crate::Recipient::AllDevices, content)]),
+        )]),
+        transaction: None,
+    };
+    users.inbox.send(&request).await.unwrap();
+    let mut lines = vec![line(
+        &tables::DEVICE_CHANGES,
+        &(7_u64, 9_u64),
+        &DeviceChangeRow(Some("D".to_owned())),
+    )];
+    macro_rules! dump {
+        ($($table:ident),*) => {$(
+            let rows = homeserver_storage::ScanRange::all();
+            let forward = homeserver_storage::Direction::Forward;
+            for (key, row) in world.store.scan(&tables::$table, rows, forward, 10).await.unwrap() {
+                lines.push(line(&tables::$table, &key, &row));
+            }
+        )*};
+    }
+    dump!(
+        REMOTE_LISTS,
+        REMOTE_DEVICES,
+        STALE_LISTS,
+        OUTGOING,
+        OUTGOING_BY_POSITION
     );
     insta::assert_snapshot!(lines.join("\n"));
 }

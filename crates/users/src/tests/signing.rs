@@ -19,20 +19,20 @@ use crate::{
 
 /// A client's private key. The server's signer names signatures by a version; a client names them
 /// by device id or public key, so the signature is moved under that name.
-struct Client(SigningKey);
+pub(super) struct Client(SigningKey);
 
 impl Client {
-    fn new(number: u8) -> Self {
+    pub(super) fn new(number: u8) -> Self {
         let mut seed = [7; 32];
         seed[0] = number;
         Self(SigningKey::from_seed("x", &seed).unwrap())
     }
 
-    fn public(&self) -> String {
+    pub(super) fn public(&self) -> String {
         self.0.verify_key().to_base64()
     }
 
-    fn sign(&self, object: &mut Value, user: &str, key_id: &str) {
+    pub(super) fn sign(&self, object: &mut Value, user: &str, key_id: &str) {
         let user = user_id(user).to_string();
         let mut bare = object.clone();
         bare.as_object_mut().unwrap().remove("signatures");

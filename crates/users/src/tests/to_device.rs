@@ -26,6 +26,7 @@ fn to(messages: &[(UserNumber, Recipient, Value)]) -> ToDeviceRequest {
         sender: user_id("sender"),
         event_type: "m.dummy".to_owned(),
         messages: by_user,
+        remote: BTreeMap::new(),
         transaction: None,
     }
 }
@@ -129,7 +130,7 @@ async fn a_repeated_transaction_does_nothing_for_a_day() {
     );
     let inbox = &world.users.inbox;
     let mut request = to(&[(alice, Recipient::Device(device_id("A")), json!({}))]);
-    request.transaction = Some((sender, "t1".to_owned()));
+    request.transaction = Some(crate::Transaction::Client(sender, "t1".to_owned()));
     for _ in 0..3 {
         inbox.send(&request).await.unwrap();
     }
@@ -141,11 +142,11 @@ async fn a_repeated_transaction_does_nothing_for_a_day() {
             ..request.clone()
         },
         ToDeviceRequest {
-            transaction: Some((device, "t1".to_owned())),
+            transaction: Some(crate::Transaction::Client(device, "t1".to_owned())),
             ..request.clone()
         },
         ToDeviceRequest {
-            transaction: Some((sender, "t2".to_owned())),
+            transaction: Some(crate::Transaction::Client(sender, "t2".to_owned())),
             ..request.clone()
         },
     ];
@@ -176,7 +177,7 @@ async fn of_racing_repetitions_one_delivers() {
     let alice = world.user("alice").await;
     let device = world.device(alice, "A").await;
     let mut request = to(&[(alice, Recipient::AllDevices, json!({}))]);
-    request.transaction = Some((device, "t".to_owned()));
+    request.transaction = Some(crate::Transaction::Client(device, "t".to_owned()));
     let sends = (0..10).map(|_| world.users.inbox.send(&request));
     for sent in futures_util::future::join_all(sends).await {
         sent.unwrap();
@@ -194,7 +195,7 @@ async fn a_request_larger_than_a_batch_reaches_everybody_once() {
     }
     let mut request = to(&[(alice, Recipient::AllDevices, json!({}))]);
     let sender = *devices.first().unwrap();
-    request.transaction = Some((sender, "t".to_owned()));
+    request.transaction = Some(crate::Transaction::Client(sender, "t".to_owned()));
     let sends = (0..4).map(|_| world.users.inbox.send(&request));
     for sent in futures_util::future::join_all(sends).await {
         sent.unwrap();
@@ -225,7 +226,7 @@ async fn what_is_too_large_or_malformed_is_refused() {
         Err(ToDeviceError::BadIdentifier(_))
     ));
     let bad = ToDeviceRequest {
-        transaction: Some((device, String::new())),
+        transaction: Some(crate::Transaction::Client(device, String::new())),
         ..good
     };
     assert!(matches!(
@@ -318,7 +319,7 @@ async fn a_wildcard_multiplies_no_more_than_so_many_bytes() {
     let request = to(&[(alice, Recipient::AllDevices, content)]);
     let mut repeated = request.clone();
     let sender = world.device(bob, "S").await;
-    repeated.transaction = Some((sender, "t".to_owned()));
+    repeated.transaction = Some(crate::Transaction::Client(sender, "t".to_owned()));
     world.users.inbox.send(&repeated).await.unwrap();
     world.device(alice, "one more").await;
     let before = world.store.durable();

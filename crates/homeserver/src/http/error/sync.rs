@@ -148,6 +148,7 @@ impl From<ToDeviceError> for ApiError {
             ToDeviceError::BadIdentifier(_) | ToDeviceError::TooManyRecipients => {
                 Self::invalid_param(error.to_string())
             }
+            ToDeviceError::NotCanonical => Self::bad_json(error.to_string()),
             ToDeviceError::TooLarge => Self::too_large(error.to_string()),
             ToDeviceError::Failure(error) => error.into(),
         }

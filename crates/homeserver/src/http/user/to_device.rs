@@ -1,11 +1,14 @@
 //! `PUT /sendToDevice/{eventType}/{txnId}`.
 //!
+//! Messages for users of other servers are queued for those; without federation they are dropped.
+//!
 //! Specification: client-server API, "Send-to-Device messaging".
 
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use homeserver_users::{Recipient, ToDeviceRequest, Users};
+use homeserver_federation::Federation;
+use homeserver_users::{Recipient, ToDeviceRequest, Transaction, Users};
 use ruma::{api::client::to_device::send_event_to_device, to_device::DeviceIdOrAllDevices};
 
 use crate::{
@@ -21,6 +24,7 @@ pub(super) fn routes() -> Routes {
 /// does.
 async fn send(
     State(users): State<Users>,
+    State(federation): State<Federation>,
     session: Session,
     Ruma(request): Ruma<send_event_to_device::v3::Request>,
 ) -> Result<Ruma<send_event_to_device::v3::Response>, ApiError> {
@@ -28,11 +32,8 @@ async fn send(
     if !contents.all(|content| content.json().get().starts_with('{')) {
         return Err(ApiError::bad_json("The content of a message is an object"));
     }
-    let mut messages = BTreeMap::new();
+    let (mut messages, mut remote) = (BTreeMap::new(), BTreeMap::new());
     for (user, of_user) in request.messages {
-        let Some(number) = users.known_number(&user).await? else {
-            continue;
-        };
         let of_user = of_user.into_iter().map(|(device, content)| {
             let recipient = match device {
                 DeviceIdOrAllDevices::AllDevices => Recipient::AllDevices,
@@ -40,7 +41,14 @@ async fn send(
             };
             (recipient, content.into_json())
         });
-        messages.insert(number, of_user.collect());
+        if user.server_name() != session.user.server_name() {
+            remote.insert(user, of_user.collect());
+        } else if let Some(number) = users.known_number(&user).await? {
+            messages.insert(number, of_user.collect());
+        }
+    }
+    if !federation.enabled {
+        remote.clear();
     }
     users
         .inbox
@@ -48,7 +56,11 @@ async fn send(
             sender: session.user,
             event_type: request.event_type.to_string(),
             messages,
-            transaction: Some((session.device_number, request.txn_id.to_string())),
+            remote,
+            transaction: Some(Transaction::Client(
+                session.device_number,
+                request.txn_id.to_string(),
+            )),
         })
         .await?;
     Ok(Ruma(send_event_to_device::v3::Response::new()))
