@@ -12,6 +12,7 @@
 //! made, federation hands over events it has fetched.
 
 mod acl;
+mod arrival;
 mod bulk;
 mod command;
 mod commands;
@@ -33,6 +34,7 @@ mod live;
 mod members;
 mod numbering;
 mod numbers;
+mod outside;
 mod reads;
 mod receive;
 mod relations;
@@ -58,6 +60,7 @@ use homeserver_runtime::{Clock, Runtime};
 use homeserver_storage::{Batch, Bytes, CommitError, Store};
 use ruma::{OwnedServerName, RoomVersionId};
 
+pub use arrival::Arriving;
 pub use command::{
     CreateRoom, InitialState, MemberProfile, MembershipChange, NewEvent, Preset, RoomAction,
     RoomAnswer, RoomCommand, TransactionKey, UpgradeRoom,
@@ -73,6 +76,7 @@ pub use history::{Context, HistoryPage, MAX_PAGE, Wanted};
 pub use import::{IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, PartTaken};
 pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
+pub use outside::{Outside, Standing};
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::Received;
 pub use relations::{RelationFilter, RelationPage, Thread};
@@ -155,6 +159,7 @@ impl Rooms {
             store,
         };
         rooms.resume().await?;
+        rooms.end_arrivals().await?;
         let rooms = Arc::new(rooms);
         sweep::start(&rooms);
         Ok(rooms)

@@ -83,6 +83,11 @@ pub(crate) struct Tip {
 }
 
 impl Tip {
+    /// The head, if the room has one.
+    pub(crate) fn head(&self) -> Option<Head> {
+        self.head.clone()
+    }
+
     /// The head and the pending rows, apart.
     pub(crate) fn parts(&mut self) -> (Head, &mut Pending) {
         (self.head.clone().unwrap_or_default(), &mut self.pending)
@@ -166,6 +171,22 @@ impl LiveRoom {
         store: &Store,
         wants: Wants,
     ) -> Result<MutexGuard<'_, Tip>, RoomError> {
+        let tip = self.tip_or_none(store, wants).await?;
+        match tip.head {
+            Some(_) => Ok(tip),
+            None => Err(RoomError::damaged(format!(
+                "room {} has no head",
+                self.number.0
+            ))),
+        }
+    }
+
+    /// The tip of a room that may have no head yet.
+    pub(crate) async fn tip_or_none(
+        &self,
+        store: &Store,
+        wants: Wants,
+    ) -> Result<MutexGuard<'_, Tip>, RoomError> {
         let mut tip = self.tip.lock().await;
         loop {
             // In this order: a commit that fails says so before it is no longer on its way.
@@ -191,13 +212,7 @@ impl LiveRoom {
             if tip.head.is_none() {
                 tip.head = store.get(&HEADS, &self.number.0).await?;
             }
-            return match tip.head {
-                Some(_) => Ok(tip),
-                None => Err(RoomError::damaged(format!(
-                    "room {} has no head",
-                    self.number.0
-                ))),
-            };
+            return Ok(tip);
         }
     }
 

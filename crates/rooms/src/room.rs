@@ -28,6 +28,7 @@ pub struct Room {
     pub version: RoomVersionId,
     /// The rules of its version.
     pub rules: &'static Rules,
+    /// The event that made it; zero where that is not known, of a room that is elsewhere.
     pub(crate) create: EventNumber,
 }
 
@@ -64,6 +65,15 @@ impl RoomDirectory {
         if let Some(room) = self.by_number.get(&number) {
             return Ok(Some(room));
         }
+        let Some(row) = self.store.get(&ROOMS, &number.0).await? else {
+            return Ok(None);
+        };
+        let id = row.room_id.as_str();
+        if self.store.get(&ROOM_IDS, &id).await? != Some(number.0) {
+            // It is elsewhere (see `outside`): not found by its id, and its row may yet change.
+            return Room::from_row(number, row).map(|room| Some(Arc::new(room)));
+        }
+        // The row that was read before may be that of a room which was still elsewhere.
         let Some(row) = self.store.get(&ROOMS, &number.0).await? else {
             return Ok(None);
         };

@@ -4,7 +4,7 @@
 
 use homeserver_events::EventStatus;
 use homeserver_storage::{Batch, Bytes, Position, row};
-use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId};
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -232,6 +232,14 @@ pub(crate) struct StrippedRow {
     pub(crate) events: Vec<String>,
 }
 row!(StrippedRow, 1);
+
+/// Servers by which a user is known to a room that is elsewhere: that of the inviter, or the one
+/// that passed on a knock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ViaRow {
+    pub(crate) servers: Vec<OwnedServerName>,
+}
+row!(ViaRow, 1);
 
 /// Where an alias points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

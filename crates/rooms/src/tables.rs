@@ -10,7 +10,7 @@ use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, Tabl
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
     JoinedUsers, MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow,
-    StrippedRow, TransactionRow, TreeSweepRow,
+    StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
 };
 use crate::tally::ClassCounts;
 
@@ -99,6 +99,14 @@ pub(crate) const TREE_SWEEPS: Table<u64, TreeSweepRow> = Table::new(0x30, "tree_
 /// (room number, generation, node) → nothing. The sweep of that generation found that the node and
 /// all below it are reachable.
 pub(crate) const TREE_MARKS: Table<(u64, u64, [u8; 16]), ()> = Table::new(0x31, "tree_marks");
+/// (room id, version as it was told) → the number of a room that is not here, or not yet: local
+/// users are invited to it or knock, or it is being taken in. See `outside`.
+pub(crate) const OUTSIDE_ROOMS: Table<(String, String), u64> = Table::new(0x38, "outside_rooms");
+/// (local user number, room number) → servers by which the user is known to the room.
+pub(crate) const OUTSIDE_VIA: Table<(u64, u64), ViaRow> = Table::new(0x39, "outside_via");
+/// (import id) → number of the room that is being taken in. What a killed process left goes when
+/// the rooms are opened. See `arrival`.
+pub(crate) const ARRIVING: Table<u64, u64> = Table::new(0x3a, "arriving");
 
 /// All tables of this crate.
 pub const TABLES: &[TableSpec] = &[
@@ -137,4 +145,7 @@ pub const TABLES: &[TableSpec] = &[
     TREE_SWEEPS.spec(),
     TREE_MARKS.spec(),
     IMPORT_IDS.spec(),
+    OUTSIDE_ROOMS.spec(),
+    OUTSIDE_VIA.spec(),
+    ARRIVING.spec(),
 ];

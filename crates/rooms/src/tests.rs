@@ -1,5 +1,6 @@
 //! Rooms on the memory engine: what commands do, and what readers see of it.
 
+mod arrivals;
 mod commands;
 mod convergence;
 mod counting;

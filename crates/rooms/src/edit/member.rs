@@ -149,7 +149,7 @@ impl RoomEdit<'_> {
 /// What fits of the state of a room, and the membership event, which always does. The largest parts
 /// are left out first: a room must not become one that nobody can be invited to by what it is
 /// called.
-fn bounded(mut room: Vec<String>, member: String) -> Vec<String> {
+pub(crate) fn bounded(mut room: Vec<String>, member: String) -> Vec<String> {
     let mut size = member.len() + room.iter().map(String::len).sum::<usize>();
     while size > MAX_STRIPPED {
         let largest = (0..room.len()).max_by_key(|at| room[*at].len());

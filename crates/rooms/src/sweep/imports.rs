@@ -34,7 +34,7 @@ impl Rooms {
 
     /// Says that an import is abandoned, from when on nothing can be added to it. Gives false if it
     /// has moved in the meantime.
-    async fn abandon(&self, import: u64, row: &ImportRow) -> Result<bool, RoomError> {
+    pub(crate) async fn abandon(&self, import: u64, row: &ImportRow) -> Result<bool, RoomError> {
         let abandoned = ImportRow {
             abandoned: true,
             ..row.clone()
@@ -51,7 +51,11 @@ impl Rooms {
 
     /// The events go part by part, then the import. Its tree nodes may be
     /// part of other states too, since equal nodes are one: a sweep of the room's nodes is due.
-    async fn remove_import(&self, import: u64, room: RoomNumber) -> Result<(), RoomError> {
+    pub(crate) async fn remove_import(
+        &self,
+        import: u64,
+        room: RoomNumber,
+    ) -> Result<(), RoomError> {
         loop {
             let range = ScanRange::prefix(&import);
             let table = &tables::IMPORT_PARTS;

@@ -3,7 +3,7 @@
 
 use homeserver_events::{EventStatus, RejectReason, SoftFailReason, push::Class};
 use homeserver_storage::{At, Bytes, Key, Positioned, Reverse64, Row, Table, ToKey};
-use ruma::{RoomVersionId, owned_event_id, owned_room_id, owned_user_id};
+use ruma::{RoomVersionId, owned_event_id, owned_room_id, owned_server_name, owned_user_id};
 use smallvec::smallvec;
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     rows::{
         AliasRow, ArrivalRow, Effect, EventRow, Extremity, GapRow, Head, ImportPartRow, ImportRow,
         IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, RelationRow, RoomRow, StrippedRow,
-        TransactionRow, TreeSweepRow, TreeSweepStep,
+        TransactionRow, TreeSweepRow, TreeSweepStep, ViaRow,
     },
     tables,
     tally::Tally,
@@ -267,6 +267,19 @@ fn rows_of_members_and_the_directory() {
         line(&tables::DIRECTORY, &(Reverse64(2), 3_u64), &()),
     ];
     let lines: Vec<_> = history.into_iter().chain(others).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn rows_of_rooms_elsewhere() {
+    let via = ViaRow {
+        servers: vec![owned_server_name!("b")],
+    };
+    let lines = [
+        line(&tables::OUTSIDE_ROOMS, &("!r:b", "11"), &3),
+        line(&tables::OUTSIDE_VIA, &(7_u64, 3_u64), &via),
+        line(&tables::ARRIVING, &9_u64, &3),
+    ];
     insta::assert_snapshot!(lines.join("\n"));
 }
 
