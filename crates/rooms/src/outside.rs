@@ -32,7 +32,7 @@ use crate::{
     numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
     rowchange::RowChange,
-    rows::{JoinedUsers, Membership, MembershipRow, StrippedRow, ViaRow},
+    rows::{Membership, MembershipRow, StrippedRow, ViaRow},
     tables,
     tree::StateRoot,
     visible::membership_of,
@@ -114,17 +114,8 @@ struct Place {
 }
 
 impl Rooms {
-    /// Whether users of this server are joined in a room that is here. Only then do others send its
-    /// events, and is its state the newest.
-    pub async fn is_resident(&self, room: &Room) -> Result<bool, RoomError> {
-        let own = &self.options.server_name;
-        let key = (room.number.0, own.as_str());
-        let counted = self.store.get(&tables::SERVER_COUNTS, &key).await?;
-        Ok(counted.is_some_and(JoinedUsers::present))
-    }
-
     /// What a local user is to a room now; `None` if nothing.
-    pub async fn standing(
+    pub async fn standing_of(
         &self,
         user: &UserId,
         id: &RoomId,
@@ -308,7 +299,7 @@ impl Rooms {
         if self.room(id).await?.is_some() {
             return Ok(false);
         }
-        let Some(standing) = self.standing(user, id).await? else {
+        let Some(standing) = self.standing_of(user, id).await? else {
             return Ok(false);
         };
         let (number, room) = (standing.membership.user, standing.room.number);

@@ -160,7 +160,7 @@ async fn prepare(here: &Server, there: &There) -> Arriving {
 }
 
 async fn stands(server: &Server, name: &str, there: &There) -> Option<(Membership, bool)> {
-    let found = server.rooms.standing(&user(name), &there.room).await;
+    let found = server.rooms.standing_of(&user(name), &there.room).await;
     let found = found.unwrap();
     found.map(|found| (found.membership.membership, found.outside))
 }
@@ -270,7 +270,7 @@ async fn a_join_that_the_state_does_not_allow_leaves_nothing_and_keeps_the_invit
     let begun = prepare(&here, &there).await;
     let join = there.member(&alice, &alice, "join").await;
     here.rooms.arrive(begun.import, join).await.unwrap();
-    let standing = here.rooms.standing(&alice, &there.room).await.unwrap();
+    let standing = here.rooms.standing_of(&alice, &there.room).await.unwrap();
     let number = standing.unwrap().room.number;
     assert_eq!(number, here.room(&there.room).await.number);
     here.rooms.sweep().await.unwrap();
@@ -355,7 +355,7 @@ async fn an_invite_from_elsewhere_is_told_once_refused_and_forgotten() {
     let outside = there.outside(&invite, "alice").await;
     let told = here.rooms.note_outside(&outside).await.unwrap();
     assert_eq!(here.rooms.note_outside(&outside).await.unwrap(), told);
-    let standing = here.rooms.standing(&alice, &there.room).await.unwrap();
+    let standing = here.rooms.standing_of(&alice, &there.room).await.unwrap();
     let standing = standing.unwrap();
     assert_eq!(standing.pdu.event_id(), invite.event_id());
     assert_eq!(standing.via, [server_name!("there.example")]);
@@ -387,7 +387,7 @@ async fn an_invite_from_elsewhere_is_told_once_refused_and_forgotten() {
             .await
             .unwrap()
     );
-    let standing = here.rooms.standing(&alice, &there.room).await.unwrap();
+    let standing = here.rooms.standing_of(&alice, &there.room).await.unwrap();
     assert!(standing.unwrap().membership.forgotten);
     // Nobody else was invited, so nobody else can have left.
     let leave = there.outside(&leave.pdu, "bob").await;
