@@ -3,16 +3,19 @@
 //! HTTP stays in the crate `homeserver`; here is what a request must hold ([`x_matrix`],
 //! [`signed_request`]), the keys that vouch for it
 //! ([`keys`]), what carries it ([`transport`]), how a server is found by its name ([`ways`]), and the calls that
-//! are made of all this ([`peers`], [`health`]).
+//! are made of all this ([`peers`], [`health`]), of events above all ([`fetch`]); and what others send
+//! without being asked ([`inbound`]).
 //!
 //! Specification: server-server API.
 
 pub mod admission;
 pub mod error;
+pub mod fetch;
 pub mod front;
 #[cfg(test)]
 mod fuzz;
 pub mod health;
+pub mod inbound;
 pub mod keys;
 pub mod peers;
 pub mod resident;
@@ -25,9 +28,11 @@ pub mod x_matrix;
 
 pub use admission::Admission;
 pub use error::CallError;
+pub use fetch::{FetchError, Fetcher, MissingEvents, RoomOf, StateEvents, StateIds};
 pub use front::{Front, FrontError};
 pub use health::{Health, Retry};
 pub use homeserver_events::names::{self, is_same_server};
+pub use inbound::{Inbound, InboundParts, TransactionError};
 pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use peers::{Answer, Call, Path, Peers, PeersOptions};
 pub use resident::{InviteError, Resident, ResidentError};
@@ -99,6 +104,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// Asks other servers.
     pub peers: Peers,
+    /// Asks other servers for events, and checks them.
+    pub fetcher: Fetcher,
     /// Which of them fail.
     pub health: Health,
 }
@@ -139,6 +146,8 @@ impl Federation {
             runtime.clone(),
         );
         health.start();
+        let verifier = Verifier::new(ring.clone(), runtime.clone());
+        let fetcher = Fetcher::new(peers.clone(), verifier.clone(), runtime.clone());
         Ok(Self {
             parts: Arc::new(Parts {
                 enabled: options.enabled,
@@ -149,7 +158,8 @@ impl Federation {
                     health.clone(),
                     runtime.cpu.clone(),
                 ),
-                verifier: Verifier::new(ring.clone(), runtime.clone()),
+                verifier,
+                fetcher,
                 ring,
                 peers,
                 health,

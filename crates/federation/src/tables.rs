@@ -2,7 +2,11 @@
 
 use homeserver_storage::{Table, TableSpec};
 
-use crate::{health::HealthRow, keys::known::ServerKeys};
+use crate::{
+    health::HealthRow,
+    inbound::rows::{AnswerRow, WaitingEdu, WaitingPdu},
+    keys::known::ServerKeys,
+};
 
 /// (server name) → the keys that it published, and its last document.
 pub(crate) const SERVER_KEYS: Table<String, ServerKeys> = Table::new(0xa0, "server_keys");
@@ -10,5 +14,21 @@ pub(crate) const SERVER_KEYS: Table<String, ServerKeys> = Table::new(0xa0, "serv
 /// (server name) → since when it fails, and when it is asked again; none if it is well.
 pub(crate) const HEALTH: Table<String, HealthRow> = Table::new(0xa2, "health");
 
+/// (room number, sequence) → an event of a transaction that was answered, to be judged.
+pub(crate) const INBOUND_PDUS: Table<(u64, u64), WaitingPdu> = Table::new(0xa8, "inbound_pdus");
+
+/// (origin, sequence) → an EDU of a transaction that was answered and that must not be lost.
+pub(crate) const INBOUND_EDUS: Table<(String, u64), WaitingEdu> = Table::new(0xa9, "inbound_edus");
+
+/// (half hour since 1970, digest of origin and transaction id) → what the transaction was answered.
+pub(crate) const INBOUND_ANSWERS: Table<(u64, [u8; 16]), AnswerRow> =
+    Table::new(0xaa, "inbound_answers");
+
 /// All tables of this crate, for [`homeserver_storage::Store::open`].
-pub const TABLES: &[TableSpec] = &[SERVER_KEYS.spec(), HEALTH.spec()];
+pub const TABLES: &[TableSpec] = &[
+    SERVER_KEYS.spec(),
+    HEALTH.spec(),
+    INBOUND_PDUS.spec(),
+    INBOUND_EDUS.spec(),
+    INBOUND_ANSWERS.spec(),
+];

@@ -264,6 +264,7 @@ impl HomeserverBuilder {
             users,
         };
         let components = Components::assemble(&config, foundation);
+        components.inbound.resume().await?;
         let leftovers = Leftovers {
             sessions: components.sessions.clone(),
             closing: components.closing.clone(),

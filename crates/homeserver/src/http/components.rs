@@ -4,7 +4,10 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
-use homeserver_federation::{Federation, Resident};
+use homeserver_federation::{
+    Federation, Inbound, InboundParts, Resident,
+    inbound::{NoEdus, Nobody},
+};
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
 use homeserver_runtime::Runtime;
@@ -100,6 +103,8 @@ components! {
     store: Store,
     /// Other servers.
     federation: Federation,
+    /// Takes what they send.
+    inbound: Inbound,
     /// All rooms.
     rooms: Arc<Rooms>,
     /// Memberships of other servers' users in rooms of this one.
@@ -209,7 +214,18 @@ impl Components {
             users.devices.clone(),
             Duration::from_secs(config.sessions.access_token_lifetime),
         );
+        let inbound = Inbound::new(InboundParts {
+            own: server_name.clone(),
+            rooms: Arc::clone(&rooms),
+            store: store.clone(),
+            runtime: runtime.clone(),
+            fetcher: federation.fetcher.clone(),
+            verifier: federation.verifier.clone(),
+            edus: Arc::new(NoEdus),
+            outside: Arc::new(Nobody),
+        });
         let parts = Parts {
+            inbound,
             http_config: Arc::new(config.http.clone()),
             profiles_config: Arc::new(config.profiles.clone()),
             session_config: Arc::new(config.sessions.clone()),

@@ -7,6 +7,7 @@
 mod membership;
 mod query;
 mod signed;
+mod transactions;
 
 use std::collections::BTreeMap;
 
@@ -55,6 +56,7 @@ pub(super) fn routes() -> Routes {
         )
         .merge(membership::routes())
         .merge(query::routes())
+        .merge(transactions::routes())
 }
 
 /// The parameters of a query string. Of one that stands twice the last counts.

@@ -1,0 +1,188 @@
+//! Which EDUs wait, by the server that sent them: rows of those that are kept, and the others
+//! themselves.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::Notify;
+
+use super::read_edu::PassingEdu;
+
+/// Rows of one server. Messages to devices beyond are lost, as they would be with an inbox that is
+/// full.
+const MAX_ROWS: usize = 20_000;
+/// Rows of all servers.
+const MAX_ROWS_IN_ALL: usize = 200_000;
+/// EDUs of one server that are outdated soon and wait: newer ones say what older ones said.
+const MAX_PASSING: usize = 500;
+/// Servers of which anything is known.
+const MAX_ORIGINS: usize = 100_000;
+
+/// The EDUs of all servers.
+#[derive(Debug, Default)]
+pub(super) struct EduQueues {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    origins: HashMap<OwnedServerName, Queue>,
+    rows: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// The next row; unknown until the rows on disk were looked at.
+    next: Option<u64>,
+    rows: usize,
+    ready: BTreeSet<u64>,
+    passing: VecDeque<PassingEdu>,
+    working: bool,
+    changed: Arc<Notify>,
+}
+
+/// What a worker is given.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) passing: Vec<PassingEdu>,
+    pub(super) rows: Vec<u64>,
+}
+
+impl EduQueues {
+    /// Whether the number of the next row is known.
+    pub(super) fn knows_next(&self, origin: &ServerName) -> bool {
+        let state = self.state.lock();
+        let queue = state.origins.get(origin);
+        queue.is_some_and(|queue| queue.next.is_some())
+    }
+
+    /// Says which row is the next.
+    pub(super) fn set_next(&self, origin: &ServerName, next: u64) {
+        let mut state = self.state.lock();
+        state.origins.entry(origin.to_owned()).or_default().next = Some(next);
+    }
+
+    /// Has the disk looked at for the next row.
+    pub(super) fn forget_next(&self, origin: &ServerName) {
+        if let Some(queue) = self.state.lock().origins.get_mut(origin) {
+            queue.next = None;
+        }
+    }
+
+    /// The number of a row that is about to be written, unless there are too many.
+    pub(super) fn take(&self, origin: &ServerName) -> Option<u64> {
+        let state = &mut *self.state.lock();
+        let queue = state.origins.get_mut(origin)?;
+        if queue.rows >= MAX_ROWS || state.rows >= MAX_ROWS_IN_ALL {
+            return None;
+        }
+        let number = queue.next?;
+        queue.next = Some(number + 1);
+        queue.rows += 1;
+        state.rows += 1;
+        Some(number)
+    }
+
+    /// Counts a row that was found on disk.
+    pub(super) fn found(&self, origin: &ServerName, row: u64) {
+        let state = &mut *self.state.lock();
+        let queue = state.origins.entry(origin.to_owned()).or_default();
+        queue.rows += 1;
+        queue.next = queue.next.max(Some(row + 1));
+        queue.ready.insert(row);
+        state.rows += 1;
+    }
+
+    /// A row is gone, or was never written.
+    pub(super) fn give_back(&self, origin: &ServerName) {
+        let state = &mut *self.state.lock();
+        if let Some(queue) = state.origins.get_mut(origin) {
+            queue.rows = queue.rows.saturating_sub(1);
+            state.rows = state.rows.saturating_sub(1);
+        }
+    }
+
+    /// Tells the worker of rows that are on disk. Gives whether one has to be started.
+    #[must_use]
+    pub(super) fn arrived(&self, origin: &ServerName, rows: &[u64]) -> bool {
+        let mut state = self.state.lock();
+        let queue = state.origins.entry(origin.to_owned()).or_default();
+        queue.ready.extend(rows);
+        queue.start()
+    }
+
+    /// Hands EDUs over that are not kept; the oldest make room. Gives whether a worker has to be
+    /// started.
+    #[must_use]
+    pub(super) fn pass_on(&self, origin: &ServerName, edus: Vec<PassingEdu>) -> bool {
+        let mut state = self.state.lock();
+        if edus.is_empty() || state.origins.len() >= MAX_ORIGINS {
+            return false;
+        }
+        let queue = state.origins.entry(origin.to_owned()).or_default();
+        queue.passing.extend(edus);
+        let excess = queue.passing.len().saturating_sub(MAX_PASSING);
+        queue.passing.drain(..excess);
+        queue.start()
+    }
+
+    /// Servers with rows and without a worker, which are from now on said to have one.
+    pub(super) fn without_workers(&self) -> Vec<OwnedServerName> {
+        let mut state = self.state.lock();
+        let idle = state.origins.iter_mut().filter(|(_, queue)| !queue.working);
+        idle.map(|(origin, queue)| {
+            queue.working = true;
+            origin.clone()
+        })
+        .collect()
+    }
+
+    /// What is to be done, up to `limit` rows.
+    pub(super) fn ready(&self, origin: &ServerName, limit: usize) -> Work {
+        let mut state = self.state.lock();
+        let mut work = Work::default();
+        if let Some(queue) = state.origins.get_mut(origin) {
+            work.passing.extend(queue.passing.drain(..));
+            while work.rows.len() < limit
+                && let Some(row) = queue.ready.pop_first()
+            {
+                work.rows.push(row);
+            }
+        }
+        work
+    }
+
+    /// Puts rows back that are to be tried again.
+    pub(super) fn put_back(&self, origin: &ServerName, rows: &[u64]) {
+        let mut state = self.state.lock();
+        let queue = state.origins.entry(origin.to_owned()).or_default();
+        queue.ready.extend(rows);
+    }
+
+    /// Ends the worker of a server, unless there is something to do.
+    pub(super) fn may_end(&self, origin: &ServerName) -> bool {
+        let mut state = self.state.lock();
+        let Some(queue) = state.origins.get_mut(origin) else {
+            return true;
+        };
+        if !queue.ready.is_empty() || !queue.passing.is_empty() {
+            return false;
+        }
+        queue.working = false;
+        if queue.rows == 0 {
+            state.origins.remove(origin);
+        }
+        true
+    }
+}
+
+impl Queue {
+    fn start(&mut self) -> bool {
+        self.changed.notify_one();
+        !std::mem::replace(&mut self.working, true)
+    }
+}

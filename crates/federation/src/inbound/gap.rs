@@ -1,0 +1,414 @@
+//! Filling what is missing before an event: the events between, or else the state before it.
+//!
+//! Asked first is the server that sent the event, then its sender's, then others in the room. All
+//! of it is bounded: a peer can name any number of events that never were.
+//!
+//! Specification: server-server API, "Backfilling and retrieving missing events", "Retrieving event
+//! authorisation information".
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use homeserver_events::Pdu;
+use homeserver_rooms::{ImportId, Received, Room, RoomError};
+use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
+
+use super::{
+    Inner,
+    desk::in_order,
+    port::{Incoming, MAX_OUTLIERS, RoomsPort as _, StateGiven, StateTaken},
+};
+use crate::{FetchError, MissingEvents, RoomOf, StateIds, is_same_server};
+
+/// Events that one call for missing events asks for: what other servers ask for, too.
+const MISSING_AT_ONCE: usize = 10;
+/// Such calls for one event: a longer gap is bridged by its state.
+const MAX_ROUNDS: usize = 10;
+/// Servers that are asked.
+const MAX_SERVERS: usize = 4;
+/// Steps of judging what was fetched, each of which fills one gap.
+const MAX_STEPS: usize = 12;
+/// Rounds in which auth events of auth events are fetched one by one.
+const MAX_AUTH_ROUNDS: usize = 8;
+/// Events of a state that are fetched one by one; where more are missing, the whole state is.
+const MAX_SINGLE: usize = 100;
+/// Times that a state is put together anew without what lacks its auth events.
+const MAX_CUTS: usize = 4;
+/// How long filling one gap may take in all.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Why a gap stays.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GapError {
+    /// The room cannot tell.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// Nobody gave what is missing.
+    #[error("no server gave {0}")]
+    NotGiven(&'static str),
+    /// It took too many steps, or too long.
+    #[error("it is larger than the limit of {0}")]
+    OverLimit(&'static str),
+}
+
+/// What came of filling a gap: the events that were judged, and whether the one that it was for is
+/// among them.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub(super) judged: Vec<OwnedEventId>,
+    pub(super) outcome: Result<(), GapError>,
+}
+
+/// A gap while it is filled.
+struct Gap<'a> {
+    inner: &'a Inner,
+    room: &'a Arc<Room>,
+    servers: Vec<OwnedServerName>,
+    judged: Vec<OwnedEventId>,
+}
+
+impl Inner {
+    /// Fetches what is missing for an event and judges it.
+    pub(super) async fn fill(&self, room: &Arc<Room>, origin: &ServerName, event: Pdu) -> Filled {
+        let servers = match self.servers_for(room, origin, &event).await {
+            Ok(servers) => servers,
+            Err(error) => {
+                return Filled {
+                    judged: Vec::new(),
+                    outcome: Err(error.into()),
+                };
+            }
+        };
+        let mut gap = Gap {
+            inner: self,
+            room,
+            servers,
+            judged: Vec::new(),
+        };
+        let filled = tokio::time::timeout(PATIENCE, gap.fill(event)).await;
+        let outcome = filled.unwrap_or(Err(GapError::OverLimit("ten minutes")));
+        Filled {
+            judged: gap.judged,
+            outcome,
+        }
+    }
+
+    /// Whom to ask about an event, in this order.
+    async fn servers_for(
+        &self,
+        room: &Room,
+        origin: &ServerName,
+        event: &Pdu,
+    ) -> Result<Vec<OwnedServerName>, RoomError> {
+        let mut servers: Vec<OwnedServerName> = Vec::with_capacity(MAX_SERVERS);
+        let joined = self
+            .parts
+            .rooms
+            .servers(room.number, MAX_SERVERS + 2)
+            .await?;
+        let first = [origin.to_owned(), event.sender().server_name().to_owned()];
+        for server in first.into_iter().chain(joined) {
+            let known = servers.iter().any(|known| is_same_server(known, &server));
+            if !known && server != self.parts.own && servers.len() < MAX_SERVERS {
+                servers.push(server);
+            }
+        }
+        Ok(servers)
+    }
+}
+
+impl Gap<'_> {
+    fn of(&self) -> RoomOf<'_> {
+        RoomOf::from(&**self.room)
+    }
+
+    async fn fill(&mut self, event: Pdu) -> Result<(), GapError> {
+        let id = event.event_id().to_owned();
+        let mut todo = self.between(event).await?;
+        for _ in 0..MAX_STEPS {
+            let left = self.judge(todo).await?;
+            // The lowest comes first.
+            let Some((lowest, prev, auth)) = left.first().cloned() else {
+                return Ok(());
+            };
+            if !auth.is_empty() {
+                self.auth_events(&lowest, auth).await?;
+            } else if !prev.is_empty() {
+                self.over_gap(&lowest).await?;
+            }
+            if self.judged.contains(&id) {
+                return Ok(());
+            }
+            todo = left.into_iter().map(|(pdu, _, _)| pdu).collect();
+        }
+        Err(GapError::OverLimit("steps"))
+    }
+
+    /// Judges events, and gives those of which something is missing.
+    async fn judge(
+        &mut self,
+        events: Vec<Pdu>,
+    ) -> Result<Vec<(Pdu, Vec<OwnedEventId>, Vec<OwnedEventId>)>, GapError> {
+        let events = in_order(events, |pdu| pdu);
+        let incoming = self.inner.incoming(self.room, events.clone()).await;
+        let rooms = &self.inner.parts.rooms;
+        let results = rooms.receive_all(self.room, incoming).await;
+        let mut left = Vec::new();
+        for (pdu, result) in events.into_iter().zip(results) {
+            match result? {
+                Received::Judged { .. } => self.judged.push(pdu.event_id().to_owned()),
+                Received::Missing { prev, auth } => left.push((pdu, prev, auth)),
+            }
+        }
+        Ok(left)
+    }
+
+    /// The events between what is here and this one, as far as they are given; itself comes last.
+    async fn between(&self, event: Pdu) -> Result<Vec<Pdu>, GapError> {
+        let rooms = &self.inner.parts.rooms;
+        let earliest = rooms.extremities(self.room).await?;
+        let mut found = vec![event];
+        let mut servers = self.servers.iter();
+        let mut server = servers.next();
+        for _ in 0..MAX_ROUNDS {
+            let latest = self.with_missing_prev(&found).await?;
+            let (Some(asked), false) = (server, latest.is_empty()) else {
+                break;
+            };
+            let missing = MissingEvents {
+                latest: &latest,
+                earliest: &earliest,
+                min_depth: 0,
+                limit: MISSING_AT_ONCE,
+            };
+            let fetcher = &self.inner.parts.fetcher;
+            let answer = fetcher.missing_events(asked, self.of(), missing).await;
+            let more = answer.unwrap_or_else(|error| {
+                tracing::debug!(%error, server = %asked, "missing events were not given");
+                Vec::new()
+            });
+            let known: HashSet<_> = found.iter().map(|pdu| pdu.event_id().to_owned()).collect();
+            let before = found.len();
+            let new = more
+                .into_iter()
+                .filter(|pdu| !known.contains(pdu.event_id()));
+            found.extend(new);
+            if found.len() == before {
+                server = servers.next();
+            }
+        }
+        Ok(found)
+    }
+
+    /// Those of the events that name previous ones which are neither among them nor here.
+    async fn with_missing_prev(&self, events: &[Pdu]) -> Result<Vec<OwnedEventId>, GapError> {
+        let known: HashSet<&EventId> = events.iter().map(Pdu::event_id).collect();
+        let named = events.iter().flat_map(Pdu::prev_events);
+        let unknown = named.filter(|id| !known.contains(&***id)).cloned();
+        let unknown: BTreeSet<OwnedEventId> = unknown.collect();
+        let unknown: Vec<_> = unknown.into_iter().collect();
+        let unplaced = self.inner.parts.rooms.unplaced_of(self.room, &unknown);
+        let unplaced: HashSet<_> = unplaced.await?.into_iter().collect();
+        let lacking = events
+            .iter()
+            .filter(|pdu| pdu.prev_events().iter().any(|id| unplaced.contains(id)));
+        Ok(lacking.map(|pdu| pdu.event_id().to_owned()).collect())
+    }
+
+    /// Fetches auth events of an event, and theirs.
+    async fn auth_events(&self, event: &Pdu, wanted: Vec<OwnedEventId>) -> Result<(), GapError> {
+        let rooms = &self.inner.parts.rooms;
+        let fetcher = &self.inner.parts.fetcher;
+        for server in &self.servers {
+            match fetcher
+                .event_auth(server, self.of(), event.event_id())
+                .await
+            {
+                Ok(chain) => {
+                    let ids: Vec<_> = chain.iter().map(|pdu| pdu.event_id().to_owned()).collect();
+                    let lacking: HashSet<_> = rooms
+                        .missing_of(self.room, &ids)
+                        .await?
+                        .into_iter()
+                        .collect();
+                    let new = chain
+                        .into_iter()
+                        .filter(|pdu| lacking.contains(pdu.event_id()));
+                    self.outliers(new.collect()).await?;
+                    if rooms.missing_of(self.room, &wanted).await?.is_empty() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, %server, "an auth chain was not given");
+                }
+            }
+        }
+        self.one_by_one(wanted).await
+    }
+
+    /// Fetches events by their ids, and their auth events, and stores them as outliers.
+    async fn one_by_one(&self, wanted: Vec<OwnedEventId>) -> Result<(), GapError> {
+        let fetcher = &self.inner.parts.fetcher;
+        let rooms = &self.inner.parts.rooms;
+        let mut held: Vec<Pdu> = Vec::new();
+        let mut lacking = rooms.missing_of(self.room, &wanted).await?;
+        for _ in 0..MAX_AUTH_ROUNDS {
+            if lacking.is_empty() {
+                break;
+            }
+            let fetched = fetcher.events(&self.servers, self.of(), &lacking).await;
+            if fetched.is_empty() {
+                break;
+            }
+            held.extend(fetched);
+            let known: HashSet<&EventId> = held.iter().map(Pdu::event_id).collect();
+            let named = held.iter().flat_map(Pdu::auth_events);
+            let named: BTreeSet<_> = named
+                .filter(|id| !known.contains(&***id))
+                .cloned()
+                .collect();
+            let named: Vec<_> = named.into_iter().collect();
+            lacking = rooms.missing_of(self.room, &named).await?;
+        }
+        self.outliers(held).await?;
+        if rooms.missing_of(self.room, &wanted).await?.is_empty() {
+            return Ok(());
+        }
+        Err(GapError::NotGiven("the auth events"))
+    }
+
+    async fn outliers(&self, events: Vec<Pdu>) -> Result<(), GapError> {
+        let rooms = &self.inner.parts.rooms;
+        let mut events = in_order(events, |pdu| pdu);
+        while !events.is_empty() {
+            let some: Vec<Pdu> = events.drain(..events.len().min(MAX_OUTLIERS)).collect();
+            let taken = rooms.receive_outliers(self.room, some).await?;
+            if !taken.left_out.is_empty() {
+                tracing::debug!(room = %self.room.id, left_out = taken.left_out.len(), "auth events lack theirs");
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges an event by the state that another server has before it.
+    async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
+        let rooms = &self.inner.parts.rooms;
+        for server in &self.servers {
+            let import = match self.state_before(server, event).await {
+                Ok(import) => import,
+                Err(GapError::Room(error)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, %server, event = %event.event_id(), "a state was not given");
+                    continue;
+                }
+            };
+            let incoming = self.inner.incoming(self.room, vec![event.clone()]).await;
+            let Some(incoming) = incoming.into_iter().next() else {
+                continue;
+            };
+            let received = rooms.receive_over_gap(self.room, incoming, import).await;
+            match received {
+                Ok(Received::Judged { .. }) => {
+                    self.judged.push(event.event_id().to_owned());
+                    return Ok(());
+                }
+                Ok(Received::Missing { .. }) => rooms.abandon_import(import).await?,
+                Err(error) => {
+                    rooms.abandon_import(import).await?;
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(GapError::NotGiven("the state"))
+    }
+
+    /// The state before an event, collected from what a server says and what is here.
+    async fn state_before(&self, server: &ServerName, event: &Pdu) -> Result<ImportId, GapError> {
+        let fetcher = &self.inner.parts.fetcher;
+        let rooms = &self.inner.parts.rooms;
+        let not_given = |error: FetchError| {
+            tracing::debug!(%error, %server, "no state");
+            GapError::NotGiven("the state")
+        };
+        let ids = fetcher.state_ids(server, self.of(), event.event_id()).await;
+        let StateIds { state, auth_chain } = ids.map_err(not_given)?;
+        if state.is_empty() {
+            return Err(GapError::NotGiven("any state"));
+        }
+        let lacking_state = rooms.missing_of(self.room, &state).await?;
+        let lacking_auth = rooms.missing_of(self.room, &auth_chain).await?;
+        let lacking: HashSet<&OwnedEventId> = lacking_state.iter().collect();
+        let known = state.iter().filter(|id| !lacking.contains(id)).cloned();
+        let mut given = StateGiven {
+            known: known.collect(),
+            state: Vec::new(),
+            auth_chain: Vec::new(),
+        };
+        if lacking_state.len() + lacking_auth.len() > MAX_SINGLE {
+            let whole = fetcher.state(server, self.of(), event.event_id()).await;
+            let whole = whole.map_err(not_given)?;
+            let wanted: HashSet<&EventId> = lacking_state.iter().map(|id| &**id).collect();
+            let state = whole.state.into_iter();
+            given.state = state
+                .filter(|pdu| wanted.contains(pdu.event_id()))
+                .collect();
+            given.auth_chain = whole.auth_chain;
+        } else {
+            let servers = &self.servers;
+            given.state = fetcher.events(servers, self.of(), &lacking_state).await;
+            given.auth_chain = fetcher.events(servers, self.of(), &lacking_auth).await;
+        }
+        self.collect(given).await
+    }
+
+    /// Has a state put together. State events whose auth events nobody has are left out of it.
+    async fn collect(&self, mut given: StateGiven) -> Result<ImportId, GapError> {
+        let rooms = &self.inner.parts.rooms;
+        for _ in 0..MAX_CUTS {
+            let taken = rooms.collect_state(self.room, given.clone()).await?;
+            let lacking = match taken {
+                StateTaken::Collected(import) => return Ok(import),
+                StateTaken::Missing(lacking) => lacking,
+            };
+            if lacking.len() <= MAX_SINGLE && self.one_by_one(lacking.clone()).await.is_ok() {
+                continue;
+            }
+            let lacking: HashSet<_> = lacking.into_iter().collect();
+            cut(&mut given, lacking);
+        }
+        Err(GapError::NotGiven("the auth events of the state"))
+    }
+}
+
+/// Takes out all that names what is lacking, and all that names that.
+fn cut(given: &mut StateGiven, mut lacking: HashSet<OwnedEventId>) {
+    loop {
+        let before = lacking.len();
+        let mut keep = |pdus: &mut Vec<Pdu>| {
+            pdus.retain(|pdu| {
+                let lacks = pdu.auth_events().iter().any(|id| lacking.contains(id));
+                if lacks {
+                    lacking.insert(pdu.event_id().to_owned());
+                }
+                !lacks
+            });
+        };
+        keep(&mut given.auth_chain);
+        keep(&mut given.state);
+        if lacking.len() == before {
+            return;
+        }
+    }
+}
+
+impl Inner {
+    /// Events with what is found out about them outside of the room.
+    #[expect(clippy::unused_async, reason = "policy servers are asked here")]
+    pub(super) async fn incoming(&self, _room: &Room, events: Vec<Pdu>) -> Vec<Incoming> {
+        events.into_iter().map(Incoming::from).collect()
+    }
+}

@@ -1,0 +1,532 @@
+//! The worker of a room: has its rows judged in large batches, and comes back to those that cannot
+//! be judged yet.
+//!
+//! A room has one worker, and only while it has rows. Judging takes turns with other rooms; waiting
+//! for other servers takes no turn, and keeps nobody but the events that wait for it. What panics is
+//! tried again by itself, and given up after a few times.
+
+use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use homeserver_events::{Pdu, PduError};
+use homeserver_rooms::{Received, Room, RoomError, RoomNumber};
+use homeserver_storage::{Batch, Durability};
+use ruma::{OwnedEventId, OwnedServerName};
+
+use super::{
+    Inner, ReadRow,
+    desk::{Desk, Stuck, Waits, in_order},
+    gap::Filled,
+    port::RoomsPort as _,
+    rows::WaitingPdu,
+};
+use crate::{CheckError, Dropped, tables::INBOUND_PDUS};
+
+/// Rows that are judged in one go.
+const AT_ONCE: usize = 250;
+/// Gaps of one room that are filled at once: one slow server must not keep the others waiting.
+const FILLS_OF_ROOM: usize = 3;
+/// How long keys are waited for.
+const KEY_PATIENCE: Duration = Duration::from_secs(20);
+/// Times that an event is looked after before it is given up: some hours, with these pauses.
+const MAX_ATTEMPTS: u8 = 12;
+/// The pause after the first time; it doubles with each.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+/// The pause where not the event but this server is the reason.
+const OWN_PAUSE: Duration = Duration::from_secs(2);
+/// The pause of an event whose states could not be resolved within the limits.
+const UNRESOLVED_PAUSE: Duration = Duration::from_mins(15);
+
+/// What became of a row.
+enum Outcome {
+    /// It is judged, now or before.
+    Judged(OwnedEventId),
+    /// It is of no use: why.
+    Dropped(String),
+    /// These events are missing.
+    Missing(Vec<OwnedEventId>),
+    /// It cannot be judged now: why, and whether that counts as one of its attempts.
+    Later(String, Counts),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counts {
+    Yes,
+    /// The fault is this server's: it is never given up, and tried again after so long.
+    No(Duration),
+}
+
+/// A row with its number in the room.
+type Numbered = (u64, ReadRow);
+
+/// Something that a worker waited for without a turn.
+enum Done {
+    Filled(u64, ReadRow, Filled),
+    Checked(Vec<Numbered>, Vec<Result<Pdu, Dropped>>),
+    /// No keys could be looked for.
+    Unchecked(Vec<Numbered>, CheckError),
+}
+
+/// A worker.
+struct Worker {
+    inner: Arc<Inner>,
+    room: Arc<Room>,
+    desk: Desk,
+    jobs: FuturesUnordered<BoxFuture<'static, Option<Done>>>,
+    /// Servers whose gaps are being filled.
+    busy_with: HashSet<OwnedServerName>,
+}
+
+impl Inner {
+    /// Starts the worker of a room that is said to have one.
+    pub(super) fn start_worker(self: &Arc<Self>, room: RoomNumber) {
+        let inner = Arc::clone(self);
+        let tasks = self.parts.runtime.tasks.clone();
+        tasks.spawn(async move {
+            loop {
+                let work = AssertUnwindSafe(Worker::work(Arc::clone(&inner), room));
+                if work.catch_unwind().await.is_ok() {
+                    return;
+                }
+                tracing::error!(room = room.0, "the worker of a room panicked");
+                tokio::select! {
+                    () = inner.parts.runtime.tasks.stopping() => return,
+                    () = tokio::time::sleep(OWN_PAUSE) => {}
+                }
+                inner.look_again(room).await;
+            }
+        });
+    }
+
+    /// The time by which rows are due, which goes on with the timers.
+    fn monotonic(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}
+
+impl Worker {
+    async fn work(inner: Arc<Inner>, number: RoomNumber) {
+        let room = loop {
+            match inner.parts.rooms.room_by_number(number).await {
+                Ok(room) => break room,
+                Err(error) => {
+                    tracing::warn!(%error, room = number.0, "a room with waiting events cannot be read");
+                    tokio::select! {
+                        () = inner.parts.runtime.tasks.stopping() => return,
+                        () = tokio::time::sleep(LONGEST_PAUSE / 60) => {}
+                    }
+                }
+            }
+        };
+        let mut worker = Self {
+            inner,
+            room,
+            desk: Desk::default(),
+            jobs: FuturesUnordered::new(),
+            busy_with: HashSet::new(),
+        };
+        let tasks = worker.inner.parts.runtime.tasks.clone();
+        while !tasks.is_stopping() {
+            if worker.judge_some().await {
+                continue;
+            }
+            worker.start_fills().await;
+            if worker.jobs.is_empty()
+                && worker.desk.is_empty()
+                && worker.inner.queues.may_end(number)
+            {
+                worker.inner.fetch_noted(&worker.room).await;
+                return;
+            }
+            tokio::select! {
+                () = tasks.stopping() => return,
+                () = worker.wait() => {}
+            }
+        }
+    }
+
+    /// Waits until there is something to do, and does what comes of it.
+    async fn wait(&mut self) {
+        let changed = self.inner.queues.changed(self.room.number);
+        let now = self.inner.monotonic();
+        let due = self.desk.next_due(now);
+        let pause = due.map_or(LONGEST_PAUSE, |due| due.saturating_sub(now));
+        let done = tokio::select! {
+            done = self.jobs.next(), if !self.jobs.is_empty() => done.flatten(),
+            () = changed.notified() => None,
+            () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => None,
+        };
+        if let Some(done) = done {
+            self.take(done).await;
+        }
+    }
+
+    /// Judges some rows, if any are ready.
+    async fn judge_some(&mut self) -> bool {
+        let number = self.room.number;
+        let mut rows = self.desk.again(self.inner.monotonic(), AT_ONCE);
+        rows.extend(self.inner.queues.ready(number, AT_ONCE - rows.len()));
+        if rows.is_empty() {
+            return false;
+        }
+        let read = match self.inner.rows(&self.room, &rows).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, room = %self.room.id, "waiting events cannot be read");
+                tokio::time::sleep(OWN_PAUSE).await;
+                self.inner.queues.put_back(number, &rows);
+                return true;
+            }
+        };
+        let (verified, unverified): (Vec<_>, Vec<_>) =
+            read.into_iter().partition(|(_, row)| row.verified);
+        if !unverified.is_empty() {
+            self.check(unverified);
+        }
+        self.judge(verified).await;
+        true
+    }
+
+    /// Looks for the keys of rows, without a turn.
+    fn check(&self, rows: Vec<Numbered>) {
+        let inner = Arc::clone(&self.inner);
+        let rules = self.room.rules;
+        let check = async move {
+            let json = rows
+                .iter()
+                .map(|(_, row)| Bytes::copy_from_slice(row.pdu.json()));
+            let verifier = &inner.parts.verifier;
+            let checked = verifier.verify(json.collect(), rules, KEY_PATIENCE).await;
+            Some(match checked {
+                Ok(checked) => Done::Checked(rows, checked),
+                Err(error) => Done::Unchecked(rows, error),
+            })
+        };
+        self.jobs.push(check.boxed());
+    }
+
+    /// Judges rows whose signatures hold.
+    async fn judge(&mut self, rows: Vec<Numbered>) {
+        if rows.is_empty() {
+            return;
+        }
+        let rows = in_order(rows, |(_, row)| &row.pdu);
+        let mut outcomes = self.judged(rows.clone()).await.unwrap_or_default();
+        if outcomes.is_empty() {
+            // Each by itself: one of them is to blame for the panic.
+            for row in &rows {
+                let outcome = self.judged(vec![row.clone()]).await;
+                let outcome = outcome.and_then(|mut only| only.pop());
+                let panicked = || Outcome::Later("judging it panicked".to_owned(), Counts::Yes);
+                outcomes.push(outcome.unwrap_or_else(panicked));
+            }
+        }
+        self.settle(rows.into_iter().zip(outcomes).collect()).await;
+    }
+
+    /// What becomes of rows; `None` if that panicked.
+    async fn judged(&mut self, rows: Vec<Numbered>) -> Option<Vec<Outcome>> {
+        let _turn = self.inner.judging.acquire().await.ok()?;
+        let pdus: Vec<Pdu> = rows.into_iter().map(|(_, row)| row.pdu).collect();
+        let receive = async {
+            let incoming = self.inner.incoming(&self.room, pdus.clone()).await;
+            let rooms = &self.inner.parts.rooms;
+            rooms.receive_all(&self.room, incoming).await
+        };
+        let results = AssertUnwindSafe(receive).catch_unwind().await.ok()?;
+        let outcomes = pdus.iter().zip(results).map(|(pdu, result)| match result {
+            Ok(Received::Judged { .. }) => Outcome::Judged(pdu.event_id().to_owned()),
+            Ok(Received::Missing { prev, auth }) => {
+                Outcome::Missing(prev.into_iter().chain(auth).collect())
+            }
+            Err(error) => of_error(&error),
+        });
+        Some(outcomes.collect())
+    }
+
+    /// Removes rows that are done with, and puts the others aside.
+    async fn settle(&mut self, judged: Vec<(Numbered, Outcome)>) {
+        let now = self.inner.monotonic();
+        let mut batch = Batch::new();
+        let mut gone = Vec::new();
+        let mut here = Vec::new();
+        for ((number, mut row), outcome) in judged {
+            let id = row.pdu.event_id().to_owned();
+            let key = (self.room.number.0, number);
+            let (waits, pause) = match outcome {
+                Outcome::Judged(id) => {
+                    here.push(id);
+                    batch.delete(&INBOUND_PDUS, &key);
+                    gone.push((number, row.origin));
+                    continue;
+                }
+                Outcome::Dropped(why) => {
+                    tracing::debug!(why, room = %self.room.id, %id, origin = %row.origin, "an event is dropped");
+                    batch.delete(&INBOUND_PDUS, &key);
+                    gone.push((number, row.origin));
+                    continue;
+                }
+                Outcome::Missing(ids) => (Waits::For(ids), Duration::ZERO),
+                Outcome::Later(_, Counts::No(pause)) => (Waits::Until, pause),
+                Outcome::Later(why, Counts::Yes) => {
+                    row.attempts += 1;
+                    if row.attempts >= MAX_ATTEMPTS {
+                        tracing::warn!(why, room = %self.room.id, %id, origin = %row.origin, "an event is given up");
+                        batch.delete(&INBOUND_PDUS, &key);
+                        gone.push((number, row.origin));
+                        continue;
+                    }
+                    tracing::debug!(why, room = %self.room.id, %id, "an event is tried again");
+                    batch.put(&INBOUND_PDUS, &key, &row.waiting());
+                    (Waits::Until, pause_after(row.attempts))
+                }
+            };
+            let stuck = Stuck {
+                id,
+                origin: row.origin.clone(),
+                waits,
+                due: now + pause,
+                busy: false,
+            };
+            self.desk.put(number, stuck);
+            self.inner.read.insert((self.room.number, number), row);
+        }
+        self.remove(batch, gone).await;
+        for id in here {
+            self.desk.here(&id);
+        }
+    }
+
+    /// Writes what changed of rows, and gives the places of those that are gone back.
+    async fn remove(&mut self, batch: Batch, gone: Vec<(u64, OwnedServerName)>) {
+        if !batch.is_empty() {
+            let removed = match self
+                .inner
+                .parts
+                .store
+                .submit(batch, Durability::Durable)
+                .await
+            {
+                Ok(ticket) => ticket.await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                // They are judged already: the next start finds that out.
+                tracing::warn!(%error, room = %self.room.id, "rows of judged events stay on disk");
+            }
+        }
+        for (number, origin) in gone {
+            self.inner.read.remove(&(self.room.number, number));
+            self.inner.queues.give_back(self.room.number, &origin);
+        }
+    }
+
+    /// Begins to fill the gaps before rows, as many as may be filled at once.
+    async fn start_fills(&mut self) {
+        while self.busy_with.len() < FILLS_OF_ROOM {
+            let now = self.inner.monotonic();
+            let Some(number) = self.desk.look_after(now, &self.busy_with) else {
+                return;
+            };
+            let row = self.inner.rows(&self.room, &[number]).await;
+            let row = row.ok().and_then(|mut rows| rows.pop());
+            let Some((_, row)) = row else {
+                self.desk.remove(number);
+                self.inner.queues.put_back(self.room.number, &[number]);
+                return;
+            };
+            self.busy_with.insert(row.origin.clone());
+            let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&self.room));
+            let fill = async move {
+                let _turn = inner.filling.acquire().await.ok()?;
+                let fill = inner.fill(&room, &row.origin, row.pdu.clone());
+                let filled = AssertUnwindSafe(fill).catch_unwind().await;
+                let filled = filled.unwrap_or_else(|_| Filled {
+                    judged: Vec::new(),
+                    outcome: Err(super::gap::GapError::OverLimit("panics")),
+                });
+                Some(Done::Filled(number, row, filled))
+            };
+            self.jobs.push(fill.boxed());
+        }
+    }
+
+    /// Takes what was waited for.
+    async fn take(&mut self, done: Done) {
+        match done {
+            Done::Unchecked(rows, error) => {
+                let later = || Outcome::Later(error.to_string(), Counts::No(OWN_PAUSE));
+                self.settle(rows.into_iter().map(|row| (row, later())).collect())
+                    .await;
+            }
+            Done::Checked(rows, checked) => {
+                let mut good = Vec::new();
+                let mut settled = Vec::new();
+                for ((number, row), checked) in rows.into_iter().zip(checked) {
+                    match checked {
+                        Ok(pdu) => {
+                            let read = ReadRow {
+                                verified: true,
+                                pdu,
+                                ..row
+                            };
+                            good.push((number, read));
+                        }
+                        Err(Dropped::KeysUnknown(server)) => {
+                            let why = format!("the keys of {server} are not to be had");
+                            settled.push(((number, row), Outcome::Later(why, Counts::Yes)));
+                        }
+                        Err(error) => {
+                            settled.push(((number, row), Outcome::Dropped(error.to_string())));
+                        }
+                    }
+                }
+                self.settle(settled).await;
+                self.judge(good).await;
+            }
+            Done::Filled(number, row, filled) => {
+                self.busy_with.remove(&row.origin);
+                self.desk.remove(number);
+                let outcome = match filled.outcome {
+                    Ok(()) => Outcome::Judged(row.pdu.event_id().to_owned()),
+                    Err(super::gap::GapError::Room(error)) => of_error(&error),
+                    Err(error) => Outcome::Later(error.to_string(), Counts::Yes),
+                };
+                self.settle(vec![((number, row), outcome)]).await;
+                for id in filled.judged {
+                    self.desk.here(&id);
+                }
+            }
+        }
+    }
+}
+
+/// What becomes of a row that a room refused.
+fn of_error(error: &RoomError) -> Outcome {
+    let why = error.to_string();
+    match error {
+        RoomError::Unresolved(_) => Outcome::Later(why, Counts::No(UNRESOLVED_PAUSE)),
+        RoomError::UnknownRoom => Outcome::Dropped(why),
+        error if error.is_passing() => Outcome::Later(why, Counts::No(OWN_PAUSE)),
+        _ => Outcome::Later(why, Counts::Yes),
+    }
+}
+
+/// The pause after so many attempts.
+fn pause_after(attempts: u8) -> Duration {
+    let doubled = 2_u32.saturating_pow(u32::from(attempts.saturating_sub(1)));
+    SHORTEST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+}
+
+impl ReadRow {
+    fn waiting(&self) -> WaitingPdu {
+        WaitingPdu {
+            origin: self.origin.clone(),
+            event_id: self.pdu.event_id().to_owned(),
+            verified: self.verified,
+            attempts: self.attempts,
+            json: self.pdu.json_str().to_owned(),
+        }
+    }
+
+    fn read(row: WaitingPdu, room: &Room) -> Result<Self, PduError> {
+        let pdu = Pdu::from_stored(row.json.as_bytes(), row.event_id, room.rules)?;
+        Ok(Self {
+            origin: row.origin,
+            verified: row.verified,
+            attempts: row.attempts,
+            pdu,
+        })
+    }
+}
+
+impl Inner {
+    /// Rows by their numbers, from memory or disk. Those that are gone are left out.
+    async fn rows(&self, room: &Arc<Room>, numbers: &[u64]) -> Result<Vec<Numbered>, CheckError> {
+        let mut rows = Vec::with_capacity(numbers.len());
+        let mut on_disk = Vec::new();
+        for number in numbers {
+            match self.read.get(&(room.number, *number)) {
+                Some(row) => rows.push((*number, row)),
+                None => on_disk.push((room.number.0, *number)),
+            }
+        }
+        if on_disk.is_empty() {
+            return Ok(rows);
+        }
+        let found = self.parts.store.multi_get(&INBOUND_PDUS, &on_disk).await?;
+        let found: Vec<_> = on_disk
+            .into_iter()
+            .zip(found)
+            .filter_map(|((_, number), row)| Some((number, row?)))
+            .collect();
+        let of = Arc::clone(room);
+        let read = move || {
+            let read = found
+                .into_iter()
+                .map(|(number, row)| (number, ReadRow::read(row, &of)));
+            read.collect::<Vec<_>>()
+        };
+        for (number, row) in self.parts.runtime.cpu.run(read).await? {
+            match row {
+                Ok(row) => rows.push((number, row)),
+                // It was read before it was written.
+                Err(error) => {
+                    tracing::error!(%error, room = %room.id, number, "a waiting event is damaged");
+                }
+            }
+        }
+        rows.sort_by_key(|(number, _)| *number);
+        Ok(rows)
+    }
+
+    /// After a worker panicked: all rows of the room are given to it again.
+    async fn look_again(&self, room: RoomNumber) {
+        use homeserver_storage::{Direction, ScanRange};
+        let mut after = None;
+        loop {
+            let mut range = ScanRange::prefix(&room.0);
+            if let Some(last) = after {
+                range = range.after(&(room.0, last));
+            }
+            let store = &self.parts.store;
+            let rows = store.scan(&INBOUND_PDUS, range, Direction::Forward, AT_ONCE);
+            let Ok(rows) = rows.await else { return };
+            let numbers: Vec<u64> = rows.iter().map(|((_, number), _)| *number).collect();
+            let Some(last) = numbers.last() else { return };
+            after = Some(*last);
+            self.queues.put_back(room, &numbers);
+        }
+    }
+
+    /// Fetches events that were refused while the room had too many, and takes them as rows would
+    /// have been.
+    async fn fetch_noted(self: &Arc<Self>, room: &Arc<Room>) {
+        for (id, origin) in self.queues.noted(room.number) {
+            let fetched = self
+                .parts
+                .fetcher
+                .event(&origin, (&**room).into(), &id)
+                .await;
+            let Ok(pdu) = fetched else { continue };
+            let Ok(place) = self.queues.take_place(room.number, &origin) else {
+                return;
+            };
+            let taken = super::admit::Taken {
+                room: Arc::clone(room),
+                pdu,
+                verified: true,
+                place,
+            };
+            let answer = super::answers::Asked::new(&origin, id.as_str(), &Bytes::new());
+            let answer = answer.row(String::new());
+            if let Err(error) = self.keep(&origin, vec![taken], Vec::new(), answer).await {
+                tracing::debug!(%error, "an event that was refused is not taken");
+                return;
+            }
+        }
+    }
+}

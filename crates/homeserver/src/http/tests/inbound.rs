@@ -1,0 +1,240 @@
+//! Transactions of other servers, over the wire.
+
+use homeserver_events::Pdu;
+use ruma::{OwnedEventId, OwnedRoomId};
+
+use super::{
+    peer::{NewEvent, Peer, START, Servers},
+    *,
+};
+
+/// A homeserver with a room of Alice's, in which a user of another server is, too.
+struct World {
+    here: Fresh,
+    servers: Arc<Servers>,
+    peer: Arc<Peer>,
+    alice: LoggedIn,
+    room: OwnedRoomId,
+    /// The events that allow Mallory to speak.
+    auth: Vec<OwnedEventId>,
+    /// Mallory's join.
+    join: Pdu,
+}
+
+async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh {
+    let mut config = Config {
+        server_name: ruma::owned_server_name!("here.example"),
+        ..Config::default()
+    };
+    config.registration.mode = RegistrationMode::Open;
+    config.rate_limits.enabled = false;
+    let clock = Arc::new(ManualClock::new(START));
+    let homeserver = Homeserver::configured(config)
+        .engine(engine)
+        .transport(Arc::clone(servers) as _)
+        .runtime(Runtime::simulated(Arc::clone(&clock), 5))
+        .open()
+        .await
+        .unwrap();
+    Fresh {
+        router: homeserver.router(),
+        homeserver,
+        clock,
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let servers = Arc::new(Servers::default());
+        let peer = servers.add("peer.example", 1);
+        let here = homeserver(&servers, Arc::new(MemoryEngine::new())).await;
+        let alice = here.register("alice").await;
+        let body = json!({ "preset": "public_chat", "room_version": "11" });
+        let path = "/_matrix/client/v3/createRoom";
+        let created = here.post(path, Some(&alice.token), body).await.ok();
+        let room = OwnedRoomId::try_from(created["room_id"].as_str().unwrap()).unwrap();
+        let mut world = Self {
+            join: peer.event(&NewEvent {
+                room: &room,
+                sender: "mallory",
+                kind: "m.room.member",
+                state_key: None,
+                content: json!({}),
+                prev: Vec::new(),
+                auth: Vec::new(),
+                depth: 1,
+            }),
+            here,
+            servers,
+            peer,
+            alice,
+            room,
+            auth: Vec::new(),
+        };
+        let rules = world.state(&["m.room.create", "m.room.join_rules", "m.room.power_levels"]);
+        world.auth = rules.await;
+        world.join = world.peer.event(&NewEvent {
+            kind: "m.room.member",
+            state_key: Some("@mallory:peer.example"),
+            content: json!({ "membership": "join" }),
+            ..world.message(&[world.last().await])
+        });
+        world.send("join", &[&world.join]).await;
+        world.until(&world.join).await;
+        let rules = world.state(&["m.room.create", "m.room.power_levels"]);
+        world.auth = rules.await;
+        world.auth.push(world.join.event_id().to_owned());
+        world
+    }
+
+    /// The events of these types and without a state key in the room's state.
+    async fn state(&self, types: &[&str]) -> Vec<OwnedEventId> {
+        let path = format!("/_matrix/client/v3/rooms/{}/state", self.room);
+        let state = self.here.get(&path, Some(&self.alice.token)).await.ok();
+        let state = state.as_array().unwrap();
+        let of = |kind: &&str| {
+            let mut events = state.iter();
+            let event = events.find(|event| event["type"] == *kind && event["state_key"] == "");
+            OwnedEventId::try_from(event.unwrap()["event_id"].as_str().unwrap()).unwrap()
+        };
+        types.iter().map(of).collect()
+    }
+
+    /// The newest event of the room, as Alice sees it.
+    async fn last(&self) -> OwnedEventId {
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1",
+            self.room
+        );
+        let page = self.here.get(&path, Some(&self.alice.token)).await.ok();
+        let id = page["chunk"][0]["event_id"].as_str().unwrap();
+        OwnedEventId::try_from(id).unwrap()
+    }
+
+    /// What a message of Mallory's is made of, to be changed.
+    fn message(&self, prev: &[OwnedEventId]) -> NewEvent<'_> {
+        NewEvent {
+            room: &self.room,
+            sender: "mallory",
+            kind: "m.room.message",
+            state_key: None,
+            content: json!({ "msgtype": "m.text", "body": "hello" }),
+            prev: prev.to_vec(),
+            auth: self.auth.clone(),
+            depth: 20,
+        }
+    }
+
+    /// A chain of messages after an event.
+    fn chain(&self, after: &Pdu, length: usize) -> Vec<Pdu> {
+        let mut chain = vec![after.clone()];
+        for number in 0..length {
+            let last = chain.last().unwrap().event_id().to_owned();
+            chain.push(self.peer.event(&NewEvent {
+                content: json!({ "msgtype": "m.text", "body": number.to_string() }),
+                ..self.message(&[last])
+            }));
+        }
+        chain.remove(0);
+        chain
+    }
+
+    async fn send(&self, id: &str, pdus: &[&Pdu]) -> Value {
+        self.peer.send(&self.here, id, pdus).await
+    }
+
+    async fn is_seen(&self, event: &Pdu) -> bool {
+        let id = event.event_id();
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{id}", self.room);
+        let answer = self.here.get(&path, Some(&self.alice.token)).await;
+        answer.status == 200
+    }
+
+    /// Waits until Alice sees an event.
+    async fn until(&self, event: &Pdu) {
+        for _ in 0..2_000 {
+            if self.is_seen(event).await {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("it does not arrive: {event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_arrive_in_their_order_and_each_is_answered() {
+    let world = World::new().await;
+    let chain = world.chain(&world.join, 50);
+    let refs: Vec<&Pdu> = chain.iter().collect();
+    let results = world.send("1", &refs).await;
+    for event in &chain {
+        assert_eq!(results[event.event_id().as_str()], json!({}));
+    }
+    world.until(&chain[49]).await;
+    assert_eq!(world.last().await, chain[49].event_id());
+    // The same again is no news.
+    let again = world.send("2", &refs).await;
+    assert_eq!(again, results);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_event_costs_only_itself() {
+    let world = World::new().await;
+    let good = world.chain(&world.join, 2);
+    let evil = Peer::new("peer.example", 9);
+    let forged = evil.event(&world.message(&[world.join.event_id().to_owned()]));
+    let bodies = [
+        good[0].json_str().to_owned(),
+        forged.json_str().to_owned(),
+        "7".to_owned(),
+        r#"{"room_id":7}"#.to_owned(),
+        good[1].json_str().to_owned(),
+    ];
+    let body = format!(r#"{{"pdus":[{}]}}"#, bodies.join(","));
+    let answer = world.peer.transaction(&world.here, "1", &body).await.ok();
+    let results = answer["pdus"].as_object().unwrap();
+    assert_eq!(results.len(), 3, "{results:?}");
+    for event in &good {
+        assert_eq!(results[event.event_id().as_str()], json!({}));
+    }
+    assert!(results[forged.event_id().as_str()]["error"].is_string());
+    world.until(&good[1]).await;
+    assert!(!world.is_seen(&forged).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_events_are_fetched_from_who_sent_their_successor() {
+    let world = World::new().await;
+    let chain = world.chain(&world.join, 35);
+    for event in &chain {
+        world.peer.has(event);
+    }
+    world.send("1", &[&chain[34]]).await;
+    world.until(&chain[34]).await;
+    for event in &chain {
+        assert!(world.is_seen(event).await);
+    }
+    let asked = world.peer.asked();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_transaction_is_refused() {
+    let world = World::new().await;
+    let many =
+        |list: &str, count: usize| format!(r#"{{"{list}":[{}]}}"#, vec!["{}"; count].join(","));
+    for (body, code) in [
+        ("[]".to_owned(), "M_BAD_JSON"),
+        (r#"{"pdus":7}"#.to_owned(), "M_BAD_JSON"),
+        (many("pdus", 51), "M_BAD_JSON"),
+        (many("edus", 101), "M_BAD_JSON"),
+    ] {
+        let answer = world.peer.transaction(&world.here, "1", &body).await;
+        answer.refused(400, code);
+    }
+    for body in ["{}".to_owned(), many("pdus", 50), many("edus", 100)] {
+        let answer = world.peer.transaction(&world.here, "1", &body).await.ok();
+        assert_eq!(answer, json!({ "pdus": {} }));
+    }
+}
