@@ -159,6 +159,11 @@ impl<Before> EventStatus<Before> {
         )
     }
 
+    /// Whether the event is not allowed, as far as is known.
+    pub fn is_rejected(&self) -> bool {
+        matches!(self, EventStatus::Rejected { .. })
+    }
+
     /// Whether the event may stand in a timeline.
     pub fn is_shown(&self) -> bool {
         matches!(self, EventStatus::Accepted { .. })
@@ -202,6 +207,7 @@ mod tests {
         assert!(!partial.may_become(&still));
         assert!(!rejected.may_become(&partial));
         assert!(partial.is_partial() && partial.is_shown());
+        assert!(!partial.is_rejected() && still.is_rejected() && rejected.is_rejected());
         assert_eq!(partial.before(), Some(&1));
         assert_eq!(rejected.before(), None);
     }

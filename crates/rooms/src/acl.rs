@@ -65,17 +65,7 @@ impl Rooms {
         server: &ServerName,
         at: Position,
     ) -> Result<bool, RoomError> {
-        // User ids write it as they like; a request may write it otherwise.
-        let mut names = vec![server.as_str().to_owned()];
-        let host = host_for_comparison(server.host());
-        let plain = match server.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host,
-        };
-        if plain != names[0] {
-            names.push(plain);
-        }
-        for name in names {
+        for name in names_of(server) {
             let key = (room.number.0, name);
             let range = ScanRange::prefix(&key).upto(&(key.0, key.1.as_str(), at));
             let table = &tables::SERVER_LOG;
@@ -89,4 +79,40 @@ impl Rooms {
         }
         Ok(false)
     }
+
+    /// Whether a server came to have joined users in a room in (`after`, `upto`].
+    pub(crate) async fn server_joined_within(
+        &self,
+        room: &Room,
+        server: &ServerName,
+        (after, upto): (Position, Position),
+    ) -> Result<bool, RoomError> {
+        for name in names_of(server) {
+            let key = (room.number.0, name);
+            let range = ScanRange::prefix(&key)
+                .after(&(key.0, key.1.as_str(), after))
+                .upto(&(key.0, key.1.as_str(), upto));
+            // Coming and going take turns.
+            let table = &tables::SERVER_LOG;
+            let rows = self.store.scan(table, range, Direction::Forward, 2).await?;
+            if rows.iter().any(|(_, present)| *present == 1) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// How user ids may write the name of a server: as it does itself, or plainly.
+fn names_of(server: &ServerName) -> Vec<String> {
+    let mut names = vec![server.as_str().to_owned()];
+    let host = host_for_comparison(server.host());
+    let plain = match server.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    };
+    if plain != names[0] {
+        names.push(plain);
+    }
+    names
 }

@@ -96,6 +96,14 @@ impl RoomError {
         }
     }
 
+    /// Whether something that is stored cannot be read, so that other rows still can.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged(_) | Self::Storage(StorageError::Decode { .. })
+        )
+    }
+
     /// A refusal by the rules, with the reason for people.
     pub(crate) fn forbidden(why: impl Into<String>) -> Self {
         Self::Forbidden(why.into())

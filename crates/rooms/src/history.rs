@@ -221,7 +221,7 @@ impl Rooms {
     }
 
     /// Rows of the history index beyond a place.
-    async fn history_rows(
+    pub(crate) async fn history_rows(
         &self,
         room: &Room,
         place: Place,

@@ -3,7 +3,8 @@
 //! A [`RoomCommand`] is decided on the tip of its room, becomes one value that holds everything it
 //! changes, and is written as one batch; [`Rooms::execute`] answers when that is on disk. Readers
 //! ask for what was so at a position of the journal, and obtain events only through a visibility
-//! check ([`Rooms::visible`], [`Rooms::timeline`], [`Rooms::history`], [`Rooms::context`]).
+//! check ([`Rooms::visible`], [`Rooms::timeline`], [`Rooms::history`], [`Rooms::context`]); so do other
+//! servers ([`Rooms::enter_as_server`]).
 //!
 //! The state of a room is a shared search tree: a message costs no state, a state change one path.
 //! Events have two orders, by arrival (/sync) and by height in the graph (/messages).
@@ -32,6 +33,7 @@ mod import;
 mod judge;
 mod live;
 mod members;
+mod nearest;
 mod numbering;
 mod numbers;
 mod outside;
@@ -42,6 +44,7 @@ mod resolving;
 mod room;
 mod rowchange;
 mod rows;
+mod serving;
 mod states;
 mod sweep;
 mod switch;
@@ -74,6 +77,7 @@ pub use handover::Handover;
 pub use handshake::{Admitted, Proposed};
 pub use history::{Context, HistoryPage, MAX_PAGE, Wanted};
 pub use import::{IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, PartTaken};
+pub use nearest::{Near, Nearest};
 pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outside::{Outside, Standing};
@@ -82,6 +86,10 @@ pub use receive::Received;
 pub use relations::{RelationFilter, RelationPage, Thread};
 pub use room::Room;
 pub use rows::{Membership, Origin, StateLogRow};
+pub use serving::{
+    MAX_BACKFILL_SERVED, MAX_CHAIN, MAX_MISSING_SERVED, MissingAsked, Section, ServedChain,
+    ServedEvent, ServerVisit,
+};
 pub use tables::TABLES;
 pub use tally::{COUNTED_CLASSES, ClassCounts, CountedArrival, Tally};
 pub use timeline::{Arrival, TimelineSlice};
@@ -123,6 +131,7 @@ pub struct Rooms {
     resolutions: resolving::Resolutions,
     underway: Arc<transactions::Underway>,
     acls: acl::Acls,
+    last_asked: serving::LastAsked,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -152,6 +161,7 @@ impl Rooms {
             resolutions: resolving::Resolutions::new(),
             underway: Arc::default(),
             acls: acl::Acls::new(),
+            last_asked: serving::LastAsked::new(serving::ASKERS),
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),
             signing_key: Arc::clone(&options.signing_key),
