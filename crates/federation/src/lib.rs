@@ -15,6 +15,7 @@ pub mod front;
 #[cfg(test)]
 mod fuzz;
 pub mod health;
+pub mod history;
 pub mod inbound;
 pub mod keys;
 pub mod peers;
@@ -31,6 +32,7 @@ pub use error::CallError;
 pub use fetch::{FetchError, Fetcher, MissingEvents, RoomOf, StateEvents, StateIds};
 pub use front::{Front, FrontError};
 pub use health::{Health, Retry};
+pub use history::History;
 pub use homeserver_events::names::{self, is_same_server};
 pub use inbound::{Inbound, InboundParts, TransactionError};
 pub use keys::{KeyDocument, KeyRing, OwnKeys};

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use homeserver_federation::{
-    Federation, Inbound, InboundParts, Resident,
+    Federation, History, Inbound, InboundParts, Resident,
     inbound::{NoEdus, Nobody},
 };
 use homeserver_media::Media;
@@ -107,6 +107,8 @@ components! {
     inbound: Inbound,
     /// All rooms.
     rooms: Arc<Rooms>,
+    /// What other servers read of rooms.
+    history: History,
     /// Memberships of other servers' users in rooms of this one.
     resident: Resident,
     /// Uploads and their thumbnails.
@@ -277,6 +279,7 @@ impl Components {
             profile_changes: ProfileChanges::start(&store, &rooms, &users, &runtime),
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
+            history: History::new(server_name.clone(), Arc::clone(&rooms), runtime.clone()),
             resident,
             federation,
             media,

@@ -4,6 +4,7 @@
 //!
 //! Specification: server-server API, "Retrieving server keys", "Server implementation", "`OpenID`".
 
+mod history;
 mod membership;
 mod query;
 mod signed;
@@ -54,6 +55,7 @@ pub(super) fn routes() -> Routes {
             counted,
             get(who_is),
         )
+        .merge(history::routes())
         .merge(membership::routes())
         .merge(query::routes())
         .merge(transactions::routes())

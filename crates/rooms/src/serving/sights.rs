@@ -103,9 +103,10 @@ impl<'a> ServerSights<'a> {
         if event.room != self.room.number || arrived_later {
             return Ok(Shown::No);
         }
-        let hidden = match self.joined_now {
-            true => Shown::Redacted,
-            false => Shown::No,
+        let hidden = if self.joined_now {
+            Shown::Redacted
+        } else {
+            Shown::No
         };
         let before = match &event.status {
             EventStatus::Rejected { .. } => return Ok(Shown::No),
@@ -120,9 +121,10 @@ impl<'a> ServerSights<'a> {
         };
         let visibility = Around {
             before: self.visibility_in(before).await?,
-            after: match event.is_state(VISIBILITY, "") {
-                true => self.visibility_in(event.after).await?,
-                false => self.visibility_in(before).await?,
+            after: if event.is_state(VISIBILITY, "") {
+                self.visibility_in(event.after).await?
+            } else {
+                self.visibility_in(before).await?
             },
         };
         let sight = Sight {
@@ -179,11 +181,12 @@ impl<'a> ServerSights<'a> {
     ) -> Result<Around<Seen>, RoomError> {
         let either = [visibility.before, visibility.after];
         // Who is joined now sees what is shared whoever was in the room then.
-        let open = match self.joined_now {
-            true => &[HistoryVisibility::WorldReadable, HistoryVisibility::Shared][..],
-            false => &[HistoryVisibility::WorldReadable],
+        let is_open = |one: &HistoryVisibility| match one {
+            HistoryVisibility::WorldReadable => true,
+            HistoryVisibility::Shared => self.joined_now,
+            HistoryVisibility::Invited | HistoryVisibility::Joined => false,
         };
-        if either.iter().any(|one| open.contains(one)) {
+        if either.iter().any(is_open) {
             return Ok(Around::unchanged(Seen::Outside));
         }
         let own = if event.pdu.event_type() == MEMBER && self.is_own(event.pdu.state_key()) {

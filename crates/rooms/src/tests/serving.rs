@@ -166,13 +166,13 @@ async fn backfill_serves_what_came_before_newest_first() {
     let last = said.last().unwrap().clone();
     let some = server
         .rooms
-        .serve_backfill(&visit, &[last.clone()], 4)
+        .serve_backfill(&visit, std::slice::from_ref(&last), 4)
         .await;
     let expected: Vec<_> = said.iter().rev().take(4).map(|id| id.as_str()).collect();
     assert_eq!(ids(&some.unwrap()), expected);
     let all = server
         .rooms
-        .serve_backfill(&visit, &[last.clone()], 1000)
+        .serve_backfill(&visit, std::slice::from_ref(&last), 1000)
         .await;
     let all = all.unwrap();
     assert_eq!(all.last().unwrap().event_type(), "m.room.create");
@@ -229,9 +229,10 @@ async fn what_a_server_may_not_see_is_served_redacted() {
             (&with, "with", true),
             (&out, "out", while_out),
         ] {
-            let expected = match seen {
-                true => json!({ "msgtype": "m.text", "body": body }),
-                false => json!({}),
+            let expected = if seen {
+                json!({ "msgtype": "m.text", "body": body })
+            } else {
+                json!({})
             };
             assert_eq!(content(by_id[&**id]), expected, "{named} {body}");
             let one = server
@@ -364,7 +365,7 @@ async fn rejected_events_are_not_served_and_soft_failed_ones_where_they_are_name
     let named = rooms
         .serve_backfill(&visit, &[late.event_id().to_owned()], 1)
         .await;
-    assert_eq!(named.unwrap(), [late.clone()]);
+    assert_eq!(named.unwrap(), std::slice::from_ref(&late));
     let there = server_name!("there.example");
     assert_eq!(
         rooms.serve_event(there, late.event_id()).await.unwrap(),

@@ -1,5 +1,7 @@
 //! What other servers ask, between homeservers in one process.
 
+mod history;
+
 use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
