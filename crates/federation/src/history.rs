@@ -229,22 +229,19 @@ impl Writing {
             return Err(RoomError::Busy);
         }
         let mut piece = Vec::new();
-        match self.chain.next().await? {
-            Some((section, events)) => {
-                let mut first = self.enter(section, &mut piece);
-                for event in &events {
-                    if !first {
-                        piece.push(b',');
-                    }
-                    first = false;
-                    self.form.event(event, &mut piece);
+        if let Some((section, events)) = self.chain.next().await? {
+            let mut first = self.enter(section, &mut piece);
+            for event in &events {
+                if !first {
+                    piece.push(b',');
                 }
+                first = false;
+                self.form.event(event, &mut piece);
             }
-            None => {
-                self.enter(Section::AuthChain, &mut piece);
-                piece.extend_from_slice(b"]}");
-                self.ended = true;
-            }
+        } else {
+            self.enter(Section::AuthChain, &mut piece);
+            piece.extend_from_slice(b"]}");
+            self.ended = true;
         }
         Ok(Some(Bytes::from(piece)))
     }

@@ -51,7 +51,7 @@ impl Rooms {
     pub async fn is_resident(&self, room: &Room) -> Result<bool, RoomError> {
         let key = (room.number.0, self.options.server_name.as_str());
         let joined = self.store.get(&SERVER_COUNTS, &key).await?;
-        Ok(joined.is_some_and(|joined| joined.present()))
+        Ok(joined.is_some_and(crate::rows::JoinedUsers::present))
     }
 
     /// The membership event by which a user of another server joins, leaves or knocks, for that
