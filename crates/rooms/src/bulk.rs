@@ -6,9 +6,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use homeserver_events::push::MAX_MENTIONED_USERS;
-use homeserver_storage::{Batch, CommitError, Committed, Durability, Position, batch::MAX_OPS};
+use homeserver_storage::{Position, batch::MAX_OPS};
 use ruma::{OwnedUserId, RoomId};
-use tokio::sync::oneshot;
 
 use crate::{
     Rooms,
@@ -17,6 +16,7 @@ use crate::{
     error::RoomError,
     execute::{not_stored, wants_for as wants},
     live::{LiveRoom, Wants},
+    receive::Outcome,
     room::Room,
 };
 
@@ -28,8 +28,6 @@ const FULL: usize = 2_000_000;
 
 /// Batches on their way at once.
 const ON_THEIR_WAY: usize = 8;
-
-type Outcome = oneshot::Receiver<Result<Committed, CommitError>>;
 
 impl Rooms {
     /// Appends these events to a room, in their order. Gives the position of the last one.
@@ -81,22 +79,7 @@ impl Rooms {
         if taken == 0 {
             return Ok((0, refusal));
         }
-        let mut batch = Batch::new();
-        delta.write(&mut batch);
-        let submitted = self.store.submit(batch, Durability::Durable).await;
-        let ticket = submitted.map_err(not_stored)?;
-        let commit = live.submitted(&mut tip, delta.head.clone());
-        let (tell, hear) = oneshot::channel();
-        sent.push_back(hear);
-        // Settled by a task of its own, so that a decision that waits for it never waits for us.
-        let rooms = Arc::clone(self);
-        self.runtime.tasks.spawn(async move {
-            let outcome = ticket.await;
-            rooms.remember(&outcome, std::slice::from_ref(&delta));
-            commit.settle(outcome.is_ok());
-            // Whoever asked may be gone.
-            let _ = tell.send(outcome);
-        });
+        sent.push_back(self.send_off(live, &mut tip, delta).await?);
         Ok((taken, refusal))
     }
 }

@@ -1,7 +1,7 @@
 //! The pure decision about one event of this server: choose what it builds on, seal it, and ask
 //! the authorisation rules. Everything it looks at is handed in.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use homeserver_events::{
     CanonicalObject, CanonicalValue, Draft, EventReference, Pdu, Rules, SealError, SigningKey,
@@ -25,6 +25,21 @@ pub(crate) struct AuthState {
 impl AuthState {
     pub(crate) fn push(&mut self, event: Arc<StoredEvent>) {
         self.events.push(event);
+    }
+
+    /// All events.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Arc<StoredEvent>> {
+        self.events.iter()
+    }
+
+    /// Whether it consists of exactly these events, which may be named more than once.
+    pub(crate) fn is_made_of<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Arc<StoredEvent>>,
+    ) -> bool {
+        let own: BTreeSet<_> = self.events.iter().map(|event| event.number).collect();
+        let others: BTreeSet<_> = others.map(|event| event.number).collect();
+        own == others
     }
 
     /// The event with this type and key, if it was handed in.

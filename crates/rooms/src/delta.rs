@@ -83,8 +83,21 @@ pub(crate) struct Appended {
     pub(crate) gap: Vec<OwnedEventId>,
     /// Whether readers may be told of it: not of a rejected, soft-failed or outlying event.
     pub(crate) shown: bool,
-    /// Whether the event has a row already, that of the import which brought it.
-    pub(crate) was_here: bool,
+    /// What the store had of it before.
+    pub(crate) was: Was,
+}
+
+/// What the store has of an event before it is appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Was {
+    /// Nothing: it is made here.
+    Nothing,
+    /// Nothing, unless it comes on two ways at once: that is asserted.
+    Unknown,
+    /// A number, which others mention, but no row: that is asserted.
+    Mentioned,
+    /// A row without a place in the graph.
+    Outlier,
 }
 
 /// A changed membership of a local user.
@@ -157,14 +170,16 @@ impl RoomDelta {
 
     /// Operations and bytes that it takes in a batch, at least and about.
     pub(crate) fn size(&self) -> (usize, usize) {
-        let operations = self.appended.len() * 13
-            + self
-                .appended
-                .iter()
-                .map(|a| a.members.len() * 4 + a.count.mentions.len())
-                .sum::<usize>()
+        let operations = self
+            .appended
+            .iter()
+            .map(Appended::operations)
+            .sum::<usize>()
             + self.nodes.len()
-            + self.rewritten.len() * 3;
+            + self.rewritten.len() * 3
+            + self.mentioned.len() * 2
+            + self.server_counts.len()
+            + self.waiting.len();
         let nodes: usize = self.nodes.iter().map(|node| node.encoded.len() + 50).sum();
         let events: usize = self
             .appended
@@ -176,7 +191,10 @@ impl RoomDelta {
 
     /// The events that had rows before.
     pub(crate) fn written_anew(&self) -> impl Iterator<Item = &StoredEvent> {
-        let appended = self.appended.iter().filter(|appended| appended.was_here);
+        let appended = self
+            .appended
+            .iter()
+            .filter(|appended| appended.was == Was::Outlier);
         self.rewritten
             .iter()
             .chain(appended.map(|appended| &appended.event))
@@ -206,6 +224,7 @@ impl RoomDelta {
         write_listed(batch, self.room.number, self.seen.as_ref(), &self.head);
         write_nodes(batch, (self.room.number, self.head.generation), &self.nodes);
         for (id, number) in &self.mentioned {
+            batch.assert_absent(&tables::EVENT_IDS, &(room, id.as_str()));
             batch.put(&tables::EVENT_IDS, &(room, id.as_str()), &number.0);
         }
         for (server, count) in &self.server_counts {
@@ -284,14 +303,49 @@ impl Appended {
             highest: 0,
             gap: Vec::new(),
             shown: true,
-            was_here: false,
+            was: Was::Nothing,
         }
+    }
+
+    /// Positions that its batch gives it.
+    pub(crate) fn positions(&self) -> usize {
+        if self.shown {
+            1 + self.members_by_entry().1.len()
+        } else {
+            0
+        }
+    }
+
+    /// Operations that it takes in a batch, at most.
+    fn operations(&self) -> usize {
+        // Its id, its row, both orders, an append under one topic; an assert.
+        let always = 7;
+        let members = self.members.len();
+        always
+            + usize::from(self.log.is_some())
+            + members * 5
+            + members.div_ceil(MAX_TOPICS)
+            + self.servers.len()
+            + self.relation.as_ref().map_or(0, |_| 3)
+            + usize::from(self.count.in_thread.is_some())
+            + usize::from(self.count.writer.is_some())
+            + self.count.mentions.len()
+            + usize::from(!self.gap.is_empty())
     }
 
     fn write(&self, batch: &mut Batch) -> Option<AppendRef> {
         let room = self.event.room.0;
         let number = self.event.number.0;
         let id = self.event.pdu.event_id().as_str();
+        match self.was {
+            Was::Nothing | Was::Outlier => {}
+            Was::Unknown => {
+                batch.assert_absent(&tables::EVENT_IDS, &(room, id));
+            }
+            Was::Mentioned => {
+                batch.assert_absent(&tables::EVENTS, &(room, number));
+            }
+        }
         batch.put(&tables::EVENT_IDS, &(room, id), &number);
         if !self.shown {
             put_event(batch, &self.event, At::Known(0));

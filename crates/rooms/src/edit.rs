@@ -11,7 +11,7 @@ pub(crate) mod redact;
 use std::{collections::HashMap, sync::Arc};
 
 use homeserver_events::{CanonicalObject, EventStatus, auth};
-use ruma::{EventId, OwnedEventId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedServerName, UserId};
 use serde::Deserialize;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     event::StoredEvent,
     numbers::EventNumber,
     room::Room,
-    rows::{Extremity, Head, Origin, StateLogRow},
+    rows::{Extremity, Head, JoinedUsers, Origin, StateLogRow},
     states::PendingNodes,
     tally::ClassCounts,
     tree::{Change, StateRoot},
@@ -33,17 +33,23 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Pending {
     pub(crate) nodes: PendingNodes,
-    /// State events.
+    /// State events of this server, and all events of others.
     pub(crate) events: HashMap<EventNumber, Arc<StoredEvent>>,
-    /// Numbers given to events that were only mentioned.
+    /// Numbers given to events: to those of other servers, and to what was only mentioned.
     pub(crate) mentioned: HashMap<OwnedEventId, EventNumber>,
     /// What threads have counted.
     pub(crate) threads: HashMap<EventNumber, ClassCounts>,
+    /// How many users of servers are joined.
+    pub(crate) servers: HashMap<OwnedServerName, JoinedUsers>,
 }
 
 impl Pending {
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len() + self.events.len() + self.mentioned.len() + self.threads.len()
+        self.nodes.len()
+            + self.events.len()
+            + self.mentioned.len()
+            + self.threads.len()
+            + self.servers.len()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -51,6 +57,7 @@ impl Pending {
         self.events.clear();
         self.mentioned.clear();
         self.threads.clear();
+        self.servers.clear();
     }
 }
 
@@ -115,12 +122,28 @@ impl<'a> RoomEdit<'a> {
         }
     }
 
+    /// An event of the room if it is here or, as far as that is known, on its way to disk.
+    pub(crate) async fn find(
+        &self,
+        number: EventNumber,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        match self.pending.events.get(&number) {
+            Some(event) => Ok(Some(Arc::clone(event))),
+            None => self.rooms.events.find(self.room(), number).await,
+        }
+    }
+
+    /// The number of an event of this room, also of one that was only mentioned.
+    pub(crate) async fn number_of(&self, id: &EventId) -> Result<Option<EventNumber>, RoomError> {
+        match self.pending.mentioned.get(id) {
+            Some(number) => Ok(Some(*number)),
+            None => self.rooms.events.number(self.room().number, id).await,
+        }
+    }
+
     /// The number of an event of this room, given now if it is mentioned for the first time.
     pub(crate) async fn mention(&mut self, id: &EventId) -> Result<EventNumber, RoomError> {
-        if let Some(number) = self.pending.mentioned.get(id) {
-            return Ok(*number);
-        }
-        if let Some(number) = self.rooms.events.number(self.room().number, id).await? {
+        if let Some(number) = self.number_of(id).await? {
             return Ok(number);
         }
         let number = self.rooms.numbering.new_event().await?;

@@ -12,6 +12,10 @@ pub enum RoomError {
     /// it, otherwise `M_FORBIDDEN`.
     #[error("this server does not know that room")]
     UnknownRoom,
+    /// This server has no users in the room: what others send there is not for it. `M_NOT_FOUND`
+    /// where a peer named the room.
+    #[error("this server is not in that room")]
+    NotInRoom,
     /// No such event in this room, or none that the sender may see. `M_NOT_FOUND`.
     #[error("no such event in this room")]
     UnknownEvent,

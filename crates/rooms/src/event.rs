@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use homeserver_events::{EventStatus, Pdu};
+use homeserver_events::{EventStatus, Pdu, hash::content_hash_matches};
 use homeserver_storage::{Bytes, Position, Store};
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
@@ -99,6 +99,25 @@ impl StoredEvent {
     /// brought has none until it is received with its previous events; a rejected event may have one.
     pub(crate) fn is_placed(&self) -> bool {
         self.height > 0
+    }
+
+    /// What the event says if it is received in this form: what is here stays, only what lost its
+    /// body on the way gets it back. In old room versions anybody may make another event under the
+    /// same id.
+    pub(crate) fn body_of(&self, received: &Pdu) -> Pdu {
+        let same = || {
+            let (here, there) = (self.pdu.reference(), received.reference());
+            matches!((here, there), (Ok(here), Ok(there)) if here == there)
+        };
+        let is_whole = |pdu: &Pdu| {
+            pdu.to_object()
+                .is_ok_and(|event| content_hash_matches(&event))
+        };
+        if self.redacted_by.is_none() && !is_whole(&self.pdu) && is_whole(received) && same() {
+            received.clone()
+        } else {
+            self.pdu.clone()
+        }
     }
 
     /// The state before the event; empty for outliers and rejected events.

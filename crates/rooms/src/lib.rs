@@ -82,7 +82,7 @@ pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outside::{Outside, Standing};
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
-pub use receive::Received;
+pub use receive::{Incoming, Received};
 pub use relations::{RelationFilter, RelationPage, Thread};
 pub use room::Room;
 pub use rows::{Membership, Origin, StateLogRow};

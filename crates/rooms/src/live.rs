@@ -80,6 +80,8 @@ pub(crate) struct Tip {
     /// The store's generation before it was read. In a later one the head may be another: the row
     /// of a commit whose outcome was unknown.
     opened: u64,
+    /// Something pending is of a decision that came to nothing. See [`Tip::spoil`].
+    spoiled: bool,
 }
 
 impl Tip {
@@ -91,6 +93,12 @@ impl Tip {
     /// The head and the pending rows, apart.
     pub(crate) fn parts(&mut self) -> (Head, &mut Pending) {
         (self.head.clone().unwrap_or_default(), &mut self.pending)
+    }
+
+    /// Says that a decision which was given up has left rows among the pending ones: nothing is
+    /// decided on them. They go when what is on its way to disk is there.
+    pub(crate) fn spoil(&mut self) {
+        self.spoiled = true;
     }
 }
 
@@ -148,6 +156,7 @@ impl LiveRoom {
                 pending: Pending::default(),
                 generation: 1,
                 opened: 0,
+                spoiled: false,
             }),
             resolving: Mutex::new(()),
             commits: watch::Sender::default(),
@@ -204,7 +213,12 @@ impl LiveRoom {
             }
             if idle {
                 tip.pending.clear();
-            } else if wants == Wants::Settled || tip.head.is_none() || tip.pending.len() > PENDING {
+                tip.spoiled = false;
+            } else if wants == Wants::Settled
+                || tip.head.is_none()
+                || tip.spoiled
+                || tip.pending.len() > PENDING
+            {
                 // Nobody submits while the tip is held.
                 self.ended(commits.submitted).await;
                 continue;

@@ -4,30 +4,38 @@
 //! Who calls this has checked format, hashes and signatures, and has fetched what the event refers
 //! to; what is still missing is answered by name. (Server-server API, "Checks performed on receipt
 //! of a PDU".)
+//!
+//! A batch holds as many events as fit, and batches follow each other without waiting for the disk:
+//! each event is built on a tip that is on its way there. An event is answered only when it is on
+//! disk. What needs states to be resolved, or rows of the index to be on disk, begins a batch.
 
-use std::{collections::BTreeSet, sync::Arc};
+pub(crate) mod judging;
+pub(crate) mod lookup;
 
-use homeserver_events::{EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind, auth};
-use homeserver_storage::{Batch, Durability, Position};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use homeserver_events::{Pdu, SoftFailReason, StatusKind};
+use homeserver_storage::{Batch, CommitError, Committed, Durability, Position, batch::MAX_OPS};
 use ruma::OwnedEventId;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+use self::{
+    judging::{Hands, Taken},
+    lookup::Ids,
+};
 use crate::{
     Rooms,
-    decide::AuthState,
-    delta::Appended,
-    edit::{Pending, RoomEdit},
+    delta::RoomDelta,
+    edit::RoomEdit,
     error::RoomError,
-    event::StoredEvent,
     execute::not_stored,
-    judge,
-    live::Wants,
+    live::{LiveRoom, Tip, Wants},
     numbers::EventNumber,
     resolving::{Prepared, Roots},
     room::Room,
-    rows::{Extremity, StateLogRow},
-    tree::StateRoot,
 };
 
 /// Times an event is judged before its room counts as contended.
@@ -36,9 +44,32 @@ const MAX_JUDGEMENTS: usize = 16;
 /// After so many judgements, states are resolved while the tip is held.
 const MAX_PREPARED: usize = 8;
 
-/// Forward extremities of a room at most: each costs room in the head, and its state a part of
-/// every resolution.
-pub(crate) const MAX_EXTREMITIES: usize = 20;
+/// Operations left for the rest of a batch when it takes another event, with all whom it mentions.
+const ROOM_FOR_ONE: usize = 260;
+
+/// Bytes at which a batch takes no more events.
+const FULL: usize = 2_000_000;
+
+/// Batches on their way at once.
+const ON_THEIR_WAY: usize = 8;
+
+/// Events whose references are looked up in one go: as many as a batch may hold.
+const AHEAD: usize = 120;
+
+/// An event of another server, with what was found out about it outside of its room.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// The event.
+    pub pdu: Pdu,
+    /// Why it is soft-failed although the rules allow it: a policy server or a hook refused it.
+    pub refused: Option<SoftFailReason>,
+}
+
+impl From<Pdu> for Incoming {
+    fn from(pdu: Pdu) -> Self {
+        Self { pdu, refused: None }
+    }
+}
 
 /// What became of a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,32 +90,8 @@ pub enum Received {
     },
 }
 
-/// What an event of another server builds on, as far as it is here.
-struct Foundations {
-    prev: Vec<Arc<StoredEvent>>,
-    auth: Vec<Arc<StoredEvent>>,
-}
-
-/// How one attempt ended.
-enum Attempt {
-    Answered(Received),
-    /// The room moved on in the meantime.
-    Again,
-    /// States have to be resolved first.
-    Unresolved {
-        roots: Roots,
-        /// What of them is not on disk.
-        pending: Pending,
-    },
-}
-
-/// What is here of an event that is received.
-enum Known {
-    /// Others named it.
-    Mentioned(EventNumber),
-    /// It was received before, or an import brought it.
-    Here(Box<StoredEvent>),
-}
+/// The outcome of a batch, told when it is known.
+pub(crate) type Outcome = oneshot::Receiver<Result<Committed, CommitError>>;
 
 impl Rooms {
     /// Judges a received event of a room and stores it. The answer comes when it is on disk;
@@ -94,388 +101,343 @@ impl Rooms {
         room: &Arc<Room>,
         pdu: Pdu,
     ) -> Result<Received, RoomError> {
-        if pdu.room_id() != room.id {
-            return Err(RoomError::UnknownRoom);
-        }
+        let mut answers = self.receive_all(room, vec![pdu.into()]).await;
+        answers.pop().unwrap_or(Err(RoomError::Stopping))
+    }
+
+    /// Judges received events of a room in their order, each after those of them that it refers to,
+    /// and stores them in as few batches as they fit into. The answers, one for each, come when all
+    /// are on disk; dropping the future does not take the events back.
+    pub async fn receive_all(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        events: Vec<Incoming>,
+    ) -> Vec<Result<Received, RoomError>> {
+        let count = events.len();
         let (tell, hear) = oneshot::channel();
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         self.runtime.tasks.spawn(async move {
+            let mut receiving = Receiving::new(&rooms, &room, events);
+            receiving.run().await;
             // Whoever asked may be gone.
-            let _ = tell.send(rooms.receive_here(&room, pdu).await);
+            let _ = tell.send(receiving.answers());
         });
-        hear.await.map_err(|_| RoomError::Stopping)?
+        let stopping = |_| (0..count).map(|_| Err(RoomError::Stopping)).collect();
+        hear.await.unwrap_or_else(stopping)
     }
 
-    async fn receive_here(&self, room: &Arc<Room>, pdu: Pdu) -> Result<Received, RoomError> {
-        let live = self.live.room(room.number);
-        let mut prepared = Prepared::default();
-        for attempt in 0..MAX_JUDGEMENTS {
-            prepared.in_place = attempt >= MAX_PREPARED;
-            let place = live.queue()?;
-            let tried = self.try_receive(room, &pdu, &mut prepared).await?;
-            drop(place);
-            match tried {
-                Attempt::Answered(received) => return Ok(received),
-                Attempt::Again => {}
-                Attempt::Unresolved { roots, pending } => {
-                    let _resolver = live.resolver()?;
-                    let resolving = self.prepare_resolution(room, &live, &roots, pending);
-                    let resolved = resolving.await?;
-                    prepared.add(roots, resolved);
-                }
-            }
-        }
-        Err(RoomError::Contended)
-    }
-
-    async fn known(&self, room: &Room, pdu: &Pdu) -> Result<Option<Known>, RoomError> {
-        let Some(number) = self.events.number(room.number, pdu.event_id()).await? else {
-            return Ok(None);
-        };
-        // Whether it is placed decides whether it is judged again: no matter for a cache.
-        let here = self.events.on_disk(room, number).await?;
-        let here = here.map(Box::new);
-        Ok(Some(here.map_or(Known::Mentioned(number), Known::Here)))
-    }
-
-    async fn try_receive(
-        &self,
-        room: &Arc<Room>,
-        pdu: &Pdu,
-        prepared: &mut Prepared,
-    ) -> Result<Attempt, RoomError> {
-        let live = self.live.room(room.number);
-        let mut tip = live.tip(&self.store, Wants::Settled).await?;
-        let (head, pending) = tip.parts();
-        let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
-        let known = self.known(room, pdu).await?;
-        if let Some(Known::Here(event)) = &known
-            && event.is_placed()
-        {
-            return Ok(Attempt::Answered(judged(event, event.position)));
-        }
-        let foundations = match edit.foundations(pdu).await? {
-            Ok(foundations) => foundations,
-            Err(missing) => return Ok(Attempt::Answered(missing)),
-        };
-        let judged_event = edit.judge(pdu, known, foundations, prepared).await?;
-        let delta = edit.delta;
-        let event = match judged_event {
-            Ok(event) => event,
-            Err(roots) => {
-                let pending = std::mem::take(&mut tip.pending);
-                return Ok(Attempt::Unresolved { roots, pending });
-            }
-        };
+    /// Submits what an edit of the tip wrote. It is remembered and settled by a task of its own, so
+    /// that a decision that waits for it never waits for whoever asked.
+    pub(crate) async fn send_off(
+        self: &Arc<Self>,
+        live: &Arc<LiveRoom>,
+        tip: &mut Tip,
+        delta: RoomDelta,
+    ) -> Result<Outcome, RoomError> {
         let mut batch = Batch::new();
         delta.write(&mut batch);
-        let ticket = self
-            .store
-            .submit(batch, Durability::Durable)
-            .await
-            .map_err(not_stored)?;
-        let commit = live.submitted(&mut tip, delta.head.clone());
-        drop(tip);
-        let outcome = ticket.await;
-        let deltas = [delta];
-        self.remember(&outcome, &deltas);
-        commit.settle(outcome.is_ok());
-        match outcome {
-            Ok(committed) => {
-                let shown = event.status.is_shown();
-                let position = committed.positions.first().copied().filter(|_| shown);
-                Ok(Attempt::Answered(judged(&event, position)))
-            }
-            Err(homeserver_storage::CommitError::Conflict { .. }) => Ok(Attempt::Again),
-            Err(error) => Err(not_stored(error)),
-        }
-    }
-}
-
-/// Forgets the oldest extremities where there are too many. Gives whether there were.
-///
-/// Their events stay in the room; only, events of this server no longer name them as previous ones.
-/// Peers do so, and what they send then joins the branches.
-fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
-    if extremities.len() <= MAX_EXTREMITIES {
-        return false;
-    }
-    extremities.sort_by_key(|extremity| (extremity.height, extremity.number));
-    extremities.drain(..extremities.len() - MAX_EXTREMITIES);
-    true
-}
-
-fn judged(event: &StoredEvent, position: Option<Position>) -> Received {
-    Received::Judged {
-        status: event.status.kind(),
-        position,
-    }
-}
-
-impl RoomEdit<'_> {
-    /// The events that `pdu` refers to, or the names of those that are not here.
-    async fn foundations(&self, pdu: &Pdu) -> Result<Result<Foundations, Received>, RoomError> {
-        let (prev, prev_missing) = self.referred(pdu.prev_events()).await?;
-        let (auth, auth_missing) = self.referred(pdu.auth_events()).await?;
-        // The state after a rejected event is the one before it; only of what has no place in the
-        // graph it is not known.
-        let unplaced = prev.iter().filter(|event| !event.is_placed());
-        let mut missing = prev_missing;
-        missing.extend(unplaced.map(|event| event.pdu.event_id().to_owned()));
-        if missing.is_empty() && auth_missing.is_empty() {
-            return Ok(Ok(Foundations { prev, auth }));
-        }
-        Ok(Err(Received::Missing {
-            prev: missing,
-            auth: auth_missing,
-        }))
-    }
-
-    async fn referred(
-        &self,
-        ids: &[OwnedEventId],
-    ) -> Result<(Vec<Arc<StoredEvent>>, Vec<OwnedEventId>), RoomError> {
-        let (mut here, mut missing) = (Vec::new(), Vec::new());
-        for id in ids {
-            let number = self.rooms.events.number(self.room().number, id).await?;
-            let event = match number {
-                Some(number) => self.rooms.events.find(self.room(), number).await?,
-                None => None,
-            };
-            match event {
-                Some(event) => here.push(event),
-                None => missing.push(id.clone()),
-            }
-        }
-        Ok((here, missing))
-    }
-
-    /// Judges an event whose foundations are here, and makes it part of the edit; or names states
-    /// that have to be resolved first, after which the edit is of no use.
-    async fn judge(
-        &mut self,
-        pdu: &Pdu,
-        known: Option<Known>,
-        on: Foundations,
-        prepared: &mut Prepared,
-    ) -> Result<Result<StoredEvent, Roots>, RoomError> {
-        let named = known.as_ref().map(|known| match known {
-            Known::Mentioned(number) => *number,
-            Known::Here(event) => event.number,
+        let submitted = self.store.submit(batch, Durability::Durable).await;
+        let ticket = submitted.map_err(not_stored)?;
+        let commit = live.submitted(tip, delta.head.clone());
+        let (tell, hear) = oneshot::channel();
+        let rooms = Arc::clone(self);
+        self.runtime.tasks.spawn(async move {
+            let outcome = ticket.await;
+            rooms.remember(&outcome, std::slice::from_ref(&delta));
+            commit.settle(outcome.is_ok());
+            // Whoever asked may be gone.
+            let _ = tell.send(outcome);
         });
-        // The same in each attempt: it is part of the states that were resolved.
-        let number = match named.or(prepared.number) {
-            Some(number) => number,
-            None => self.rooms.numbering.new_event().await?,
-        };
-        prepared.number = Some(number);
-        let roots = on.prev.iter().map(|event| event.after);
-        let before = match self.resolved(roots, prepared).await? {
-            Ok(before) => before,
-            Err(roots) => return Ok(Err(roots)),
-        };
-        let status = self.status(pdu, &on, before).await?;
-        let mut event = StoredEvent {
-            number,
-            room: self.room().number,
-            pdu: pdu.clone(),
-            status,
-            after: before,
-            position: None,
-            height: on.prev.iter().map(|event| event.height).max().unwrap_or(0) + 1,
-            backfill_tie: None,
-            auth_height: on
-                .auth
-                .iter()
-                .map(|event| event.auth_height + 1)
-                .max()
-                .unwrap_or(0),
-            auth: on.auth.iter().map(|event| event.number).collect(),
-            prev: on.prev.iter().map(|event| event.number).collect(),
-            over_gap: false,
-            replaces: None,
-            redacted_by: None,
-            origin: None,
-        };
-        let rejected = event.status.kind() == StatusKind::Rejected;
-        if let (Some((event_type, state_key)), false) = (event.pdu.state_pair(), rejected) {
-            let replaced = self.state_in(before, event_type, state_key).await?;
-            event.replaces = replaced.map(|event| event.number);
-            event.after = self.edit_state(before, &[&event]).await?;
-        }
-        let mut was_here = false;
-        if let Some(Known::Here(known)) = known {
-            was_here = true;
-            if let Some(redaction) = known.redacted_by {
-                self.make_redacted(&mut event, redaction)?;
+        Ok(hear)
+    }
+}
+
+/// Where one of the events stands.
+enum Stand {
+    /// To be judged, for the time after so many times.
+    Waiting(usize),
+    /// Its batch is on its way.
+    Sent(usize),
+    Answered(Result<Received, RoomError>),
+}
+
+/// An event of a batch.
+struct Judged {
+    index: usize,
+    status: StatusKind,
+    /// Positions that its batch gives it; the first is where it arrived.
+    positions: usize,
+}
+
+/// A batch on its way.
+struct Sent {
+    judged: Vec<Judged>,
+    outcome: Outcome,
+}
+
+/// Why a batch takes no more events.
+enum Stop {
+    /// It is full, or there are no more.
+    Full,
+    /// The next event looks at what has to be on disk.
+    NeedsSettled,
+    /// States have to be resolved for the next event.
+    Unresolved(Roots),
+    /// An event could not be judged: the batch is of no use.
+    Failed(usize, RoomError),
+}
+
+/// Receiving some events of one room.
+struct Receiving<'a> {
+    rooms: &'a Arc<Rooms>,
+    room: &'a Arc<Room>,
+    live: Arc<LiveRoom>,
+    events: Vec<Incoming>,
+    stands: Vec<Stand>,
+    /// Numbers that events get if they have none: the same in each attempt, since they are part of
+    /// the states that are resolved.
+    numbers: Vec<Option<EventNumber>>,
+    ids: Ids,
+    sent: VecDeque<Sent>,
+    /// Nothing before this waits.
+    cursor: usize,
+    /// The next batch is built on what is on disk.
+    settled: bool,
+    prepared: Prepared,
+    /// Resolutions made for the event that is next.
+    resolved: usize,
+}
+
+impl<'a> Receiving<'a> {
+    fn new(rooms: &'a Arc<Rooms>, room: &'a Arc<Room>, events: Vec<Incoming>) -> Self {
+        let stand = |event: &Incoming| {
+            if event.pdu.room_id() == room.id {
+                Stand::Waiting(0)
+            } else {
+                Stand::Answered(Err(RoomError::UnknownRoom))
             }
+        };
+        Self {
+            rooms,
+            room,
+            live: rooms.live.room(room.number),
+            stands: events.iter().map(stand).collect(),
+            numbers: vec![None; events.len()],
+            events,
+            ids: HashMap::new(),
+            sent: VecDeque::new(),
+            cursor: 0,
+            settled: true,
+            prepared: Prepared::default(),
+            resolved: 0,
         }
-        let mut appended = Appended::plain(event.clone());
-        appended.was_here = was_here;
-        appended.shown = event.status.is_shown();
-        if appended.shown {
-            self.pending.events.insert(number, Arc::new(event.clone()));
-            if let Some(roots) = self.follow(&mut appended, prepared).await? {
-                return Ok(Err(roots));
-            }
-            self.note_relation(&mut appended).await?;
-            self.note_redaction(&appended).await?;
-        }
-        self.apply_waiting(&mut appended).await?;
-        if appended.shown {
-            self.note_count(&mut appended).await?;
-        }
-        self.delta.head.sequence += 1;
-        self.push(appended);
-        Ok(Ok(event))
     }
 
-    /// The three judgements, in their order.
-    async fn status(
-        &self,
-        pdu: &Pdu,
-        on: &Foundations,
-        before: StateRoot,
-    ) -> Result<EventStatus<StateRoot>, RoomError> {
-        let rules = self.room().rules;
-        let rejected = |why| EventStatus::Rejected {
-            why,
-            partial: false,
+    fn answers(self) -> Vec<Result<Received, RoomError>> {
+        let answer = |stand| match stand {
+            Stand::Answered(answer) => answer,
+            Stand::Waiting(_) | Stand::Sent(_) => Err(RoomError::Stopping),
         };
-        let create = self.event(self.room().create).await?;
-        if let Err(why) = judge::by_auth_events(rules, &create, pdu, &on.auth) {
-            return Ok(rejected(why));
-        }
-        if self
-            .auth_state_in(before, pdu)
-            .await?
-            .check(rules, pdu)
-            .is_err()
-        {
-            return Ok(rejected(RejectReason::StateBefore));
-        }
-        let now = self.delta.head.root;
-        if now != before
-            && self
-                .auth_state_in(now, pdu)
-                .await?
-                .check(rules, pdu)
-                .is_err()
-        {
-            return Ok(EventStatus::SoftFailed {
-                before,
-                why: SoftFailReason::CurrentState,
-                partial: false,
-            });
-        }
-        Ok(EventStatus::Accepted {
-            before,
-            partial: false,
-        })
+        self.stands.into_iter().map(answer).collect()
     }
 
-    /// Makes an accepted event an extremity and the room's state that of all extremities, or gives
-    /// states that have to be resolved first.
-    async fn follow(
-        &mut self,
-        appended: &mut Appended,
-        prepared: &Prepared,
-    ) -> Result<Option<Roots>, RoomError> {
-        let event = &appended.event;
-        let reference = event.pdu.reference();
-        let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
-        let (old, apart) = (self.delta.head.root, self.delta.head.apart);
-        let extremities = &mut self.delta.head.extremities;
-        extremities.retain(|extremity| !event.prev.contains(&extremity.number));
-        extremities.push(Extremity {
-            number: event.number,
-            id: event.pdu.event_id().to_owned(),
-            reference_hash: reference.reference_hash,
-            height: event.height,
-            depth: event.pdu.depth(),
-            after: event.after,
-        });
-        let roots: Vec<_> = extremities
-            .iter()
-            .map(|extremity| extremity.after)
-            .chain(apart)
-            .collect();
-        let new = match self.resolved(roots.into_iter(), prepared).await? {
-            Ok(new) => new,
-            Err(roots) => return Ok(Some(roots)),
-        };
-        // A peer may follow all that are left, with a state of its own: what was forgotten is not
-        // undone by that.
-        if bound_extremities(&mut self.delta.head.extremities) || apart.is_some() {
-            self.delta.head.apart = Some(new);
+    async fn run(&mut self) {
+        match self.rooms.is_resident(self.room).await {
+            Ok(true) => {}
+            Ok(false) => return self.refuse_all(|| RoomError::NotInRoom),
+            Err(_) => return self.refuse_all(|| RoomError::Busy),
         }
-        if new != old {
-            self.note_members_between(appended, old, new).await?;
-            self.delta.head.root = new;
-            appended.log = Some(StateLogRow {
-                root: new,
-                joined: self.delta.head.joined,
-                invited: self.delta.head.invited,
-            });
-        }
-        Ok(None)
-    }
-
-    /// Notes every membership in which two states of the room differ.
-    async fn note_members_between(
-        &mut self,
-        appended: &mut Appended,
-        old: StateRoot,
-        new: StateRoot,
-    ) -> Result<(), RoomError> {
-        let (room, roots) = (self.room().number, (old, new));
-        let changes = self
-            .rooms
-            .states
-            .difference(room, &self.pending.nodes, roots)
-            .await?;
-        for change in changes {
-            let key = self.rooms.numbering.key_name(change.key).await?;
-            if key.event_type() != "m.room.member" {
-                continue;
+        loop {
+            while let Some(at) = self.next_waiting() {
+                if let Err(error) = self.step(at).await {
+                    self.answer(at, Err(error));
+                }
+                if self.sent.len() >= ON_THEIR_WAY {
+                    self.collect().await;
+                }
             }
-            let load = async |value: Option<(EventNumber, u64)>| match value {
-                Some((number, _)) => self.event(number).await.map(Some),
-                None => Ok(None),
-            };
-            let (before, after) = (load(change.before).await?, load(change.after).await?);
-            let (before, after) = (before.as_deref(), after.as_deref());
-            self.note_member_change(appended, key.state_key(), before, after)
-                .await?;
+            if self.sent.is_empty() {
+                return;
+            }
+            while !self.sent.is_empty() {
+                self.collect().await;
+            }
+        }
+    }
+
+    fn refuse_all(&mut self, why: impl Fn() -> RoomError) {
+        for stand in &mut self.stands {
+            if matches!(stand, Stand::Waiting(_)) {
+                *stand = Stand::Answered(Err(why()));
+            }
+        }
+    }
+
+    fn next_waiting(&mut self) -> Option<usize> {
+        let rest = self.stands.get(self.cursor..)?;
+        let is_waiting = |stand: &Stand| matches!(stand, Stand::Waiting(_));
+        self.cursor += rest.iter().position(is_waiting)?;
+        Some(self.cursor)
+    }
+
+    fn answer(&mut self, at: usize, answer: Result<Received, RoomError>) {
+        if let Err(RoomError::Unresolved(limit)) = &answer {
+            let event = self.events[at].pdu.event_id();
+            let now = self.rooms.clock.unix_millis();
+            let resolutions = &self.rooms.resolutions;
+            resolutions.give_up(self.room.number, event, limit, now);
+        }
+        self.stands[at] = Stand::Answered(answer);
+    }
+
+    /// One batch, or a preparation for it.
+    async fn step(&mut self, at: usize) -> Result<(), RoomError> {
+        let live = Arc::clone(&self.live);
+        let place = live.queue()?;
+        let wants = if self.settled {
+            Wants::Settled
+        } else {
+            Wants::Newest
+        };
+        let mut tip = live.tip(&self.rooms.store, wants).await?;
+        let (head, pending) = tip.parts();
+        let mut edit = RoomEdit::new(self.rooms, Arc::clone(self.room), Some(head), pending);
+        let (judged, stop) = self.fill(&mut edit, at).await;
+        let delta = edit.delta;
+        if let Stop::Failed(index, error) = stop {
+            tip.spoil();
+            self.answer(index, Err(error));
+            return Ok(());
+        }
+        if !judged.is_empty() {
+            let outcome = self.rooms.send_off(&live, &mut tip, delta).await;
+            let outcome = outcome.inspect_err(|_| tip.spoil())?;
+            for Judged { index, .. } in &judged {
+                if let Stand::Waiting(times) = self.stands[*index] {
+                    self.stands[*index] = Stand::Sent(times);
+                }
+            }
+            self.sent.push_back(Sent { judged, outcome });
+            self.settled = !matches!(stop, Stop::Full);
+            if self.settled {
+                tip.spoil();
+            }
+            self.resolved = 0;
+            return Ok(());
+        }
+        tip.spoil();
+        match stop {
+            Stop::Unresolved(roots) if self.settled => {
+                let pending = std::mem::take(&mut tip.pending);
+                drop((tip, place));
+                if self.resolved >= MAX_JUDGEMENTS {
+                    return Err(RoomError::Contended);
+                }
+                self.resolved += 1;
+                self.prepared.in_place = self.resolved >= MAX_PREPARED;
+                let _resolver = live.resolver()?;
+                let rooms = self.rooms;
+                let resolved = rooms.prepare_resolution(self.room, &live, &roots, pending);
+                let resolved = resolved.await?;
+                self.prepared.add(roots, resolved);
+            }
+            Stop::Unresolved(_) | Stop::NeedsSettled => self.settled = true,
+            Stop::Full | Stop::Failed(..) => {}
         }
         Ok(())
     }
 
-    /// The state events of `root` that the rules look at for this event.
-    pub(crate) async fn auth_state_in(
-        &self,
-        root: StateRoot,
-        pdu: &Pdu,
-    ) -> Result<AuthState, RoomError> {
-        let rules = self.room().rules;
-        let kinds = auth::auth_types(
-            rules,
-            pdu.event_type(),
-            pdu.sender(),
-            pdu.state_key(),
-            pdu.content(),
-        );
-        let wanted: BTreeSet<_> = kinds
-            .iter()
-            .map(|(event_type, key)| (*event_type, key.as_str()))
-            .chain([("m.room.create", "")])
-            .collect();
-        let mut state = AuthState::default();
-        for (event_type, state_key) in wanted {
-            if let Some(event) = self.state_in(root, event_type, state_key).await? {
-                state.push(event);
+    /// Judges events from one on while they fit into one batch.
+    async fn fill(&mut self, edit: &mut RoomEdit<'_>, at: usize) -> (Vec<Judged>, Stop) {
+        let mut judged = Vec::new();
+        let mut looked_up = at;
+        for index in at..self.events.len() {
+            if !matches!(self.stands[index], Stand::Waiting(_)) {
+                continue;
+            }
+            let (operations, bytes) = edit.delta.size();
+            if operations + ROOM_FOR_ONE > MAX_OPS || bytes > FULL {
+                return (judged, Stop::Full);
+            }
+            if index >= looked_up {
+                looked_up = (index + AHEAD).min(self.events.len());
+                let some = &self.events[index..looked_up];
+                if let Err(error) = edit.look_up(some, &mut self.ids).await {
+                    return (judged, Stop::Failed(index, error));
+                }
+            }
+            if let Some(limit) = self.gave_up(index) {
+                self.stands[index] = Stand::Answered(Err(RoomError::Unresolved(limit)));
+                continue;
+            }
+            let hands = Hands {
+                ids: &self.ids,
+                number: &mut self.numbers[index],
+                prepared: &self.prepared,
+                settled: self.settled && judged.is_empty(),
+            };
+            match edit.take_received(&self.events[index], hands).await {
+                Ok(Taken::Judged(status, positions)) => judged.push(Judged {
+                    index,
+                    status,
+                    positions,
+                }),
+                Ok(Taken::Answered(received)) => self.answer(index, Ok(received)),
+                Ok(Taken::NeedsSettled) => return (judged, Stop::NeedsSettled),
+                Ok(Taken::Unresolved(roots)) => return (judged, Stop::Unresolved(roots)),
+                Err(error) => return (judged, Stop::Failed(index, error)),
             }
         }
-        Ok(state)
+        (judged, Stop::Full)
+    }
+
+    /// The limit for which this event could not be judged of late.
+    fn gave_up(&self, at: usize) -> Option<String> {
+        let event = self.events[at].pdu.event_id();
+        let now = self.rooms.clock.unix_millis();
+        let resolutions = &self.rooms.resolutions;
+        resolutions.gave_up(self.room.number, event, now)
+    }
+
+    /// Waits for the batch that was sent first. If it met another writer, so did all after it.
+    async fn collect(&mut self) {
+        let Some(Sent { judged, outcome }) = self.sent.pop_front() else {
+            return;
+        };
+        match outcome.await {
+            Ok(Ok(committed)) => {
+                let mut positions = committed.positions.iter().copied();
+                for event in judged {
+                    let mut own = positions.by_ref().take(event.positions);
+                    let position = own.next();
+                    own.for_each(drop);
+                    let received = Received::Judged {
+                        status: event.status,
+                        position,
+                    };
+                    self.answer(event.index, Ok(received));
+                }
+            }
+            Ok(Err(CommitError::Conflict { .. })) => {
+                self.settled = true;
+                for Judged { index, .. } in judged {
+                    self.cursor = self.cursor.min(index);
+                    self.stands[index] = match self.stands[index] {
+                        Stand::Sent(times) if times < MAX_JUDGEMENTS => Stand::Waiting(times + 1),
+                        _ => Stand::Answered(Err(RoomError::Contended)),
+                    };
+                }
+            }
+            Ok(Err(error)) => {
+                for Judged { index, .. } in judged {
+                    self.answer(index, Err(not_stored(error.clone())));
+                }
+            }
+            Err(_) => {
+                for Judged { index, .. } in judged {
+                    self.answer(index, Err(RoomError::Stopping));
+                }
+            }
+        }
     }
 }

@@ -9,11 +9,12 @@ use std::{
 };
 
 use homeserver_events::resolve::{
-    Answer, Conflict, Limits, Links, LoadedEvent, Need, Resolution, Step,
+    Answer, Conflict, Limit, Limits, Links, LoadedEvent, Need, Resolution, Step,
 };
 
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
+use ruma::{EventId, OwnedEventId};
 
 use crate::{
     Rooms,
@@ -31,6 +32,13 @@ const KEPT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Resolutions that are kept, about.
 const KEPT: usize = 1024;
+
+/// Resolutions over their limits that are remembered.
+const OVER_LIMIT: usize = 1024;
+
+/// For so long a resolution that was over its limits is not tried again, in milliseconds: each
+/// event on such a fork would cost all that the limits allow.
+pub(crate) const OVER_LIMIT_LIFETIME: u64 = 10 * 60 * 1000;
 
 /// Rooms share a count of what made their resolutions untrue with those of the same number modulo
 /// this.
@@ -61,8 +69,14 @@ impl Weighter<(RoomNumber, Roots), Arc<Resolved>> for Weigh {
 /// changes: it is redacted, or one that an import brought is rejected.
 pub(crate) struct Resolutions {
     kept: Cache<(RoomNumber, Roots), Arc<Resolved>, Weigh>,
+    /// The limits that resolutions of late were over, and when that was.
+    over_limit: Cache<(RoomNumber, Roots), (Limit, u64)>,
+    /// The events for which they were made: each time one comes it would bring another state.
+    given_up: Cache<(RoomNumber, OwnedEventId), (String, u64)>,
     /// Counts such changes, so that a resolution that began before one is not kept after it.
     changes: Mutex<[u64; COUNTS]>,
+    /// What one resolution may use.
+    pub(crate) limits: Mutex<Limits>,
     #[cfg(test)]
     pub(crate) asked: std::sync::atomic::AtomicUsize,
     #[cfg(test)]
@@ -73,7 +87,10 @@ impl Resolutions {
     pub(crate) fn new() -> Self {
         Self {
             kept: Cache::with_weighter(KEPT, KEPT_BYTES, Weigh),
+            over_limit: Cache::new(OVER_LIMIT),
+            given_up: Cache::new(OVER_LIMIT),
             changes: Mutex::new([0; COUNTS]),
+            limits: Mutex::new(Limits::default()),
             #[cfg(test)]
             asked: std::sync::atomic::AtomicUsize::new(0),
             #[cfg(test)]
@@ -99,6 +116,23 @@ impl Resolutions {
         let mut changes = self.changes.lock();
         changes[count_of(room)] += 1;
         self.kept.retain(|(of, _), _| *of != room);
+        self.over_limit.retain(|(of, _), _| *of != room);
+        self.given_up.retain(|(of, _), _| *of != room);
+    }
+
+    /// Remembers that an event could not be judged for a resolution over its limits.
+    pub(crate) fn give_up(&self, room: RoomNumber, event: &EventId, limit: &str, now: u64) {
+        let key = (room, event.to_owned());
+        self.given_up.insert(key, (limit.to_owned(), now));
+    }
+
+    /// The limit for which an event could not be judged of late.
+    pub(crate) fn gave_up(&self, room: RoomNumber, event: &EventId, now: u64) -> Option<String> {
+        if self.given_up.is_empty() {
+            return None;
+        }
+        let (limit, at) = self.given_up.get(&(room, event.to_owned()))?;
+        (now < at + OVER_LIMIT_LIFETIME).then_some(limit)
     }
 }
 
@@ -113,11 +147,9 @@ pub(crate) struct Counted {
     changes: u64,
 }
 
-/// What was found out for one event before the tip is taken.
+/// What was found out before the tip is taken.
 #[derive(Default)]
 pub(crate) struct Prepared {
-    /// The number that the event gets if it has none.
-    pub(crate) number: Option<EventNumber>,
     resolved: HashMap<Roots, Counted>,
     /// The room changes so often that what is prepared never fits: resolve while the tip is held.
     pub(crate) in_place: bool,
@@ -198,6 +230,14 @@ impl RoomEdit<'_> {
 
     /// Resolves two or more different states, and keeps the outcome.
     async fn resolve(&mut self, roots: Roots) -> Result<Arc<Resolved>, RoomError> {
+        let key = (self.room().number, roots.clone());
+        let now = self.rooms.clock.unix_millis();
+        let over_limit = &self.rooms.resolutions.over_limit;
+        if let Some((limit, at)) = over_limit.get(&key)
+            && now < at + OVER_LIMIT_LIFETIME
+        {
+            return Err(RoomError::Unresolved(format!("{limit:?}")));
+        }
         #[cfg(test)]
         self.rooms
             .resolutions
@@ -207,7 +247,13 @@ impl RoomEdit<'_> {
         let changes = self.rooms.resolutions.changes(room);
         let earlier = self.delta.nodes.len();
         let (states, conflict) = self.conflict(roots).await?;
-        let resolved = self.run(&states, conflict).await?;
+        let resolved = match self.run(&states, conflict).await? {
+            Ok(resolved) => resolved,
+            Err(limit) => {
+                self.rooms.resolutions.over_limit.insert(key, (limit, now));
+                return Err(RoomError::Unresolved(format!("{limit:?}")));
+            }
+        };
         let (first, conflicted) = (states.roots[0], &states.conflicted);
         let root = self.settle(first, conflicted, resolved).await?;
         let nodes = self.delta.nodes[earlier..].to_vec();
@@ -250,10 +296,10 @@ impl RoomEdit<'_> {
         &self,
         states: &States,
         conflict: Conflict,
-    ) -> Result<BTreeMap<(String, String), u64>, RoomError> {
+    ) -> Result<Result<BTreeMap<(String, String), u64>, Limit>, RoomError> {
         let room = self.room();
-        let mut resolution =
-            Resolution::new(room.rules, room.create.0, conflict, Limits::default());
+        let limits = *self.rooms.resolutions.limits.lock();
+        let mut resolution = Resolution::new(room.rules, room.create.0, conflict, limits);
         let mut answer = Answer::default();
         loop {
             let step = move || {
@@ -265,8 +311,8 @@ impl RoomEdit<'_> {
             (resolution, step) = stepped.map_err(|_| RoomError::Stopping)?;
             match step {
                 Step::Need(need) => answer = self.answer(states, &need).await?,
-                Step::Done(resolved) => return Ok(resolved),
-                Step::OverLimit(limit) => return Err(RoomError::Unresolved(format!("{limit:?}"))),
+                Step::Done(resolved) => return Ok(Ok(resolved)),
+                Step::OverLimit(limit) => return Ok(Err(limit)),
                 Step::Missing(need) => {
                     return Err(RoomError::damaged(format!("resolution misses {need:?}")));
                 }

@@ -1,6 +1,7 @@
 //! Rooms on the memory engine: what commands do, and what readers see of it.
 
 mod arrivals;
+mod batches;
 mod commands;
 mod convergence;
 mod counting;
@@ -12,6 +13,7 @@ mod imports;
 mod member_state;
 mod mortal;
 mod paging;
+mod peer;
 mod receiving;
 mod redactions;
 mod rows;

@@ -13,13 +13,13 @@ use std::{
 };
 
 use homeserver_events::Pdu;
-use homeserver_rooms::{ImportId, Received, Room, RoomError};
+use homeserver_rooms::{ImportId, Incoming, Received, Room, RoomError};
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
     Inner,
     desk::in_order,
-    port::{Incoming, MAX_OUTLIERS, RoomsPort as _, StateGiven, StateTaken},
+    port::{MAX_OUTLIERS, RoomsPort as _, StateGiven, StateTaken},
 };
 use crate::{FetchError, MissingEvents, RoomOf, StateIds, is_same_server};
 

@@ -3,22 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use homeserver_events::{Pdu, SoftFailReason};
-use homeserver_rooms::{ImportId, Received, Room, RoomError, Rooms};
+use homeserver_events::Pdu;
+use homeserver_rooms::{ImportId, Incoming, Received, Room, RoomError, Rooms};
 use ruma::OwnedEventId;
 
 pub(super) const MAX_OUTLIERS: usize = 10_000;
-
-pub(super) struct Incoming {
-    pub(super) pdu: Pdu,
-    pub(super) refused: Option<SoftFailReason>,
-}
-
-impl From<Pdu> for Incoming {
-    fn from(pdu: Pdu) -> Self {
-        Self { pdu, refused: None }
-    }
-}
 
 pub(super) struct OutliersTaken {
     pub(super) left_out: Vec<OwnedEventId>,
@@ -40,11 +29,6 @@ pub(super) enum StateTaken {
 
 #[async_trait]
 pub(super) trait RoomsPort {
-    async fn receive_all(
-        &self,
-        room: &Arc<Room>,
-        events: Vec<Incoming>,
-    ) -> Vec<Result<Received, RoomError>>;
     async fn missing_of(
         &self,
         room: &Room,
@@ -77,19 +61,6 @@ pub(super) trait RoomsPort {
 
 #[async_trait]
 impl RoomsPort for Arc<Rooms> {
-    async fn receive_all(
-        &self,
-        room: &Arc<Room>,
-        events: Vec<Incoming>,
-    ) -> Vec<Result<Received, RoomError>> {
-        let mut results = Vec::new();
-        for event in events {
-            let _ = event.refused;
-            results.push(self.receive(room, event.pdu).await);
-        }
-        results
-    }
-
     async fn missing_of(
         &self,
         room: &Room,

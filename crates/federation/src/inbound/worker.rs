@@ -18,7 +18,6 @@ use super::{
     Inner, ReadRow,
     desk::{Desk, Stuck, Waits, in_order},
     gap::Filled,
-    port::RoomsPort as _,
     rows::WaitingPdu,
 };
 use crate::{CheckError, Dropped, tables::INBOUND_PDUS};

@@ -134,14 +134,13 @@ impl RoomEdit<'_> {
         if relation.rel_type == "m.thread" {
             return Ok(Some(relation.target));
         }
-        let (events, room) = (&self.rooms.events, self.room());
         let mut target = relation.target;
         for _ in 0..MAX_THREAD_HOPS {
-            let event = events.find(room, target).await?;
+            let event = self.find(target).await?;
             let Some(next) = event.as_deref().and_then(declared_relation) else {
                 return Ok(None);
             };
-            let Some(number) = events.number(room.number, &next.target).await? else {
+            let Some(number) = self.number_of(&next.target).await? else {
                 return Ok(None);
             };
             if next.rel_type == "m.thread" {

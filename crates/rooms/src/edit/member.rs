@@ -115,7 +115,7 @@ impl RoomEdit<'_> {
         server: OwnedServerName,
         by: i64,
     ) -> Result<(), RoomError> {
-        let counted = if let Some(count) = self.delta.server_counts.get(&server) {
+        let counted = if let Some(count) = self.pending.servers.get(&server) {
             *count
         } else {
             let key = (self.room().number.0, server.as_str());
@@ -124,6 +124,7 @@ impl RoomEdit<'_> {
         };
         let count = counted.changed(by);
         self.delta.server_counts.insert(server.clone(), count);
+        self.pending.servers.insert(server.clone(), count);
         if counted.present() != count.present() {
             appended.servers.push((server, count.present()));
         }

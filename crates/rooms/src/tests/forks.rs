@@ -10,7 +10,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::support::{Server, event, user};
 use crate::{
     CreateRoom, InitialState, Membership, MembershipChange, Preset, Received, RoomAction,
-    edit::RoomEdit, live::Wants, receive::MAX_EXTREMITIES, rows::JoinedUsers,
+    edit::RoomEdit, live::Wants, receive::judging::MAX_EXTREMITIES, rows::JoinedUsers,
 };
 
 pub(super) struct Elsewhere<'a> {

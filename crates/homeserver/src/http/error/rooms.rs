@@ -16,7 +16,9 @@ impl From<RoomError> for ApiError {
         let bad_request = |kind| Self::new(StatusCode::BAD_REQUEST, kind, message.clone());
         match error {
             // That a room exists is told only where the endpoint says so: `naming_the_room`.
-            RoomError::Forbidden(_) | RoomError::UnknownRoom => Self::forbidden(message),
+            RoomError::Forbidden(_) | RoomError::UnknownRoom | RoomError::NotInRoom => {
+                Self::forbidden(message)
+            }
             RoomError::UnknownEvent | RoomError::UnknownAlias => Self::not_found(message),
             RoomError::UnsupportedRoomVersion(_) => bad_request(ErrorKind::UnsupportedRoomVersion),
             RoomError::AliasInUse(_) => bad_request(ErrorKind::RoomInUse),

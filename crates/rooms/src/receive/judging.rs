@@ -1,0 +1,375 @@
+//! Judging one received event, and what it does to the tip.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use homeserver_events::{EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind, auth};
+use smallvec::SmallVec;
+
+use super::{
+    Incoming, Received,
+    lookup::{Foundations, Ids, Known},
+};
+use crate::{
+    decide::AuthState,
+    delta::{Appended, Was},
+    edit::RoomEdit,
+    error::RoomError,
+    event::StoredEvent,
+    judge,
+    numbers::EventNumber,
+    resolving::{Prepared, Roots},
+    rows::{Extremity, StateLogRow},
+    tree::StateRoot,
+};
+
+/// Forward extremities of a room at most: each costs room in the head, and its state a part of
+/// every resolution.
+pub(crate) const MAX_EXTREMITIES: usize = 20;
+
+/// What judging an event is given.
+pub(crate) struct Hands<'a> {
+    /// Numbers that were looked up.
+    pub(crate) ids: &'a Ids,
+    /// The number that the event gets if it has none.
+    pub(crate) number: &'a mut Option<EventNumber>,
+    pub(crate) prepared: &'a Prepared,
+    /// The edit is empty, and all before it is on disk.
+    pub(crate) settled: bool,
+}
+
+/// How an attempt to judge an event ended.
+pub(crate) enum Taken {
+    /// It is part of the edit: as what, and how many positions it gets.
+    Judged(StatusKind, usize),
+    /// Nothing is to be written.
+    Answered(Received),
+    /// It looks at what has to be on disk.
+    NeedsSettled,
+    /// States have to be resolved first.
+    Unresolved(Roots),
+}
+
+/// The tip with another event.
+struct NewTip {
+    extremities: SmallVec<[Extremity; 1]>,
+    root: StateRoot,
+    apart: Option<StateRoot>,
+}
+
+impl RoomEdit<'_> {
+    /// Judges an event whose references were looked up, and makes it part of the edit. Whatever
+    /// else the answer is, the edit is as before, but for tree nodes that nothing names.
+    pub(crate) async fn take_received(
+        &mut self,
+        incoming: &Incoming,
+        hands: Hands<'_>,
+    ) -> Result<Taken, RoomError> {
+        let pdu = &incoming.pdu;
+        let known = self.known(pdu.event_id(), hands.ids).await?;
+        match &known {
+            Known::Placed(event) => {
+                let status = event.status.kind();
+                let position = event.position;
+                return Ok(Taken::Answered(Received::Judged { status, position }));
+            }
+            Known::Underway => return Ok(Taken::NeedsSettled),
+            _ => {}
+        }
+        let (on, missing) = self.foundations(pdu, hands.ids).await?;
+        if !matches!(&missing, Received::Missing { prev, auth } if prev.is_empty() && auth.is_empty())
+        {
+            return Ok(Taken::Answered(missing));
+        }
+        // A redaction reads and rewrites its target.
+        if !hands.settled && pdu.event_type() == "m.room.redaction" {
+            return Ok(Taken::NeedsSettled);
+        }
+        self.judge(incoming, known, on, hands).await
+    }
+
+    async fn judge(
+        &mut self,
+        incoming: &Incoming,
+        known: Known,
+        on: Foundations,
+        hands: Hands<'_>,
+    ) -> Result<Taken, RoomError> {
+        let prepared = hands.prepared;
+        let roots = on.prev.iter().map(|event| event.after);
+        let before = match self.resolved(roots, prepared).await? {
+            Ok(before) => before,
+            Err(roots) => return Ok(Taken::Unresolved(roots)),
+        };
+        let number = match (&known, *hands.number) {
+            (Known::Mentioned(number), _) => *number,
+            (Known::Outlier(event), _) => event.number,
+            (_, Some(number)) => number,
+            (_, None) => self.rooms.numbering.new_event().await?,
+        };
+        *hands.number = Some(number);
+        let event = self.assess(incoming, &known, on, (number, before)).await?;
+        let mut appended = Appended::plain(event);
+        appended.shown = appended.event.status.is_shown();
+        appended.was = match known {
+            Known::Outlier(_) => Was::Outlier,
+            Known::Mentioned(_) => Was::Mentioned,
+            _ => Was::Unknown,
+        };
+        // Its state may be among those that are resolved.
+        let event = Arc::new(appended.event.clone());
+        self.pending.events.insert(number, event);
+        let tip = if appended.shown {
+            match self.followed_by(&appended.event, prepared).await? {
+                Ok(tip) => Some(tip),
+                Err(roots) => return Ok(Taken::Unresolved(roots)),
+            }
+        } else {
+            None
+        };
+        self.take_judged(appended, tip).await
+    }
+
+    /// Makes a judged event part of the edit, and the tip what it is with it.
+    async fn take_judged(
+        &mut self,
+        mut appended: Appended,
+        tip: Option<NewTip>,
+    ) -> Result<Taken, RoomError> {
+        let id = appended.event.pdu.event_id().to_owned();
+        self.pending.mentioned.insert(id, appended.event.number);
+        if let Some(tip) = tip {
+            self.move_to(&mut appended, tip).await?;
+            self.note_relation(&mut appended).await?;
+            self.note_redaction(&appended).await?;
+        }
+        self.apply_waiting(&mut appended).await?;
+        if appended.shown {
+            self.note_count(&mut appended).await?;
+        }
+        self.delta.head.sequence += 1;
+        let (status, positions) = (appended.event.status.kind(), appended.positions());
+        let event = self.push(appended);
+        self.pending.events.insert(event.number, event);
+        Ok(Taken::Judged(status, positions))
+    }
+
+    /// The event with what is decided about it, and the state after it.
+    async fn assess(
+        &mut self,
+        incoming: &Incoming,
+        known: &Known,
+        on: Foundations,
+        (number, before): (EventNumber, StateRoot),
+    ) -> Result<StoredEvent, RoomError> {
+        let (pdu, redacted_by) = match known {
+            Known::Outlier(known) => (known.body_of(&incoming.pdu), known.redacted_by),
+            _ => (incoming.pdu.clone(), None),
+        };
+        let status = match known {
+            // What its auth events do not allow stays so.
+            Known::Outlier(known) if known.status.kind() == StatusKind::Rejected => {
+                known.status.clone()
+            }
+            _ => self.status(&pdu, incoming.refused, &on, before).await?,
+        };
+        let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
+        let mut event = StoredEvent {
+            number,
+            room: self.room().number,
+            pdu,
+            status,
+            after: before,
+            position: None,
+            height: on.prev.iter().map(|event| event.height).max().unwrap_or(0) + 1,
+            backfill_tie: None,
+            auth_height: auth_heights.max().unwrap_or(0),
+            auth: on.auth.iter().map(|event| event.number).collect(),
+            prev: on.prev.iter().map(|event| event.number).collect(),
+            over_gap: false,
+            replaces: None,
+            redacted_by,
+            origin: None,
+        };
+        let rejected = event.status.kind() == StatusKind::Rejected;
+        if let (Some((event_type, state_key)), false) = (event.pdu.state_pair(), rejected) {
+            let replaced = self.state_in(before, event_type, state_key).await?;
+            event.replaces = replaced.map(|event| event.number);
+            event.after = self.edit_state(before, &[&event]).await?;
+        }
+        Ok(event)
+    }
+
+    /// The three judgements, in their order.
+    async fn status(
+        &self,
+        pdu: &Pdu,
+        refused: Option<SoftFailReason>,
+        on: &Foundations,
+        before: StateRoot,
+    ) -> Result<EventStatus<StateRoot>, RoomError> {
+        let rules = self.room().rules;
+        let rejected = |why| EventStatus::Rejected {
+            why,
+            partial: false,
+        };
+        let create = self.event(self.room().create).await?;
+        if let Err(why) = judge::by_auth_events(rules, &create, pdu, &on.auth) {
+            return Ok(rejected(why));
+        }
+        let state_before = self.auth_state_in(before, pdu).await?;
+        // Mostly these are its auth events, which allow it.
+        let named = on.auth.iter().chain([&create]);
+        if !state_before.is_made_of(named) && state_before.check(rules, pdu).is_err() {
+            return Ok(rejected(RejectReason::StateBefore));
+        }
+        let soft_failed = |why| EventStatus::SoftFailed {
+            before,
+            why,
+            partial: false,
+        };
+        let now = self.delta.head.root;
+        if now != before {
+            let state_now = self.auth_state_in(now, pdu).await?;
+            let same = state_now.is_made_of(state_before.events());
+            if !same && state_now.check(rules, pdu).is_err() {
+                return Ok(soft_failed(SoftFailReason::CurrentState));
+            }
+        }
+        if let Some(why) = refused {
+            return Ok(soft_failed(why));
+        }
+        Ok(EventStatus::Accepted {
+            before,
+            partial: false,
+        })
+    }
+
+    /// The tip with an accepted event, whose state is that of all extremities; or states that have
+    /// to be resolved first.
+    async fn followed_by(
+        &mut self,
+        event: &StoredEvent,
+        prepared: &Prepared,
+    ) -> Result<Result<NewTip, Roots>, RoomError> {
+        let reference = event.pdu.reference();
+        let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
+        let mut apart = self.delta.head.apart;
+        let mut extremities = self.delta.head.extremities.clone();
+        extremities.retain(|extremity| !event.prev.contains(&extremity.number));
+        extremities.push(Extremity {
+            number: event.number,
+            id: event.pdu.event_id().to_owned(),
+            reference_hash: reference.reference_hash,
+            height: event.height,
+            depth: event.pdu.depth(),
+            after: event.after,
+        });
+        let roots: Vec<_> = extremities
+            .iter()
+            .map(|extremity| extremity.after)
+            .chain(apart)
+            .collect();
+        let root = match self.resolved(roots.into_iter(), prepared).await? {
+            Ok(root) => root,
+            Err(roots) => return Ok(Err(roots)),
+        };
+        // A peer may follow all that are left, with a state of its own: what was forgotten is not
+        // undone by that.
+        if bound_extremities(&mut extremities) || apart.is_some() {
+            apart = Some(root);
+        }
+        Ok(Ok(NewTip {
+            extremities,
+            root,
+            apart,
+        }))
+    }
+
+    /// Makes the tip what it is with an event.
+    async fn move_to(&mut self, appended: &mut Appended, tip: NewTip) -> Result<(), RoomError> {
+        let (old, new) = (self.delta.head.root, tip.root);
+        let head = &mut self.delta.head;
+        (head.extremities, head.apart) = (tip.extremities, tip.apart);
+        if new != old {
+            self.note_members_between(appended, old, new).await?;
+            self.delta.head.root = new;
+            appended.log = Some(StateLogRow {
+                root: new,
+                joined: self.delta.head.joined,
+                invited: self.delta.head.invited,
+            });
+        }
+        Ok(())
+    }
+
+    /// Notes every membership in which two states of the room differ.
+    async fn note_members_between(
+        &mut self,
+        appended: &mut Appended,
+        old: StateRoot,
+        new: StateRoot,
+    ) -> Result<(), RoomError> {
+        let (room, roots) = (self.room().number, (old, new));
+        let changes = self
+            .rooms
+            .states
+            .difference(room, &self.pending.nodes, roots)
+            .await?;
+        for change in changes {
+            let key = self.rooms.numbering.key_name(change.key).await?;
+            if key.event_type() != "m.room.member" {
+                continue;
+            }
+            let load = async |value: Option<(EventNumber, u64)>| match value {
+                Some((number, _)) => self.event(number).await.map(Some),
+                None => Ok(None),
+            };
+            let (before, after) = (load(change.before).await?, load(change.after).await?);
+            let (before, after) = (before.as_deref(), after.as_deref());
+            self.note_member_change(appended, key.state_key(), before, after)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The state events of `root` that the rules look at for this event.
+    pub(crate) async fn auth_state_in(
+        &self,
+        root: StateRoot,
+        pdu: &Pdu,
+    ) -> Result<AuthState, RoomError> {
+        let rules = self.room().rules;
+        let kinds = auth::auth_types(
+            rules,
+            pdu.event_type(),
+            pdu.sender(),
+            pdu.state_key(),
+            pdu.content(),
+        );
+        let wanted: BTreeSet<_> = kinds
+            .iter()
+            .map(|(event_type, key)| (*event_type, key.as_str()))
+            .chain([("m.room.create", "")])
+            .collect();
+        let mut state = AuthState::default();
+        for (event_type, state_key) in wanted {
+            if let Some(event) = self.state_in(root, event_type, state_key).await? {
+                state.push(event);
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Forgets the oldest extremities where there are too many. Gives whether there were.
+///
+/// Their events stay in the room; only, events of this server no longer name them as previous ones.
+/// Peers do so, and what they send then joins the branches.
+fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
+    if extremities.len() <= MAX_EXTREMITIES {
+        return false;
+    }
+    extremities.sort_by_key(|extremity| (extremity.height, extremity.number));
+    extremities.drain(..extremities.len() - MAX_EXTREMITIES);
+    true
+}
