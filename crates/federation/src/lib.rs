@@ -4,7 +4,7 @@
 //! [`signed_request`]), the keys that vouch for it
 //! ([`keys`]), what carries it ([`transport`]), how a server is found by its name ([`ways`]), and the calls that
 //! are made of all this ([`peers`], [`health`]), of events above all ([`fetch`]); and what others send
-//! without being asked ([`inbound`]).
+//! without being asked ([`inbound`]). What belongs to users across servers is in [`users`].
 //!
 //! Specification: server-server API.
 
@@ -23,6 +23,7 @@ pub mod resident;
 pub mod signed_request;
 pub mod tables;
 pub mod transport;
+pub mod users;
 pub mod verify;
 pub mod ways;
 pub mod x_matrix;
@@ -41,6 +42,7 @@ pub use resident::{InviteError, Resident, ResidentError};
 pub use signed_request::{Claim, RequestError, SignedRequest};
 pub use tables::TABLES;
 pub use transport::{Body, Limits, Nowhere, Outgoing, Reply, Transport, TransportError};
+pub use users::{RemoteUsers, UsersError};
 pub use verify::{CheckError, Dropped, Verifier};
 pub use ways::{Ports, Ways};
 pub use x_matrix::{XMatrix, XMatrixError};

@@ -157,6 +157,11 @@ impl Peers {
         }
     }
 
+    /// Whether anybody is called at all.
+    pub fn is_enabled(&self) -> bool {
+        self.inner.options.enabled
+    }
+
     /// The health of the servers that are called.
     pub fn health(&self) -> &Health {
         &self.inner.health

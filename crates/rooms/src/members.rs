@@ -1,10 +1,12 @@
 //! Who is in a state: what readers of a whole room ask beside its summary.
 
-use ruma::{OwnedUserId, UserId};
+use homeserver_events::StatusKind;
+use homeserver_storage::{Direction, Position, ScanRange};
+use ruma::{EventId, OwnedUserId, UserId};
 
 use crate::{
     Rooms, StateKey, error::RoomError, numbers::EventNumber, room::Room, rows::Membership,
-    states::PendingNodes, tree::StateRoot, visible::membership_of,
+    states::PendingNodes, tables, tree::StateRoot, visible::membership_of,
 };
 
 pub(crate) const MEMBER: &str = "m.room.member";
@@ -42,6 +44,37 @@ impl Rooms {
             .filter(|(_, event)| membership_of(event) == Some(Membership::Join));
         let users = joined.filter_map(|((key, _), _)| UserId::parse(key.state_key()).ok());
         Ok(users.collect())
+    }
+
+    /// Whether this server had joined users in a room all the time from `after` to `upto`.
+    pub async fn stayed(
+        &self,
+        room: &Room,
+        (after, upto): (Position, Position),
+    ) -> Result<bool, RoomError> {
+        let key = (room.number.0, self.options.server_name.as_str().to_owned());
+        let range = ScanRange::prefix(&key).upto(&(key.0, key.1.as_str(), upto));
+        let log = &tables::SERVER_LOG;
+        let rows = self.store.scan(log, range, Direction::Backward, 1).await?;
+        // The last change before `upto`, which is the last one before `after`.
+        let last = rows.first();
+        Ok(last.is_some_and(|((_, _, at), present)| *at <= after && *present == 1))
+    }
+
+    /// Where an event arrived that is accepted and part of the room's history; zero if it came later
+    /// than what follows it. Whether a user may see it is not looked at.
+    pub async fn arrival_of(
+        &self,
+        room: &Room,
+        event: &EventId,
+    ) -> Result<Option<Position>, RoomError> {
+        let Some(number) = self.events.number(room.number, event).await? else {
+            return Ok(None);
+        };
+        let event = self.events.find(room, number).await?;
+        let accepted = [StatusKind::Accepted, StatusKind::PartialAccepted];
+        let event = event.filter(|event| accepted.contains(&event.status.kind()));
+        Ok(event.map(|event| event.position.unwrap_or(0)))
     }
 
     /// A whole state but for the keys of one type: without its members, say. Costs as much as is

@@ -85,7 +85,7 @@ pub use receipt::{
 };
 pub use remote_list::{
     DeviceListUpdate, RemoteDevice, RemoteDeviceList, RemoteListState, RemoteLists, Updated,
-    Witness, checked_devices, checked_one_time_key,
+    Witness, checked_cross_signing, checked_devices, checked_one_time_key,
 };
 pub use stream::{Changes, StreamToken};
 pub use tables::TABLES;

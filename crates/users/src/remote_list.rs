@@ -120,6 +120,18 @@ pub enum Updated {
     Stale,
 }
 
+/// What of the cross-signing keys that a server tells of its user is believed: the keys, if they are
+/// this user's, and the self-signing key is signed by the master key.
+pub fn checked_cross_signing(user: &UserId, keys: &CrossSigningKeys) -> Option<CrossSigningKeys> {
+    let master = keys.master.as_deref();
+    checked_public(user, master, keys.self_signing.as_deref())?;
+    Some(CrossSigningKeys {
+        self_signing: keys.self_signing.clone().filter(|_| master.is_some()),
+        user_signing: None,
+        master: keys.master.clone(),
+    })
+}
+
 /// Followed device lists. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RemoteLists {
@@ -140,6 +152,10 @@ impl RemoteLists {
     /// Begins to follow a list, or, if it is followed, says that it has to be fetched. Gives the
     /// version to begin with.
     pub async fn follow(&self, user: UserNumber) -> Result<u64, Failure> {
+        if let Some(state) = self.state(user).await?.filter(|state| state.stale) {
+            // Who is fetching it already is not disturbed.
+            return Ok(state.version);
+        }
         let followed = self.change(user, true, |row, _| row.stale = true).await?;
         Ok(followed.map_or(0, |row| row.version))
     }
