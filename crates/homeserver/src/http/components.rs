@@ -5,8 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use homeserver_federation::{
-    Federation, History, Inbound, InboundParts, Resident,
-    inbound::{NoEdus, Nobody},
+    Federation, History, Inbound, InboundParts, RemoteUsers, Resident, inbound::Nobody,
 };
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
@@ -105,6 +104,8 @@ components! {
     federation: Federation,
     /// Takes what they send.
     inbound: Inbound,
+    /// Users of other servers.
+    remote_users: RemoteUsers,
     /// All rooms.
     rooms: Arc<Rooms>,
     /// What other servers read of rooms.
@@ -200,6 +201,12 @@ impl Components {
             passwords,
         } = foundation;
         let push_rules = PushRules::new(users.clone());
+        let remote_users = RemoteUsers::start(
+            config.server_name.clone(),
+            (&store, &rooms, &users),
+            &federation.peers,
+            &runtime,
+        );
         let resident = Resident::new(&federation, Arc::clone(&rooms), runtime.clone());
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
@@ -223,7 +230,7 @@ impl Components {
             runtime: runtime.clone(),
             fetcher: federation.fetcher.clone(),
             verifier: federation.verifier.clone(),
-            edus: Arc::new(NoEdus),
+            edus: Arc::new(remote_users.clone()),
             outside: Arc::new(Nobody),
         });
         let parts = Parts {
@@ -282,6 +289,7 @@ impl Components {
             history: History::new(server_name.clone(), Arc::clone(&rooms), runtime.clone()),
             resident,
             federation,
+            remote_users,
             media,
             rooms,
             runtime,

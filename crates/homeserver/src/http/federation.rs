@@ -9,6 +9,7 @@ mod membership;
 mod query;
 mod signed;
 mod transactions;
+mod user_keys;
 
 use std::collections::BTreeMap;
 
@@ -59,6 +60,7 @@ pub(super) fn routes() -> Routes {
         .merge(membership::routes())
         .merge(query::routes())
         .merge(transactions::routes())
+        .merge(user_keys::routes())
 }
 
 /// The parameters of a query string. Of one that stands twice the last counts.

@@ -1,6 +1,7 @@
 //! Errors of what belongs to users, as clients are told them.
 
 use axum::http::StatusCode;
+use homeserver_federation::{CallError, UsersError};
 use homeserver_users::{
     AccountDataError, CrossSigningError, FilterError as StoredFilterError, KeyUploadError,
     ProfileError, TagError, ToDeviceError,
@@ -27,6 +28,27 @@ impl From<SyncError> for ApiError {
             SyncError::Users(error) => error.into(),
             SyncError::Storage(error) => error.into(),
         }
+    }
+}
+
+impl From<UsersError> for ApiError {
+    fn from(error: UsersError) -> Self {
+        match error {
+            UsersError::Room(error) => error.into(),
+            UsersError::Users(error) => error.into(),
+            UsersError::Storage(error) => error.into(),
+            // Where a client asks for something else besides, the failure is part of the answer.
+            UsersError::Call(error) => Self::elsewhere(&error),
+        }
+    }
+}
+
+impl ApiError {
+    /// Another server, which alone could have answered, did not.
+    pub(in crate::http) fn elsewhere(error: &CallError) -> Self {
+        let message = "The server of what you ask for does not answer";
+        tracing::debug!(%error, "another server did not answer");
+        Self::new(StatusCode::BAD_GATEWAY, ErrorKind::Unknown, message)
     }
 }
 

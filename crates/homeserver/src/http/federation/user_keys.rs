@@ -8,22 +8,26 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use homeserver_federation::is_same_server;
-use homeserver_users::{CrossSigningKeys, Users};
+use homeserver_storage::Store;
+use homeserver_users::{Account, CrossSigningKeys, UserNumber, Users};
+use http::header;
 use ruma::{
     OwnedDeviceId, OwnedServerName, OwnedUserId, UserId,
     api::federation::{
         device::get_devices,
         keys::{claim_keys, get_keys},
     },
-    serde::Raw,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Signed;
-use crate::http::{ApiError, Routes, json_answer};
+use crate::http::{ApiError, Routes};
 
 /// Users in one query or claim.
 const MAX_USERS: usize = 1_000;
@@ -59,9 +63,9 @@ struct Device {
 async fn devices(
     State(users): State<Users>,
     State(own_name): State<OwnedServerName>,
-    State(store): State<homeserver_storage::Store>,
+    State(store): State<Store>,
     Signed { request, .. }: Signed<get_devices::v1::Request>,
-) -> Result<axum::response::Response, ApiError> {
+) -> Result<Response, ApiError> {
     let user = request.user_id;
     if !is_same_server(user.server_name(), &own_name) {
         let message = "This is not a user of this server";
@@ -82,13 +86,13 @@ async fn devices(
         .cross_signing
         .public_keys((account.number, &user))
         .await?;
-    Ok(json_answer(&Devices {
+    json(&Devices {
         stream_id,
         devices: devices.collect(),
         master_key: shown.master,
         self_signing_key: shown.self_signing,
         user_id: user,
-    }))
+    })
 }
 
 /// Keys of many users.
@@ -103,7 +107,7 @@ async fn query(
     State(users): State<Users>,
     State(own_name): State<OwnedServerName>,
     Signed { request, .. }: Signed<get_keys::v1::Request>,
-) -> Result<axum::response::Response, ApiError> {
+) -> Result<Response, ApiError> {
     check_count(request.device_keys.len())?;
     let mut answer = Keys::default();
     let mut bytes = 0;
@@ -129,14 +133,20 @@ async fn query(
             .self_signing_keys
             .extend(self_signing.map(|key| (user, key)));
     }
-    Ok(json_answer(&answer))
+    json(&answer)
+}
+
+/// Keys by user, device and name.
+#[derive(Serialize)]
+struct Claimed {
+    one_time_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, BTreeMap<String, Box<RawValue>>>>,
 }
 
 async fn claim(
     State(users): State<Users>,
     State(own_name): State<OwnedServerName>,
     Signed { request, .. }: Signed<claim_keys::v1::Request>,
-) -> Result<axum::response::Response, ApiError> {
+) -> Result<Response, ApiError> {
     check_count(request.one_time_keys.len())?;
     let wanted = request.one_time_keys.values().map(BTreeMap::len);
     if wanted.sum::<usize>() > MAX_CLAIMED {
@@ -160,9 +170,15 @@ async fn claim(
             claimed.insert(user, of_user);
         }
     }
-    Ok(json_answer(
-        &serde_json::json!({ "one_time_keys": claimed }),
-    ))
+    json(&Claimed {
+        one_time_keys: claimed,
+    })
+}
+
+/// An answer that is not made of values: keys are passed on as they are.
+fn json(answer: &impl Serialize) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(answer).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// The number of a user of this server, if there is one.
@@ -170,12 +186,12 @@ async fn own_user(
     users: &Users,
     own_name: &OwnedServerName,
     user: &UserId,
-) -> Result<Option<homeserver_users::UserNumber>, ApiError> {
+) -> Result<Option<UserNumber>, ApiError> {
     if !is_same_server(user.server_name(), own_name) {
         return Ok(None);
     }
     let account = users.accounts.by_id(user).await?;
-    let account = account.filter(homeserver_users::Account::is_active);
+    let account = account.filter(Account::is_active);
     Ok(account.map(|account| account.number))
 }
 

@@ -2,14 +2,18 @@
 //!
 //! Specification: client-server API, "End-to-End Encryption".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::extract::State;
+use homeserver_federation::{
+    CallError, RemoteUsers,
+    users::{Claims, FoundKeys},
+};
 use homeserver_users::{
     CrossSigningError, CrossSigningUpload, KeyUpload, Proved, SignatureFailure, Users,
 };
 use ruma::{
-    OneTimeKeyAlgorithm, UInt, UserId,
+    OneTimeKeyAlgorithm, ServerName, UInt, UserId,
     api::client::keys::{
         claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures, upload_signing_keys,
     },
@@ -25,6 +29,12 @@ use crate::{
 
 /// Users in one query or claim.
 const MAX_USERS: usize = 10_000;
+
+/// How long other servers are waited for by a client that does not say.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long they are waited for at most.
+const MAX_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Bytes of keys in the answer to a query. Users whose keys come after it are left out, and this
 /// server is among the failures: the client asks again, for fewer.
@@ -69,6 +79,7 @@ fn by_name<K: ToString, T>(
 
 async fn query(
     State(users): State<Users>,
+    State(remote_users): State<RemoteUsers>,
     session: Session,
     Ruma(request): Ruma<get_keys::v3::Request>,
 ) -> Result<Ruma<get_keys::v3::Response>, ApiError> {
@@ -76,11 +87,10 @@ async fn query(
     let reader = (session.user_number, &*session.user);
     let mut response = get_keys::v3::Response::new();
     let mut bytes = 0;
-    for (user, devices) in request.device_keys {
-        if is_remote(&session, &user) {
-            unreachable_server(&mut response.failures, &user);
-            continue;
-        }
+    let asked = request.device_keys.into_iter();
+    let (remote, local): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        asked.partition(|(user, _)| is_remote(&session, user));
+    for (user, devices) in local {
         if bytes > MAX_ANSWER {
             too_much(&mut response.failures, &user);
             continue;
@@ -107,19 +117,59 @@ async fn query(
             response.user_signing_keys.insert(user, Raw::from_json(key));
         }
     }
+    if !remote.is_empty() {
+        let patience = patience(request.timeout);
+        let found = remote_users.query_keys(reader, &remote, patience).await?;
+        add_remote(&mut response, found, bytes);
+    }
     Ok(Ruma(response))
+}
+
+/// How long a client waits for other servers.
+fn patience(timeout: Option<Duration>) -> Duration {
+    timeout.unwrap_or(PATIENCE).min(MAX_PATIENCE)
+}
+
+/// Adds what was found of users of other servers to an answer that has so many bytes.
+fn add_remote(response: &mut get_keys::v3::Response, found: FoundKeys, mut bytes: usize) {
+    for (server, error) in found.failures {
+        failed(&mut response.failures, &server, &error);
+    }
+    for (user, devices) in found.devices {
+        if bytes > MAX_ANSWER {
+            too_much(&mut response.failures, &user);
+            continue;
+        }
+        bytes += devices.values().map(|key| key.get().len()).sum::<usize>();
+        let devices = devices.into_iter();
+        let devices = devices.map(|(device, keys)| (device, Raw::from_json(keys)));
+        response.device_keys.insert(user, devices.collect());
+    }
+    for (user, keys) in found.cross_signing {
+        if let Some(key) = keys.master {
+            let key = Raw::from_json(key);
+            response.master_keys.insert(user.clone(), key);
+        }
+        if let Some(key) = keys.self_signing {
+            response.self_signing_keys.insert(user, Raw::from_json(key));
+        }
+    }
 }
 
 async fn claim(
     State(users): State<Users>,
+    State(remote_users): State<RemoteUsers>,
     session: Session,
     Ruma(request): Ruma<claim_keys::v3::Request>,
 ) -> Result<Ruma<claim_keys::v3::Response>, ApiError> {
     check_count(request.one_time_keys.len())?;
     let mut response = claim_keys::v3::Response::new(BTreeMap::new());
+    let mut remote = Claims::new();
     for (user, devices) in request.one_time_keys {
         if is_remote(&session, &user) {
-            unreachable_server(&mut response.failures, &user);
+            let devices = devices.into_iter();
+            let devices = devices.map(|(device, algorithm)| (device, algorithm.to_string()));
+            remote.insert(user, devices.collect());
             continue;
         }
         let Some(number) = users.known_number(&user).await? else {
@@ -139,6 +189,20 @@ async fn claim(
         }
         if !claimed.is_empty() {
             response.one_time_keys.insert(user, claimed);
+        }
+    }
+    if !remote.is_empty() {
+        let patience = patience(request.timeout);
+        let claimed = remote_users.claim_keys(remote, patience).await;
+        for (server, error) in claimed.failures {
+            failed(&mut response.failures, &server, &error);
+        }
+        for (user, devices) in claimed.keys {
+            let devices = devices.into_iter().filter_map(|(device, (name, key))| {
+                let name = name.as_str().try_into().ok()?;
+                Some((device, BTreeMap::from([(name, Raw::from_json(key))])))
+            });
+            response.one_time_keys.insert(user, devices.collect());
         }
     }
     Ok(Ruma(response))
@@ -194,14 +258,23 @@ async fn signatures(
     Ok(axum::Json(json!({ "failures": answer })))
 }
 
-/// Keys of users of other servers are there once there is federation.
 fn is_remote(session: &Session, user: &UserId) -> bool {
     user.server_name() != session.user.server_name()
 }
 
-fn unreachable_server(failures: &mut BTreeMap<String, serde_json::Value>, user: &UserId) {
-    let error = json!({ "errcode": "M_UNKNOWN", "error": "This server does not federate" });
-    failures.insert(user.server_name().to_string(), error);
+/// Why another server did not answer, as clients are told it.
+fn failed(
+    failures: &mut BTreeMap<String, serde_json::Value>,
+    server: &ServerName,
+    error: &CallError,
+) {
+    let errcode = match error {
+        CallError::Refused { errcode, .. } if errcode.starts_with("M_") => errcode,
+        CallError::NotAdmitted(_) => "M_FORBIDDEN",
+        _ => "M_UNKNOWN",
+    };
+    let told = json!({ "errcode": errcode, "error": error.to_string() });
+    failures.insert(server.to_string(), told);
 }
 
 fn too_much(failures: &mut BTreeMap<String, serde_json::Value>, user: &UserId) {

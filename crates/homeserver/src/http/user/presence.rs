@@ -48,16 +48,21 @@ async fn read(
     session: Session,
     Ruma(request): Ruma<get_presence::v3::Request>,
 ) -> Result<Ruma<get_presence::v3::Response>, ApiError> {
-    let account = users.accounts.by_id(&request.user_id).await?;
-    let Some(account) = account.filter(homeserver_users::Account::is_active) else {
-        return Err(ApiError::not_found("Nothing is known of this user"));
+    let unknown = || ApiError::not_found("Nothing is known of this user");
+    let number = if rooms.is_local(&request.user_id) {
+        let account = users.accounts.by_id(&request.user_id).await?;
+        let account = account.filter(homeserver_users::Account::is_active);
+        account.ok_or_else(unknown)?.number
+    } else {
+        let number = users.known_number(&request.user_id).await?;
+        number.ok_or_else(unknown)?
     };
-    if account.number != session.user_number
+    if number != session.user_number
         && !share_a_room(&rooms, &session.user, &request.user_id).await?
     {
         return Err(ApiError::forbidden("You share no room with this user"));
     }
-    let Some(presence) = users.presence.of(account.number) else {
+    let Some(presence) = users.presence.of(number) else {
         return Ok(Ruma(get_presence::v3::Response::new(
             PresenceState::Offline,
         )));

@@ -9,9 +9,16 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use ruma::api::{
-    client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
-    error::ErrorKind,
+use homeserver_federation::{CallError, RemoteUsers};
+use homeserver_users::Profile;
+use ruma::{
+    OwnedServerName, ServerName, UserId,
+    api::{
+        client::profile::{
+            delete_profile_field, get_profile, get_profile_field, set_profile_field,
+        },
+        error::ErrorKind,
+    },
 };
 use serde_json::{Map, Value, value::RawValue};
 
@@ -39,28 +46,55 @@ fn may_look(config: &ProfilesConfig, session: Option<&Session>) -> Result<(), Ap
     Ok(())
 }
 
+/// The profile of a user of this server or, for those who are logged in, of another.
+async fn of(
+    (profiles, remote_users): (&ProfileChanges, &RemoteUsers),
+    session: Option<&Session>,
+    (own_name, user): (&ServerName, &UserId),
+) -> Result<Profile, ApiError> {
+    let profile = if user.server_name() == own_name {
+        profiles.of(user).await?
+    } else if session.is_none() {
+        return Err(ApiError::missing_token());
+    } else {
+        match remote_users.profile(user).await {
+            Ok(profile) => profile,
+            Err(CallError::Refused {
+                status: StatusCode::FORBIDDEN,
+                ..
+            }) => return Err(ApiError::forbidden("The user's server does not tell it")),
+            Err(error) => return Err(ApiError::elsewhere(&error)),
+        }
+    };
+    profile.ok_or_else(|| ApiError::not_found("No such profile"))
+}
+
 async fn whole(
     State(config): State<Arc<ProfilesConfig>>,
     State(profiles): State<ProfileChanges>,
+    State(remote_users): State<RemoteUsers>,
+    State(own_name): State<OwnedServerName>,
     session: Option<Session>,
     Ruma(request): Ruma<get_profile::v3::Request>,
 ) -> Result<Response, ApiError> {
     may_look(&config, session.as_ref())?;
-    let profile = profiles.of(&request.user_id).await?;
-    let profile = profile.ok_or_else(|| ApiError::not_found("No such profile"))?;
+    let sources = (&profiles, &remote_users);
+    let profile = of(sources, session.as_ref(), (&own_name, &request.user_id)).await?;
     json(&profile)
 }
 
 async fn field(
     State(config): State<Arc<ProfilesConfig>>,
     State(profiles): State<ProfileChanges>,
+    State(remote_users): State<RemoteUsers>,
+    State(own_name): State<OwnedServerName>,
     session: Option<Session>,
     Ruma(request): Ruma<get_profile_field::v3::Request>,
 ) -> Result<Response, ApiError> {
     may_look(&config, session.as_ref())?;
     let name = request.field.as_str();
-    let profile = profiles.of(&request.user_id).await?;
-    let mut profile = profile.ok_or_else(|| ApiError::not_found("No such profile"))?;
+    let sources = (&profiles, &remote_users);
+    let mut profile = of(sources, session.as_ref(), (&own_name, &request.user_id)).await?;
     let value = profile.remove(name);
     let value = value.ok_or_else(|| ApiError::not_found("No such profile field"))?;
     let mut answer: Map<String, Value> = Map::new();
