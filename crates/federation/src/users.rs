@@ -24,7 +24,6 @@ mod told;
 
 pub use self::{
     ask::Claims,
-    heard::{Ignored, RemoteReceipt},
     keys::{ClaimedKeys, FoundKeys, ServerFailures},
     told::DeviceListEdus,
 };

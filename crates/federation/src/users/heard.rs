@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use homeserver_rooms::Room;
 use homeserver_users::{
     CrossSigningKeys, DeviceListUpdate, MAX_TO_DEVICE_CONTENT, Receipt, ReceiptKind, Recipient,
     RemotePresence, ToDeviceError, ToDeviceRequest, Transaction, Updated,
 };
 use ruma::{
-    OwnedEventId, OwnedUserId, ServerName, UserId,
+    ServerName, UserId,
     api::federation::transactions::edu::{
         DeviceListUpdateContent, DirectDeviceContent, PresenceUpdate, SigningKeyUpdateContent,
     },
@@ -29,6 +30,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{RemoteUsers, UsersError};
+use crate::inbound::{EduFailure, EduSink, RemoteReceipt};
 
 /// How long somebody types who does not say it again. Other servers say it again after 40 seconds at
 /// the latest.
@@ -47,10 +49,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Users of this server in one message of another that are looked up.
 const MAX_USERS_IN_MESSAGE: usize = 1_000;
 
-/// What was told is not taken, and never will be.
+/// What was told is not taken.
 #[derive(Debug, thiserror::Error)]
-pub enum Ignored {
-    /// It is not what it should be.
+enum Ignored {
+    /// It is not what it should be, and never will be.
     #[error("{0}")]
     Refused(&'static str),
     /// It could not be stored, or be judged.
@@ -70,17 +72,57 @@ impl From<homeserver_rooms::RoomError> for Ignored {
     }
 }
 
-/// A public read receipt that another server told.
-#[derive(Clone, Debug)]
-pub struct RemoteReceipt {
-    /// Who has read.
-    pub user: OwnedUserId,
-    /// Up to which events.
-    pub event_ids: Vec<OwnedEventId>,
-    /// What was read.
-    pub thread: ReceiptThread,
-    /// When, in milliseconds since the Unix epoch.
-    pub ts: u64,
+impl From<Ignored> for EduFailure {
+    fn from(ignored: Ignored) -> Self {
+        match ignored {
+            Ignored::Failed(error) if error.is_passing() => Self::Passing(error.to_string()),
+            ignored => Self::Refused(ignored.to_string()),
+        }
+    }
+}
+
+#[async_trait]
+impl EduSink for RemoteUsers {
+    async fn typing(
+        &self,
+        room: &Arc<Room>,
+        user: &UserId,
+        typing: bool,
+    ) -> Result<(), EduFailure> {
+        Ok(self.take_typing(room, user, typing).await?)
+    }
+
+    async fn receipt(&self, room: &Arc<Room>, receipt: RemoteReceipt) -> Result<(), EduFailure> {
+        Ok(self.take_receipt(room, receipt).await?)
+    }
+
+    async fn presence(&self, update: PresenceUpdate) -> Result<(), EduFailure> {
+        Ok(self.take_presence(update).await?)
+    }
+
+    async fn device_list_update(
+        &self,
+        origin: &ServerName,
+        update: DeviceListUpdateContent,
+    ) -> Result<(), EduFailure> {
+        Ok(self.take_device(origin, update).await?)
+    }
+
+    async fn signing_key_update(
+        &self,
+        origin: &ServerName,
+        update: SigningKeyUpdateContent,
+    ) -> Result<(), EduFailure> {
+        Ok(self.take_signing_keys(origin, update).await?)
+    }
+
+    async fn to_device(
+        &self,
+        origin: &ServerName,
+        message: DirectDeviceContent,
+    ) -> Result<(), EduFailure> {
+        Ok(self.take_message(origin, message).await?)
+    }
 }
 
 /// Receipts whose events are not here yet, the oldest first.
@@ -89,10 +131,7 @@ pub(super) struct WaitingReceipts(VecDeque<(Instant, Arc<Room>, RemoteReceipt)>)
 
 impl RemoteUsers {
     /// Somebody's device changed.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn device_list_update(
+    async fn take_device(
         &self,
         origin: &ServerName,
         update: DeviceListUpdateContent,
@@ -118,10 +157,7 @@ impl RemoteUsers {
     }
 
     /// Somebody's cross-signing keys changed.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn signing_key_update(
+    async fn take_signing_keys(
         &self,
         origin: &ServerName,
         update: SigningKeyUpdateContent,
@@ -145,10 +181,7 @@ impl RemoteUsers {
     }
 
     /// Messages for devices of ours. A repetition by its server does nothing for a day.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn to_device(
+    async fn take_message(
         &self,
         origin: &ServerName,
         message: DirectDeviceContent,
@@ -191,16 +224,13 @@ impl RemoteUsers {
     }
 
     /// Somebody types in a room, or no longer does.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn typing(
+    async fn take_typing(
         &self,
-        origin: &ServerName,
         room: &Arc<Room>,
-        (user, typing): (&UserId, bool),
+        user: &UserId,
+        typing: bool,
     ) -> Result<(), Ignored> {
-        self.check_of(origin, user)?;
+        self.check_of(user.server_name(), user)?;
         self.check_joined(room, user).await?;
         let list = &self.inner.users.typing;
         if typing {
@@ -212,16 +242,8 @@ impl RemoteUsers {
     }
 
     /// Somebody has read up to an event, which may come later than this.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn receipt(
-        &self,
-        origin: &ServerName,
-        room: &Arc<Room>,
-        receipt: RemoteReceipt,
-    ) -> Result<(), Ignored> {
-        self.check_of(origin, &receipt.user)?;
+    async fn take_receipt(&self, room: &Arc<Room>, receipt: RemoteReceipt) -> Result<(), Ignored> {
+        self.check_of(receipt.user.server_name(), &receipt.user)?;
         self.check_joined(room, &receipt.user).await?;
         if self.put_down(room, &receipt).await? {
             return Ok(());
@@ -305,15 +327,8 @@ impl RemoteUsers {
     }
 
     /// How somebody is.
-    ///
-    /// # Errors
-    /// When it is not taken.
-    pub async fn presence(
-        &self,
-        origin: &ServerName,
-        update: PresenceUpdate,
-    ) -> Result<(), Ignored> {
-        self.check_of(origin, &update.user_id)?;
+    async fn take_presence(&self, update: PresenceUpdate) -> Result<(), Ignored> {
+        self.check_of(update.user_id.server_name(), &update.user_id)?;
         let known = [
             PresenceState::Online,
             PresenceState::Offline,

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{SyncError, filter::EventShape, pass::Pass};
+use crate::app::acquaintance;
 
 /// Changes of presence told at once; the oldest ones are left out.
 const MAX_PRESENCES: usize = 1_000;
@@ -141,9 +142,23 @@ async fn visible(pass: &Pass<'_>, number: UserNumber) -> Result<Option<OwnedUser
     if own {
         return Ok(Some(user));
     }
+    if let Some(rooms) = users.presence.met_in(number) {
+        let met = meets(pass, &user, &rooms).await?;
+        return Ok(met.then_some(user));
+    }
     let number = homeserver_rooms::UserNumber(number.0);
     let theirs = pass.engine.memberships_at(number, pass.upto()).await?;
     Ok(theirs.share_a_room(&pass.mine).then_some(user))
+}
+
+/// Whether the reader is together with a user of another server in one of these rooms.
+async fn meets(pass: &Pass<'_>, user: &UserId, rooms: &[u64]) -> Result<bool, SyncError> {
+    let mine = &pass.mine.joined;
+    let shared = rooms.iter().filter(|room| mine.binary_search(room).is_ok());
+    let mut shared: Vec<u64> = shared.copied().collect();
+    shared.sort_unstable();
+    let rooms = &pass.engine.rooms;
+    Ok(acquaintance::is_in_one_of(rooms, &shared, user, pass.upto()).await?)
 }
 
 /// The presence of those who share a room with the reader, where more than them changed theirs.

@@ -68,6 +68,12 @@ impl SyncEngine {
 
     /// Wakes who shares a room with a user. Gives how many.
     pub(super) async fn wake_acquaintances(&self, user: UserNumber) -> usize {
+        let presence = &self.users.presence;
+        if let Some(rooms) = presence.met_in(homeserver_users::UserNumber(user.0)) {
+            let bells = rooms.into_iter().map(Bell::Room);
+            let woken = bells.map(|bell| self.wakeups.ring(bell, News::Presence));
+            return woken.sum();
+        }
         match self.memberships_at(user, self.store.durable()).await {
             Ok(theirs) => {
                 let rooms = theirs.joined.iter().map(|room| Bell::Room(*room));
