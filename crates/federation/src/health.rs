@@ -144,6 +144,11 @@ impl Health {
         })
     }
 
+    /// The pauses between attempts.
+    pub fn retry(&self) -> Retry {
+        self.inner.retry
+    }
+
     /// Begins to write down what changes, until shutdown.
     pub fn start(&self) {
         let health = self.clone();

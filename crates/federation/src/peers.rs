@@ -167,6 +167,14 @@ impl Peers {
         &self.inner.health
     }
 
+    /// Whether a server may be called at all: not ourselves, and admitted.
+    pub fn may_call(&self, server: &ServerName) -> bool {
+        let inner = &*self.inner;
+        inner.options.enabled
+            && !is_same_server(server, inner.own.server())
+            && inner.admission.admits(server)
+    }
+
     /// Makes a call and reads the whole answer.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! The tables of this crate, ids `0xa0`–`0xbf`, each with the layout of its key.
 
-use homeserver_storage::{Table, TableSpec};
+use homeserver_storage::{Position, Table, TableSpec};
 
 use crate::{
     health::HealthRow,
     inbound::rows::{AnswerRow, WaitingEdu, WaitingPdu},
     keys::known::ServerKeys,
+    sender::rows::BehindRow,
 };
 
 /// (server name) → the keys that it published, and its last document.
@@ -24,6 +25,12 @@ pub(crate) const INBOUND_EDUS: Table<(String, u64), WaitingEdu> = Table::new(0xa
 pub(crate) const INBOUND_ANSWERS: Table<(u64, [u8; 16]), AnswerRow> =
     Table::new(0xaa, "inbound_answers");
 
+/// (server name) → what it lacks beside events; for every server that lacks anything.
+pub(crate) const BEHIND: Table<String, BehindRow> = Table::new(0xb8, "behind");
+
+/// (server name, room number) → the first position from which the server lacks events of the room.
+pub(crate) const BEHIND_ROOMS: Table<(String, u64), Position> = Table::new(0xb9, "behind_rooms");
+
 /// All tables of this crate, for [`homeserver_storage::Store::open`].
 pub const TABLES: &[TableSpec] = &[
     SERVER_KEYS.spec(),
@@ -31,4 +38,6 @@ pub const TABLES: &[TableSpec] = &[
     INBOUND_PDUS.spec(),
     INBOUND_EDUS.spec(),
     INBOUND_ANSWERS.spec(),
+    BEHIND.spec(),
+    BEHIND_ROOMS.spec(),
 ];

@@ -3,7 +3,9 @@
 use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
 use homeserver_events::SigningKey;
-use homeserver_federation::{Admission, Federation, FederationOptions, Retry, Transport};
+use homeserver_federation::{
+    Admission, Federation, FederationOptions, Retry, Sender, SenderError, SenderParts, Transport,
+};
 use homeserver_media::{Media, MediaOptions};
 use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
@@ -104,6 +106,9 @@ pub enum OpenError {
     /// Accounts cannot be read.
     #[error(transparent)]
     Users(#[from] Failure),
+    /// What other servers lack cannot be read.
+    #[error(transparent)]
+    Sender(#[from] SenderError),
 }
 
 /// Why passwords cannot be hashed here.
@@ -277,7 +282,13 @@ impl HomeserverBuilder {
             runtime: components.runtime.clone(),
         };
         components.runtime.tasks.spawn(trimming.hourly());
-        Ok(Homeserver::new(config, components))
+        let sender = Sender::start(SenderParts {
+            store: components.store.clone(),
+            runtime: components.runtime.clone(),
+            rooms: Arc::clone(&components.rooms),
+            federation: components.federation.clone(),
+        });
+        Ok(Homeserver::new(config, components, sender.await?))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use homeserver_federation::{Pending, Sender};
 use homeserver_users::{Failure, Users};
 use parking_lot::Mutex;
 use ruma::ServerName;
@@ -22,6 +23,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Homeserver {
     config: Arc<Config>,
     components: Components,
+    sender: Sender,
     /// What the listeners show by TLS.
     certificates: Arc<Mutex<Vec<Arc<Certificate>>>>,
 }
@@ -48,10 +50,11 @@ impl Homeserver {
         HomeserverBuilder::configured(config)
     }
 
-    pub(crate) fn new(config: Config, components: Components) -> Self {
+    pub(crate) fn new(config: Config, components: Components, sender: Sender) -> Self {
         Self {
             config: Arc::new(config),
             components,
+            sender,
             certificates: Arc::default(),
         }
     }
@@ -133,6 +136,11 @@ impl Homeserver {
     /// What an operator does with accounts.
     pub fn administration(&self) -> Administration {
         Administration::new(self.clone())
+    }
+
+    /// What waits for another server: what it has not acknowledged of what it is to be told.
+    pub fn pending_for(&self, destination: &ServerName) -> Pending {
+        self.sender.pending(destination)
     }
 
     pub(crate) fn components(&self) -> &Components {

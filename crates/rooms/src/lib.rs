@@ -36,6 +36,7 @@ mod members;
 mod nearest;
 mod numbering;
 mod numbers;
+mod outgoing;
 mod outside;
 mod reads;
 mod receive;
@@ -80,6 +81,7 @@ pub use import::{IMPORT_LIFETIME, IMPORT_PART, ImportId, Imported, PartTaken};
 pub use nearest::{Near, Nearest};
 pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
+pub use outgoing::{Backlog, Destinations, OutgoingEvent};
 pub use outside::{Outside, Standing};
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::{Incoming, Received};
@@ -132,6 +134,7 @@ pub struct Rooms {
     underway: Arc<transactions::Underway>,
     acls: acl::Acls,
     last_asked: serving::LastAsked,
+    servers_at_hand: outgoing::ServersAtHand,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -162,6 +165,7 @@ impl Rooms {
             underway: Arc::default(),
             acls: acl::Acls::new(),
             last_asked: serving::LastAsked::new(serving::ASKERS),
+            servers_at_hand: outgoing::ServersAtHand::new(),
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),
             signing_key: Arc::clone(&options.signing_key),

@@ -1,0 +1,6 @@
+//! Sending over a wire that keeps what it is given.
+
+mod backlogs;
+mod deliveries;
+mod refusals;
+mod support;

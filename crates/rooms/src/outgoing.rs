@@ -1,0 +1,406 @@
+//! Events on their way to other servers: which of them leave, and to whom they go.
+//!
+//! An event leaves if it is of a user of this server, made while this server was in the room (what
+//! makes it come into a room is passed on by the server through which it came), or if it is a
+//! membership that this server let in on behalf of another. It goes to the servers that were in the
+//! room *before* it, and to the server of the user whose membership it changes, if that user was
+//! invited or knocking. Soft-failed events never leave: they have no arrival.
+//!
+//! Specification: server-server API, "PDUs", "Transactions".
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use homeserver_events::{Pdu, relays};
+use homeserver_storage::{Direction, Position, ScanRange};
+use quick_cache::{Weighter, sync::Cache};
+use ruma::{OwnedServerName, ServerName, UserId};
+use serde::Deserialize;
+
+use crate::{
+    Rooms,
+    error::RoomError,
+    event::StoredEvent,
+    members::MEMBER,
+    numbers::{EventNumber, RoomNumber},
+    reads::ROWS_AT_ONCE,
+    room::Room,
+    rows::{IndexDebtRow, JoinedUsers, Membership},
+    tables,
+    tree::StateRoot,
+    visible::membership_of,
+};
+
+/// Servers that are remembered, of the states of all rooms together.
+const SERVERS_AT_HAND: u64 = 200_000;
+
+/// States of rooms whose servers are remembered, about.
+const STATES_AT_HAND: usize = 1024;
+
+/// Arrivals looked at for one page of a backlog.
+const ARRIVALS_AT_ONCE: usize = 200;
+
+/// Switches of a room that are not indexed yet at once, and attempts to read them while they are
+/// being indexed.
+const DEBTS: usize = 16;
+
+/// Changed keys that are looked at in one go.
+const KEYS_AT_ONCE: usize = 200;
+
+/// The servers of a room in some state.
+pub(crate) type Servers = Arc<[OwnedServerName]>;
+
+/// An event that leaves.
+#[derive(Clone, Debug)]
+pub struct OutgoingEvent {
+    /// The event, as it is sent.
+    pub pdu: Pdu,
+    /// Where it arrived.
+    pub position: Position,
+    /// The server of a user who is invited or knocking before the event, which changes that.
+    target: Option<OwnedServerName>,
+}
+
+/// The servers that an event goes to.
+#[derive(Clone, Debug)]
+pub struct Destinations {
+    joined: Servers,
+    target: Option<OwnedServerName>,
+    /// This server, and the one that sent the event.
+    left_out: [OwnedServerName; 2],
+}
+
+impl Destinations {
+    /// Each of them once.
+    pub fn iter(&self) -> impl Iterator<Item = &OwnedServerName> {
+        let target = self.target.iter();
+        let target = target.filter(|target| !self.joined.contains(target));
+        let all = self.joined.iter().chain(target);
+        all.filter(|server| !self.left_out.contains(server))
+    }
+}
+
+/// Part of what left a room for one server.
+#[derive(Clone, Debug, Default)]
+pub struct Backlog {
+    /// The events, oldest first.
+    pub events: Vec<OutgoingEvent>,
+    /// Everything up to here was looked at.
+    pub upto: Position,
+    /// How many events that was, also of others.
+    pub looked_at: usize,
+}
+
+impl Rooms {
+    /// An event that arrived, if it leaves this server.
+    pub async fn outgoing(
+        &self,
+        room: &Room,
+        event: EventNumber,
+    ) -> Result<Option<OutgoingEvent>, RoomError> {
+        let event = self.events.load(room, event).await?;
+        self.leaving(room, &event).await
+    }
+
+    /// The servers that an event goes to.
+    pub async fn destinations(
+        &self,
+        room: &Room,
+        event: &OutgoingEvent,
+    ) -> Result<Destinations, RoomError> {
+        let joined = self.servers_at(room, event.position - 1).await?;
+        let sender = event.pdu.sender().server_name().to_owned();
+        Ok(Destinations {
+            joined,
+            target: event.target.clone(),
+            left_out: [self.options.server_name.clone(), sender],
+        })
+    }
+
+    /// What of the events that arrived in (`after`, `upto`] goes to a server, at most `limit` of
+    /// them and of one page of arrivals.
+    pub async fn backlog(
+        &self,
+        room: &Room,
+        server: &ServerName,
+        (after, upto): (Position, Position),
+        limit: usize,
+    ) -> Result<Backlog, RoomError> {
+        let arrivals = self
+            .arrivals(room.number, after, upto, ARRIVALS_AT_ONCE)
+            .await?;
+        let numbers: Vec<_> = arrivals.iter().map(|arrival| arrival.event).collect();
+        let events = self.events.load_all(room, &numbers).await?;
+        let is_whole = arrivals.len() < ARRIVALS_AT_ONCE;
+        let mut backlog = Backlog::default();
+        for (arrival, event) in arrivals.iter().zip(events) {
+            if backlog.events.len() == limit {
+                return Ok(backlog);
+            }
+            backlog.upto = arrival.position;
+            backlog.looked_at += 1;
+            if let Some(leaving) = self.leaving(room, &event).await?
+                && self.goes_to(room, &leaving, server).await?
+            {
+                backlog.events.push(leaving);
+            }
+        }
+        if is_whole {
+            backlog.upto = upto;
+        }
+        Ok(backlog)
+    }
+
+    /// The events that nothing follows yet, of whomever, as far as a server may have them: it was in
+    /// the room before them.
+    pub async fn newest_for(
+        &self,
+        room: &Room,
+        server: &ServerName,
+    ) -> Result<Vec<Pdu>, RoomError> {
+        let head = self.store.get(&tables::HEADS, &room.number.0).await?;
+        let extremities = head.map(|head| head.extremities).unwrap_or_default();
+        let numbers: Vec<_> = extremities.iter().map(|one| one.number).collect();
+        let mut newest = Vec::new();
+        if !self.federates(room).await? {
+            return Ok(newest);
+        }
+        for event in self.events.load_all(room, &numbers).await? {
+            let Some(position) = event.position else {
+                continue;
+            };
+            let is_known = event.pdu.sender().server_name() == server;
+            if !is_known && self.was_joined(room, server, position - 1).await? {
+                newest.push(event.pdu.clone());
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Whether a room is one that other servers may be in.
+    async fn federates(&self, room: &Room) -> Result<bool, RoomError> {
+        #[derive(Deserialize)]
+        struct Create {
+            #[serde(rename = "m.federate")]
+            federate: Option<bool>,
+        }
+        let create = self.events.load(room, room.create).await?;
+        let content = create.pdu.content_as::<Create>().ok();
+        Ok(content.and_then(|create| create.federate) != Some(false))
+    }
+
+    async fn leaving(
+        &self,
+        room: &Room,
+        event: &StoredEvent,
+    ) -> Result<Option<OutgoingEvent>, RoomError> {
+        let own = &self.options.server_name;
+        let Some(position) = event.position else {
+            return Ok(None);
+        };
+        let is_ours = self.is_local(event.pdu.sender());
+        let leaves = is_ours || relays(&event.pdu, own);
+        if !leaves || !event.status.is_shown() || !self.federates(room).await? {
+            return Ok(None);
+        }
+        if is_ours && !self.was_joined(room, own, position - 1).await? {
+            return Ok(None);
+        }
+        Ok(Some(OutgoingEvent {
+            pdu: event.pdu.clone(),
+            position,
+            target: self.target(room, event).await?,
+        }))
+    }
+
+    /// The server of the user whose invitation or knock a membership event ends or repeats. Who was
+    /// joined is in the room by its server.
+    async fn target(
+        &self,
+        room: &Room,
+        event: &StoredEvent,
+    ) -> Result<Option<OwnedServerName>, RoomError> {
+        let (Some((MEMBER, target)), Some(replaced)) = (event.pdu.state_pair(), event.replaces)
+        else {
+            return Ok(None);
+        };
+        let before = self.events.load(room, replaced).await?;
+        let was = membership_of(&before);
+        let waits = matches!(was, Some(Membership::Invite | Membership::Knock));
+        let server = UserId::parse(target).map(|user| user.server_name().to_owned());
+        Ok(server.ok().filter(|_| waits))
+    }
+
+    async fn goes_to(
+        &self,
+        room: &Room,
+        event: &OutgoingEvent,
+        server: &ServerName,
+    ) -> Result<bool, RoomError> {
+        if server == event.pdu.sender().server_name() {
+            return Ok(false);
+        }
+        if event.target.as_deref() == Some(server) {
+            return Ok(true);
+        }
+        self.was_joined(room, server, event.position - 1).await
+    }
+
+    /// Whether a server had joined users at a position.
+    async fn was_joined(
+        &self,
+        room: &Room,
+        server: &ServerName,
+        at: Position,
+    ) -> Result<bool, RoomError> {
+        if self.has_debts(room.number).await? {
+            let servers = self.servers_at(room, at).await?;
+            return Ok(servers.iter().any(|one| one == server));
+        }
+        self.server_joined(room, server, at).await
+    }
+
+    /// The servers with joined users at a position.
+    pub async fn servers_at(&self, room: &Room, at: Position) -> Result<Servers, RoomError> {
+        let root = self.state_at(room.number, at).await?.root;
+        let key = (room.number, root);
+        if let Some(servers) = self.servers_at_hand.0.get(&key) {
+            return Ok(servers);
+        }
+        if self.has_debts(room.number).await? {
+            return self.servers_with_debts(room).await;
+        }
+        let servers = self.logged_servers(room.number, at).await?;
+        // A switch may have happened in between, whose log is not written yet.
+        if !self.has_debts(room.number).await? {
+            self.servers_at_hand.0.insert(key, Arc::clone(&servers));
+        }
+        Ok(servers)
+    }
+
+    /// The servers by the log of the room. Costs as much as servers came and went.
+    async fn logged_servers(&self, room: RoomNumber, at: Position) -> Result<Servers, RoomError> {
+        let mut present: BTreeMap<String, bool> = BTreeMap::new();
+        let mut range = ScanRange::prefix(&room.0);
+        loop {
+            let table = &tables::SERVER_LOG;
+            let scan = self
+                .store
+                .scan(table, range, Direction::Forward, ROWS_AT_ONCE);
+            let rows = scan.await?;
+            let full = rows.len() == ROWS_AT_ONCE;
+            let last = rows.last().map(|(key, _)| key.clone());
+            for ((_, server, position), is_present) in rows {
+                if position <= at {
+                    present.insert(server, is_present > 0);
+                }
+            }
+            match last {
+                Some(last) if full => range = ScanRange::prefix(&room.0).after(&last),
+                _ => break,
+            }
+        }
+        let names = present.into_iter().filter(|(_, is_present)| *is_present);
+        Ok(parsed(names.map(|(name, _)| name)))
+    }
+
+    async fn has_debts(&self, room: RoomNumber) -> Result<bool, RoomError> {
+        Ok(!self.debts_of(room, 1).await?.is_empty())
+    }
+
+    async fn debts_of(
+        &self,
+        room: RoomNumber,
+        limit: usize,
+    ) -> Result<Vec<((u64, Position), IndexDebtRow)>, RoomError> {
+        let range = ScanRange::prefix(&room.0);
+        let table = &tables::INDEX_DEBTS;
+        let rows = self.store.scan(table, range, Direction::Forward, limit);
+        Ok(rows.await?)
+    }
+
+    /// The servers of a room now, where a switch is still being indexed: what the indexes count and
+    /// what they do not count yet.
+    async fn servers_with_debts(&self, room: &Room) -> Result<Servers, RoomError> {
+        for _ in 0..DEBTS {
+            let debts = self.debts_of(room.number, DEBTS).await?;
+            let mut counts = self.server_counts(room.number).await?;
+            for (_, debt) in &debts {
+                self.add_unpaid(room, debt, &mut counts).await?;
+            }
+            // What was paid meanwhile may be counted twice.
+            if self.debts_of(room.number, DEBTS).await? == debts {
+                let names = counts.into_iter().filter(|(_, count)| count.present());
+                return Ok(parsed(names.map(|(name, _)| name)));
+            }
+        }
+        Err(RoomError::Contended)
+    }
+
+    async fn server_counts(
+        &self,
+        room: RoomNumber,
+    ) -> Result<BTreeMap<String, JoinedUsers>, RoomError> {
+        let mut counts = BTreeMap::new();
+        let mut range = ScanRange::prefix(&room.0);
+        loop {
+            let table = &tables::SERVER_COUNTS;
+            let scan = self
+                .store
+                .scan(table, range, Direction::Forward, ROWS_AT_ONCE);
+            let rows = scan.await?;
+            let full = rows.len() == ROWS_AT_ONCE;
+            let last = rows.last().map(|(key, _)| key.clone());
+            counts.extend(rows.into_iter().map(|((_, server), count)| (server, count)));
+            match last {
+                Some(last) if full => range = ScanRange::prefix(&room.0).after(&last),
+                _ => return Ok(counts),
+            }
+        }
+    }
+
+    /// Counts the members of a switch that are not indexed yet.
+    async fn add_unpaid(
+        &self,
+        room: &Room,
+        debt: &IndexDebtRow,
+        counts: &mut BTreeMap<String, JoinedUsers>,
+    ) -> Result<(), RoomError> {
+        let changes = self.changed_keys(room, (debt.from, debt.to)).await?;
+        let done = usize::try_from(debt.done).unwrap_or(usize::MAX);
+        let unpaid = changes.get(done..).unwrap_or_default();
+        let joined = |membership| i64::from(membership == Some(Membership::Join));
+        for some in unpaid.chunks(KEYS_AT_ONCE) {
+            for change in self.members_among(room, some).await? {
+                let by = joined(change.after) - joined(change.before);
+                let server = change.user.server_name().to_string();
+                let count = counts.entry(server).or_default();
+                *count = count.changed(by);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parsed(names: impl Iterator<Item = String>) -> Servers {
+    names
+        .filter_map(|name| ServerName::parse(name).ok())
+        .collect()
+}
+
+/// The servers in states of rooms.
+pub(crate) struct ServersAtHand(Cache<(RoomNumber, StateRoot), Servers, Weigh>);
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<(RoomNumber, StateRoot), Servers> for Weigh {
+    fn weight(&self, _: &(RoomNumber, StateRoot), servers: &Servers) -> u64 {
+        servers.len() as u64 + 1
+    }
+}
+
+impl ServersAtHand {
+    pub(crate) fn new() -> Self {
+        Self(Cache::with_weighter(STATES_AT_HAND, SERVERS_AT_HAND, Weigh))
+    }
+}
