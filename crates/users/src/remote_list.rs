@@ -444,28 +444,6 @@ impl RemoteLists {
         let users = rows.await?.into_iter();
         Ok(users.map(|(user, ())| UserNumber(user)).collect())
     }
-
-    /// Forgets a list: nobody here shares a room with the user any more.
-    pub async fn forget(&self, user: UserNumber) -> Result<(), Failure> {
-        let mut batch = Batch::new();
-        batch.delete(&REMOTE_LISTS, &user.0);
-        batch.delete(&STALE_LISTS, &user.0);
-        self.ground.store.commit(batch).await?;
-        loop {
-            let rows = self
-                .ground
-                .scan_prefix(&REMOTE_DEVICES, &user.0, DEVICES_AT_ONCE);
-            let rows = rows.await?;
-            let mut batch = Batch::new();
-            for (key, _) in &rows {
-                batch.delete(&REMOTE_DEVICES, key);
-            }
-            if rows.is_empty() {
-                return Ok(());
-            }
-            self.ground.store.commit(batch).await?;
-        }
-    }
 }
 
 fn row(device: &RemoteDevice) -> RemoteDeviceRow {

@@ -46,12 +46,12 @@ pub(super) async fn devices(peers: &Peers, user: &UserId) -> Result<RemoteDevice
     struct Answer {
         user_id: OwnedUserId,
         stream_id: u64,
-        devices: Vec<Device>,
+        devices: Vec<Told>,
         master_key: Option<Box<RawValue>>,
         self_signing_key: Option<Box<RawValue>>,
     }
     #[derive(Deserialize)]
-    struct Device {
+    struct Told {
         device_id: OwnedDeviceId,
         keys: Option<Box<RawValue>>,
         device_display_name: Option<String>,
@@ -91,18 +91,19 @@ pub(super) async fn query(
     // Not by user ids: one that is none must not spoil the others.
     #[derive(Deserialize)]
     struct Answer {
-        device_keys: BTreeMap<String, BTreeMap<OwnedDeviceId, Box<RawValue>>>,
-        #[serde(default)]
-        master_keys: BTreeMap<String, Box<RawValue>>,
-        #[serde(default)]
-        self_signing_keys: BTreeMap<String, Box<RawValue>>,
+        #[serde(rename = "device_keys")]
+        devices: BTreeMap<String, BTreeMap<OwnedDeviceId, Box<RawValue>>>,
+        #[serde(rename = "master_keys", default)]
+        masters: BTreeMap<String, Box<RawValue>>,
+        #[serde(rename = "self_signing_keys", default)]
+        self_signing: BTreeMap<String, Box<RawValue>>,
     }
     let body = body(&Question { device_keys: asked })?;
     let call = Call::post(Path::v1("user/keys/query"), body);
     let mut answer: Answer = peers.ask(server, call).await?.read()?;
     let mut lists = BTreeMap::new();
     for (user, only) in asked {
-        let told = answer.device_keys.remove(user.as_str()).unwrap_or_default();
+        let told = answer.devices.remove(user.as_str()).unwrap_or_default();
         let told = told.into_iter().map(|(id, keys)| {
             let name = name_of(&keys);
             (id, keys, name)
@@ -112,8 +113,8 @@ pub(super) async fn query(
         let list = RemoteDeviceList {
             stream_id: None,
             devices,
-            master: answer.master_keys.remove(user.as_str()),
-            self_signing: answer.self_signing_keys.remove(user.as_str()),
+            master: answer.masters.remove(user.as_str()),
+            self_signing: answer.self_signing.remove(user.as_str()),
         };
         lists.insert(user.clone(), list);
     }

@@ -167,16 +167,13 @@ impl RemoteUsers {
         Ok(())
     }
 
-    /// Fetches one stale list, or forgets it if no room is shared any more.
+    /// Fetches one stale list. If the room of its witness is no longer shared, it is fetched once more
+    /// for those who may meet the user elsewhere, and does not hold for others.
     async fn fetch_one(&self, number: UserNumber, user: &UserId) -> Result<(), UsersError> {
         let lists = &self.inner.users.remote_lists;
         let state = lists.state(number).await?;
         let witness = match state.and_then(|state| state.witness) {
-            Some(witness) => match self.renewed(witness, user).await? {
-                Some(witness) => Some(witness),
-                // Who meets the user again asks again.
-                None => return Ok(lists.forget(number).await?),
-            },
+            Some(witness) => self.renewed(witness, user).await?,
             None => None,
         };
         let fetch = tokio::time::timeout(PATIENCE, self.fetch((number, user), witness));

@@ -86,14 +86,13 @@ impl RemoteUsers {
         (at, seen): (Position, &mut SeenStates),
     ) -> Result<Option<u64>, UsersError> {
         let rooms = &self.inner.rooms;
-        let (room, root) = match seen.0.get(&number.0) {
-            Some((room, root)) => (Arc::clone(room), *root),
-            None => {
-                let root = rooms.state_at(number, at).await?.root;
-                let room = rooms.room_by_number(number).await?;
-                seen.0.insert(number.0, (Arc::clone(&room), root));
-                (room, root)
-            }
+        let (room, root) = if let Some((room, root)) = seen.0.get(&number.0) {
+            (Arc::clone(room), *root)
+        } else {
+            let root = rooms.state_at(number, at).await?.root;
+            let room = rooms.room_by_number(number).await?;
+            seen.0.insert(number.0, (Arc::clone(&room), root));
+            (room, root)
         };
         let event = rooms
             .state_value(&room, root, MEMBER, user.as_str())

@@ -40,18 +40,17 @@ impl RemoteUsers {
         let inner = &*self.inner;
         let now = inner.runtime.clock.monotonic();
         let known = inner.profiles.get(user).filter(|known| known.until > now);
-        let profile = match known {
-            Some(known) => known.profile,
-            None => {
-                let asked = timeout(PATIENCE, self.ask_profile(user)).await;
-                let profile = asked.unwrap_or(Err(CallError::Busy))?.map(Arc::new);
-                let known = CachedProfile {
-                    profile: profile.clone(),
-                    until: now + REMEMBERED,
-                };
-                inner.profiles.insert(user.to_owned(), known);
-                profile
-            }
+        let profile = if let Some(known) = known {
+            known.profile
+        } else {
+            let asked = timeout(PATIENCE, self.ask_profile(user)).await;
+            let profile = asked.unwrap_or(Err(CallError::Busy))?.map(Arc::new);
+            let known = CachedProfile {
+                profile: profile.clone(),
+                until: now + REMEMBERED,
+            };
+            inner.profiles.insert(user.to_owned(), known);
+            profile
         };
         let Some(profile) = profile else {
             return Ok(None);

@@ -144,9 +144,6 @@ async fn what_is_told_during_a_fetch_is_not_overwritten() {
             .unwrap()
     );
     assert_eq!(devices(&world.users, number).await, ["A"]);
-    lists.forget(number).await.unwrap();
-    assert_eq!(lists.state(number).await.unwrap(), None);
-    assert!(devices(&world.users, number).await.is_empty());
 }
 
 #[tokio::test]

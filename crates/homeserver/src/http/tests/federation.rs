@@ -1,6 +1,7 @@
 //! What other servers ask, between homeservers in one process.
 
 mod history;
+mod users;
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -7,24 +7,25 @@ use serde_json::value::to_raw_value;
 use super::*;
 
 /// A room of `a.example` with somebody of `bb.example` in it, and a third server outside.
-struct Shared {
-    here: Fresh,
-    there: Fresh,
-    outside: Fresh,
-    alice: LoggedIn,
-    room: OwnedRoomId,
+pub(super) struct Shared {
+    network: Arc<Network>,
+    pub(super) here: Fresh,
+    pub(super) there: Fresh,
+    pub(super) outside: Fresh,
+    pub(super) alice: LoggedIn,
+    pub(super) room: OwnedRoomId,
     version: RoomVersionId,
 }
 
 /// Asks `a.example` as another server.
-async fn ask(from: &Fresh, call: Call) -> Result<Value, CallError> {
+pub(super) async fn ask(from: &Fresh, call: Call) -> Result<Value, CallError> {
     let peers = &from.homeserver.components().federation.peers;
     let answer = peers.ask(server_name!("a.example"), call).await?;
     Ok(serde_json::from_slice(&answer.body).unwrap())
 }
 
 #[track_caller]
-fn refused(answer: &Result<Value, CallError>, status: u16, code: &str) {
+pub(super) fn refused(answer: &Result<Value, CallError>, status: u16, code: &str) {
     match answer {
         Err(CallError::Refused {
             status: found,
@@ -36,7 +37,7 @@ fn refused(answer: &Result<Value, CallError>, status: u16, code: &str) {
 }
 
 impl Shared {
-    async fn new(version: &str) -> Self {
+    pub(super) async fn new(version: &str) -> Self {
         let network = Arc::new(Network::default());
         let here = join(&network, "a.example").await;
         let there = join(&network, "bb.example").await;
@@ -45,6 +46,7 @@ impl Shared {
         let create = json!({ "preset": "public_chat", "room_version": version, "name": "first" });
         let room = create_room(&here, &alice, create).await;
         let shared = Self {
+            network,
             here,
             there,
             outside,
@@ -56,7 +58,22 @@ impl Shared {
         shared
     }
 
-    async fn say(&self, body: &str) -> OwnedEventId {
+    /// Cuts a server off; gives what is needed to mend that.
+    pub(super) fn cut(&self, server: &str) -> (OwnedServerName, Router) {
+        let server = ServerName::parse(server).unwrap();
+        let router = self.network.routers.lock().remove(&server).unwrap();
+        (server, router)
+    }
+
+    pub(super) fn mend(&self, (server, router): (OwnedServerName, Router)) {
+        self.network.routers.lock().insert(server, router);
+    }
+
+    pub(super) fn alice_id(&self) -> OwnedUserId {
+        self.alice.user.as_str().try_into().unwrap()
+    }
+
+    pub(super) async fn say(&self, body: &str) -> OwnedEventId {
         say(&self.here, &self.alice, &self.room, body).await
     }
 
@@ -67,7 +84,7 @@ impl Shared {
     }
 
     /// Joins somebody of `bb.example` by the handshake of servers.
-    async fn let_in(&self, user: &str) -> OwnedEventId {
+    pub(super) async fn let_in(&self, user: &str) -> OwnedEventId {
         let (user, ver) = (OwnedUserId::try_from(user).unwrap(), self.version.as_str());
         let path = Path::v1("make_join").segment(&self.room).segment(&user);
         let made = ask(&self.there, Call::get(path.query("ver", ver))).await;
