@@ -44,7 +44,7 @@ pub(super) fn routes() -> Routes {
 
 /// The device list of one user.
 #[derive(Serialize)]
-struct Devices {
+struct List {
     user_id: OwnedUserId,
     stream_id: u64,
     devices: Vec<Device>,
@@ -86,7 +86,7 @@ async fn devices(
         .cross_signing
         .public_keys((account.number, &user))
         .await?;
-    json(&Devices {
+    json(&List {
         stream_id,
         devices: devices.collect(),
         master_key: shown.master,
@@ -97,10 +97,13 @@ async fn devices(
 
 /// Keys of many users.
 #[derive(Default, Serialize)]
-struct Keys {
-    device_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Box<RawValue>>>,
-    master_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
-    self_signing_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+struct Lists {
+    #[serde(rename = "device_keys")]
+    devices: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Box<RawValue>>>,
+    #[serde(rename = "master_keys")]
+    masters: BTreeMap<OwnedUserId, Box<RawValue>>,
+    #[serde(rename = "self_signing_keys")]
+    self_signing: BTreeMap<OwnedUserId, Box<RawValue>>,
 }
 
 async fn query(
@@ -109,7 +112,7 @@ async fn query(
     Signed { request, .. }: Signed<get_keys::v1::Request>,
 ) -> Result<Response, ApiError> {
     check_count(request.device_keys.len())?;
-    let mut answer = Keys::default();
+    let mut answer = Lists::default();
     let mut bytes = 0;
     for (user, only) in request.device_keys {
         let Some(number) = own_user(&users, &own_name, &user).await? else {
@@ -120,17 +123,15 @@ async fn query(
         if bytes > MAX_ANSWER {
             break;
         }
-        answer.device_keys.insert(user.clone(), keys);
+        answer.devices.insert(user.clone(), keys);
         let CrossSigningKeys {
             master,
             self_signing,
             ..
         } = users.cross_signing.public_keys((number, &user)).await?;
+        answer.masters.extend(master.map(|key| (user.clone(), key)));
         answer
-            .master_keys
-            .extend(master.map(|key| (user.clone(), key)));
-        answer
-            .self_signing_keys
+            .self_signing
             .extend(self_signing.map(|key| (user, key)));
     }
     json(&answer)

@@ -74,7 +74,7 @@ impl Shared {
             let keys = there
                 .users
                 .keys
-                .public(bob, &[device.clone()])
+                .public(bob, std::slice::from_ref(&device))
                 .await
                 .unwrap();
             let mut content = json!({
@@ -231,7 +231,12 @@ async fn each_key_is_claimed_once_whoever_claims_it() {
     });
     let claimed = futures_util::future::join_all(claims).await;
     let keys = claimed.iter().map(|answer| {
-        assert_eq!(answer["failures"].as_object().map_or(0, |f| f.len()), 0);
+        assert_eq!(
+            answer["failures"]
+                .as_object()
+                .map_or(0, serde_json::Map::len),
+            0
+        );
         let keys = answer["one_time_keys"][&bob.user][&bob.device].as_object();
         keys.unwrap().keys().next().unwrap().clone()
     });
