@@ -245,6 +245,26 @@ impl Presences {
         Some(remote.rooms.clone())
     }
 
+    /// Users of other servers who were met in one of these rooms, which are sorted; at most `limit`.
+    pub fn met_in_one_of(&self, rooms: &[u64], limit: usize) -> Vec<(UserNumber, Presence)> {
+        let mut state = self.state.lock();
+        let now = self.clock.monotonic();
+        state.ring(now);
+        let met = |user: &User| {
+            let remote = user.remote.as_ref();
+            let mut met_in = remote.into_iter().flat_map(|remote| &remote.rooms);
+            met_in.any(|room| rooms.binary_search(room).is_ok())
+        };
+        let met = state.users.iter().filter(|(_, user)| met(user));
+        let mut met: Vec<_> = met
+            .map(|(number, user)| (*number, presence(user, now)))
+            .collect();
+        // Users come out of a hash map; their order must not decide anything.
+        met.sort_unstable_by_key(|(number, _)| *number);
+        met.truncate(limit);
+        met
+    }
+
     /// A client of the user begins a sync request that may last for `timeout`, and declares a
     /// state with it. `Offline` leaves everything as it is: that client does not count.
     pub fn syncing(&self, user: UserNumber, declared: &PresenceState, timeout: Duration) {
@@ -491,6 +511,8 @@ mod tests {
         };
         assert!(presences.remote(ALICE, word(PresenceState::Online)));
         assert_eq!(presences.met_in(ALICE), Some(vec![7]));
+        assert_eq!(presences.met_in_one_of(&[6, 7], 9).len(), 1);
+        assert_eq!(presences.met_in_one_of(&[6, 8], 9), []);
         assert_eq!(presences.met_in(UserNumber(2)), None);
         let token = presences.token();
         presences.remote(ALICE, word(PresenceState::Online));

@@ -1,13 +1,15 @@
 //! Who shares a room with whom.
 
-use homeserver_rooms::{Membership, RoomError, RoomNumber, Rooms};
+use std::{collections::HashMap, sync::Arc};
+
+use homeserver_rooms::{Membership, Room, RoomError, RoomNumber, Rooms, StateRoot};
 use homeserver_storage::Position;
 use ruma::UserId;
 
 /// Rooms looked up one by one for a user; beyond it, all of the user's rooms are read at once.
 const ROOMS_LOOKED_UP: usize = 8;
 
-/// Whether two local users are in a room together now.
+/// Whether a local user and another are in a room together now.
 pub(crate) async fn share_a_room(
     rooms: &Rooms,
     one: &UserId,
@@ -22,41 +24,73 @@ pub(crate) async fn share_a_room(
     let joined = mine.iter().filter(|one| one.membership == Membership::Join);
     let mut joined: Vec<u64> = joined.map(|one| one.room.0).collect();
     joined.sort_unstable();
-    is_in_one_of(rooms, &joined, other, at).await
+    Company::new(rooms, &joined, at).has(other).await
 }
 
-/// Whether a user is in one of these rooms at a position. The rooms are sorted.
-pub(crate) async fn is_in_one_of(
-    rooms: &Rooms,
-    joined: &[u64],
-    user: &UserId,
+/// Who is in one of some rooms at a position. Remembers what it looked up of them, so that to ask for
+/// many users costs little more than to ask for one.
+#[derive(Debug)]
+pub(crate) struct Company<'a> {
+    rooms: &'a Rooms,
+    joined: &'a [u64],
     at: Position,
-) -> Result<bool, RoomError> {
-    if !rooms.is_local(user) {
-        for room in joined {
-            let root = rooms.state_at(RoomNumber(*room), at).await?.root;
-            let room = rooms.room_by_number(RoomNumber(*room)).await?;
-            if rooms.is_joined_in(&room, root, user).await? {
+    /// The states of rooms, where users of other servers are looked up.
+    states: HashMap<u64, (Arc<Room>, StateRoot)>,
+}
+
+impl<'a> Company<'a> {
+    /// Of these rooms, which are sorted.
+    pub(crate) fn new(rooms: &'a Rooms, joined: &'a [u64], at: Position) -> Self {
+        Self {
+            rooms,
+            joined,
+            at,
+            states: HashMap::new(),
+        }
+    }
+
+    /// Whether a user is in one of the rooms.
+    pub(crate) async fn has(&mut self, user: &UserId) -> Result<bool, RoomError> {
+        if self.rooms.is_local(user) {
+            return self.has_local(user).await;
+        }
+        for number in self.joined {
+            if !self.states.contains_key(number) {
+                let root = self
+                    .rooms
+                    .state_at(RoomNumber(*number), self.at)
+                    .await?
+                    .root;
+                let room = self.rooms.room_by_number(RoomNumber(*number)).await?;
+                self.states.insert(*number, (room, root));
+            }
+            if let Some((room, root)) = self.states.get(number)
+                && self.rooms.is_joined_in(room, *root, user).await?
+            {
                 return Ok(true);
             }
         }
-        return Ok(false);
+        Ok(false)
     }
-    let reader = rooms.reader(user.to_owned(), at).await?;
-    let Some(number) = reader.number else {
-        return Ok(false);
-    };
-    if joined.len() <= ROOMS_LOOKED_UP {
-        for room in joined {
-            let membership = rooms.membership(number, RoomNumber(*room), at).await?;
-            if membership.is_some_and(|one| one.membership == Membership::Join) {
-                return Ok(true);
+
+    async fn has_local(&self, user: &UserId) -> Result<bool, RoomError> {
+        let (rooms, joined, at) = (self.rooms, self.joined, self.at);
+        let reader = rooms.reader(user.to_owned(), at).await?;
+        let Some(number) = reader.number else {
+            return Ok(false);
+        };
+        if joined.len() <= ROOMS_LOOKED_UP {
+            for room in joined {
+                let membership = rooms.membership(number, RoomNumber(*room), at).await?;
+                if membership.is_some_and(|one| one.membership == Membership::Join) {
+                    return Ok(true);
+                }
             }
+            return Ok(false);
         }
-        return Ok(false);
+        let theirs = rooms.memberships(number, at).await?;
+        Ok(theirs.iter().any(|one| {
+            one.membership == Membership::Join && joined.binary_search(&one.room.0).is_ok()
+        }))
     }
-    let theirs = rooms.memberships(number, at).await?;
-    Ok(theirs
-        .iter()
-        .any(|one| one.membership == Membership::Join && joined.binary_search(&one.room.0).is_ok()))
 }

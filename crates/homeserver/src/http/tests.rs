@@ -17,6 +17,7 @@ mod pages;
 mod peer;
 mod refresh;
 mod registration;
+mod told_by_others;
 mod too_large;
 
 use std::sync::Arc;

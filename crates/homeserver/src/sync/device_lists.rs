@@ -9,7 +9,7 @@ use homeserver_storage::Position;
 use ruma::{OwnedUserId, UserId};
 
 use super::{SyncEngine, SyncError, changes::DeviceListChanges, memberships::Memberships};
-use crate::app::{acquaintance, session::Session};
+use crate::app::{acquaintance::Company, session::Session};
 
 const MEMBER: &str = "m.room.member";
 
@@ -37,22 +37,20 @@ pub(super) async fn between(
     let after = since.unwrap_or(upto);
     let mut moved = lists.changed(after, upto).await?;
     moved.extend(lists.signed_by(session.user_number, after, upto).await?);
-    let mut changed = BTreeSet::new();
+    let mut company = Company::new(&engine.rooms, &mine.joined, upto);
+    // Who was met is in a room of the user.
+    let mut changed = met;
+    changed.remove(&session.user);
     for user in moved {
         if let Some(user) = engine.users.user_id(user).await?
-            && (user == session.user || shares(engine, &mine, &user, upto).await?)
+            && (user == session.user || changed.contains(&user) || company.has(&user).await?)
         {
-            changed.insert(user);
-        }
-    }
-    for user in met {
-        if user != session.user && shares(engine, &mine, &user, upto).await? {
             changed.insert(user);
         }
     }
     let mut left = Vec::new();
     for user in parted {
-        if user != session.user && !shares(engine, &mine, &user, upto).await? {
+        if user != session.user && !company.has(&user).await? {
             left.push(user);
         }
     }
@@ -60,15 +58,6 @@ pub(super) async fn between(
         changed: changed.into_iter().collect(),
         left,
     })
-}
-
-async fn shares(
-    engine: &SyncEngine,
-    mine: &Memberships,
-    user: &UserId,
-    at: Position,
-) -> Result<bool, SyncError> {
-    Ok(acquaintance::is_in_one_of(&engine.rooms, &mine.joined, user, at).await?)
 }
 
 /// Who came into the user's rooms and who went, and whom the user met or left by coming or going.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{SyncError, filter::EventShape, pass::Pass};
-use crate::app::acquaintance;
+use crate::app::acquaintance::Company;
 
 /// Changes of presence told at once; the oldest ones are left out.
 const MAX_PRESENCES: usize = 1_000;
@@ -158,7 +158,8 @@ async fn meets(pass: &Pass<'_>, user: &UserId, rooms: &[u64]) -> Result<bool, Sy
     let mut shared: Vec<u64> = shared.copied().collect();
     shared.sort_unstable();
     let rooms = &pass.engine.rooms;
-    Ok(acquaintance::is_in_one_of(rooms, &shared, user, pass.upto()).await?)
+    let mut company = Company::new(rooms, &shared, pass.upto());
+    Ok(company.has(user).await?)
 }
 
 /// The presence of those who share a room with the reader, where more than them changed theirs.
@@ -179,7 +180,9 @@ async fn acquaintances(pass: &Pass<'_>) -> Result<Vec<(UserNumber, Presence)>, S
     }
     let presences = &pass.engine.users.presence;
     let told = |user| Some((user, presences.of(user)?));
-    Ok(known.into_iter().filter_map(told).collect())
+    let mut told: Vec<_> = known.into_iter().filter_map(told).collect();
+    told.extend(presences.met_in_one_of(&pass.mine.joined, MAX_PRESENCES));
+    Ok(told)
 }
 
 fn presence_event(user: &UserId, presence: &Presence) -> Box<RawValue> {

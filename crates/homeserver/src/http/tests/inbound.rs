@@ -9,12 +9,12 @@ use super::{
 };
 
 /// A homeserver with a room of Alice's, in which a user of another server is, too.
-struct World {
-    here: Fresh,
+pub(super) struct World {
+    pub(super) here: Fresh,
     servers: Arc<Servers>,
-    peer: Arc<Peer>,
-    alice: LoggedIn,
-    room: OwnedRoomId,
+    pub(super) peer: Arc<Peer>,
+    pub(super) alice: LoggedIn,
+    pub(super) room: OwnedRoomId,
     /// The events that allow Mallory to speak.
     auth: Vec<OwnedEventId>,
     /// Mallory's join.
@@ -44,7 +44,7 @@ async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh 
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let servers = Arc::new(Servers::default());
         let peer = servers.add("peer.example", 1);
         let here = homeserver(&servers, Arc::new(MemoryEngine::new())).await;
@@ -101,7 +101,7 @@ impl World {
     }
 
     /// The newest event of the room, as Alice sees it.
-    async fn last(&self) -> OwnedEventId {
+    pub(super) async fn last(&self) -> OwnedEventId {
         let path = format!(
             "/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1",
             self.room
