@@ -265,7 +265,12 @@ impl Components {
                 accounts: users.accounts.clone(),
             },
             operator: OperatorRegistration::new(runtime.clone()),
-            room_changes: RoomChanges::new(Arc::clone(&rooms), resident.clone(), &users),
+            room_changes: RoomChanges::new(
+                Arc::clone(&rooms),
+                resident.clone(),
+                remote_users.clone(),
+                &users,
+            ),
             room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
             public_rooms: PublicRooms::new(Arc::clone(&rooms), server_name.clone()),
             reports: Reports::new(store.clone(), runtime.clone()),

@@ -5,15 +5,17 @@
 //!
 //! Specification: client-server API, "Rooms" and "Sending events to a room".
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use homeserver_federation::{InviteError, Resident};
+use homeserver_federation::{InviteError, RemoteUsers, Resident};
 use homeserver_rooms::{
     AliasTarget, CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer,
     RoomCommand, RoomError, Rooms,
 };
-use homeserver_users::{AccountData, Accounts, Failure, Presences, Profiles, Scope, Typing, Users};
+use homeserver_users::{
+    AccountData, Accounts, Failure, Presences, Profile, Profiles, Scope, Typing, Users,
+};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
 use serde::Deserialize;
 
@@ -25,6 +27,9 @@ const INVITE_PERMISSION: &str = "m.invite_permission_config";
 
 /// Servers that are asked at once to sign invites into a new room.
 const INVITES_AT_ONCE: usize = 20;
+
+/// How long an invite waits for the profile of a user of another server, which it can do without.
+const PROFILE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +86,7 @@ impl<'a> From<&'a Session> for Actor<'a> {
 pub(crate) struct RoomChanges {
     rooms: Arc<Rooms>,
     resident: Resident,
+    remote_users: RemoteUsers,
     accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
@@ -89,11 +95,17 @@ pub(crate) struct RoomChanges {
 }
 
 impl RoomChanges {
-    /// Changes to these rooms by these users, who invite users of other servers by `resident`.
-    pub(crate) fn new(rooms: Arc<Rooms>, resident: Resident, users: &Users) -> Self {
+    /// Changes to these rooms by these users, who invite `remote_users` by `resident`.
+    pub(crate) fn new(
+        rooms: Arc<Rooms>,
+        resident: Resident,
+        remote_users: RemoteUsers,
+        users: &Users,
+    ) -> Self {
         Self {
             rooms,
             resident,
+            remote_users,
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
@@ -102,8 +114,15 @@ impl RoomChanges {
         }
     }
 
-    /// What a membership event shows of a user: nothing for users of other servers.
+    /// What a membership event shows of a user. Of users of other servers that is what these tell at
+    /// once, or nothing.
     pub(crate) async fn profile_of(&self, user: &UserId) -> Result<MemberProfile, ChangeError> {
+        if !self.rooms.is_local(user) {
+            let asked = self.remote_users.profile(user);
+            let told = tokio::time::timeout(PROFILE_PATIENCE, asked).await;
+            let profile = told.ok().and_then(Result::ok).flatten();
+            return Ok(profile.as_ref().map(shown).unwrap_or_default());
+        }
         let Some(account) = self.accounts.by_id(user).await? else {
             return Ok(MemberProfile::default());
         };
@@ -139,9 +158,15 @@ impl RoomChanges {
         room: &mut CreateRoom,
     ) -> Result<(), ChangeError> {
         room.profile = self.profile_of(creator).await?;
-        for user in &room.invite {
-            let profile = self.profile_of(user).await?;
-            room.invited_profiles.insert(user.clone(), profile);
+        let invited = stream::iter(room.invite.clone());
+        let profiles = invited.map(async |user| {
+            let profile = self.profile_of(&user).await?;
+            Ok::<_, ChangeError>((user, profile))
+        });
+        let mut profiles = profiles.buffer_unordered(INVITES_AT_ONCE);
+        while let Some(found) = profiles.next().await {
+            let (user, profile) = found?;
+            room.invited_profiles.insert(user, profile);
         }
         Ok(())
     }
@@ -202,7 +227,11 @@ impl RoomChanges {
         let invites = wanted.invite.iter().filter(elsewhere).map(|user| {
             let change = MembershipChange::Invite {
                 user: user.clone(),
-                profile: MemberProfile::default(),
+                profile: wanted
+                    .invited_profiles
+                    .get(user)
+                    .cloned()
+                    .unwrap_or_default(),
                 is_direct: wanted.is_direct,
             };
             (sender.clone(), change)
@@ -311,5 +340,14 @@ impl RoomChanges {
             }) if action == "block" => Err(ChangeError::InviteBlocked(user.to_owned())),
             _ => Ok(()),
         }
+    }
+}
+
+/// The fields of a profile that membership events show, if they are text.
+fn shown(profile: &Profile) -> MemberProfile {
+    let text = |name: &str| serde_json::from_str(profile.get(name)?.get()).ok();
+    MemberProfile {
+        displayname: text("displayname"),
+        avatar_url: text("avatar_url"),
     }
 }

@@ -594,6 +594,12 @@ async fn profiles_of_others_are_asked_for_and_remembered_shortly() {
         .get(&path, None)
         .await
         .refused(401, "M_MISSING_TOKEN");
+    // What an invite shows.
+    let changes = &shared.here.homeserver.components().room_changes;
+    let shown = changes.profile_of(&bob_id()).await.unwrap();
+    assert_eq!(shown.displayname.as_deref(), Some("Bobby"));
+    let nobody = OwnedUserId::try_from("@x:gone.example").unwrap();
+    assert_eq!(changes.profile_of(&nobody).await.unwrap().displayname, None);
     let unknown = format!("{V3}/profile/@nobody:bb.example");
     let told = shared.here.get(&unknown, Some(&shared.alice.token)).await;
     told.refused(404, "M_NOT_FOUND");
