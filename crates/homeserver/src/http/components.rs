@@ -188,9 +188,51 @@ pub(crate) struct Foundation {
     pub(crate) passwords: Passwords,
 }
 
+/// The parts that speak with other servers, or for them.
+struct Elsewhere {
+    remote_users: RemoteUsers,
+    resident: Resident,
+    inbound: Inbound,
+    history: History,
+}
+
+impl Foundation {
+    fn elsewhere(&self) -> Elsewhere {
+        let (rooms, federation) = (&self.rooms, &self.federation);
+        let own = federation.own_keys.server().to_owned();
+        let remote_users = RemoteUsers::start(
+            own.clone(),
+            (&self.store, rooms, &self.users),
+            &federation.peers,
+            &self.runtime,
+        );
+        Elsewhere {
+            resident: Resident::new(federation, Arc::clone(rooms), self.runtime.clone()),
+            inbound: Inbound::new(InboundParts {
+                own: own.clone(),
+                rooms: Arc::clone(rooms),
+                store: self.store.clone(),
+                runtime: self.runtime.clone(),
+                fetcher: federation.fetcher.clone(),
+                verifier: federation.verifier.clone(),
+                edus: Arc::new(remote_users.clone()),
+                outside: Arc::new(Nobody),
+            }),
+            history: History::new(own, Arc::clone(rooms), self.runtime.clone()),
+            remote_users,
+        }
+    }
+}
+
 impl Components {
     /// Puts the parts together over an open store.
     pub(crate) fn assemble(config: &Config, foundation: Foundation) -> Self {
+        let Elsewhere {
+            remote_users,
+            resident,
+            inbound,
+            history,
+        } = foundation.elsewhere();
         let Foundation {
             runtime,
             store,
@@ -201,13 +243,6 @@ impl Components {
             passwords,
         } = foundation;
         let push_rules = PushRules::new(users.clone());
-        let remote_users = RemoteUsers::start(
-            config.server_name.clone(),
-            (&store, &rooms, &users),
-            &federation.peers,
-            &runtime,
-        );
-        let resident = Resident::new(&federation, Arc::clone(&rooms), runtime.clone());
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
         let invitations = Invitations::new(
@@ -223,16 +258,6 @@ impl Components {
             users.devices.clone(),
             Duration::from_secs(config.sessions.access_token_lifetime),
         );
-        let inbound = Inbound::new(InboundParts {
-            own: server_name.clone(),
-            rooms: Arc::clone(&rooms),
-            store: store.clone(),
-            runtime: runtime.clone(),
-            fetcher: federation.fetcher.clone(),
-            verifier: federation.verifier.clone(),
-            edus: Arc::new(remote_users.clone()),
-            outside: Arc::new(Nobody),
-        });
         let parts = Parts {
             inbound,
             http_config: Arc::new(config.http.clone()),
@@ -291,7 +316,7 @@ impl Components {
             profile_changes: ProfileChanges::start(&store, &rooms, &users, &runtime),
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
-            history: History::new(server_name.clone(), Arc::clone(&rooms), runtime.clone()),
+            history,
             resident,
             federation,
             remote_users,
