@@ -222,6 +222,35 @@ impl Foundation {
             remote_users,
         }
     }
+
+    fn invitations(&self, config: &Config) -> Invitations {
+        Invitations::new(
+            self.runtime.clone(),
+            self.store.clone(),
+            self.users.accounts.clone(),
+            config.registration.clone(),
+        )
+    }
+
+    fn sessions(&self, config: &Config) -> Sessions {
+        Sessions::new(
+            self.runtime.clone(),
+            self.store.clone(),
+            self.users.accounts.clone(),
+            self.users.devices.clone(),
+            Duration::from_secs(config.sessions.access_token_lifetime),
+        )
+    }
+
+    fn registration(&self, config: &Config, invitations: &Invitations) -> Registration {
+        Registration {
+            runtime: self.runtime.clone(),
+            server_name: config.server_name.clone(),
+            accounts: self.users.accounts.clone(),
+            passwords: self.passwords.clone(),
+            invitations: invitations.clone(),
+        }
+    }
 }
 
 impl Components {
@@ -233,6 +262,9 @@ impl Components {
             inbound,
             history,
         } = foundation.elsewhere();
+        let invitations = foundation.invitations(config);
+        let sessions = foundation.sessions(config);
+        let registration = foundation.registration(config, &invitations);
         let Foundation {
             runtime,
             store,
@@ -245,19 +277,6 @@ impl Components {
         let push_rules = PushRules::new(users.clone());
         let server_name = config.server_name.clone();
         let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
-        let invitations = Invitations::new(
-            runtime.clone(),
-            store.clone(),
-            users.accounts.clone(),
-            config.registration.clone(),
-        );
-        let sessions = Sessions::new(
-            runtime.clone(),
-            store.clone(),
-            users.accounts.clone(),
-            users.devices.clone(),
-            Duration::from_secs(config.sessions.access_token_lifetime),
-        );
         let parts = Parts {
             inbound,
             http_config: Arc::new(config.http.clone()),
@@ -277,13 +296,7 @@ impl Components {
                 invitations: invitations.clone(),
                 limits: limits.clone(),
             },
-            registration: Registration {
-                runtime: runtime.clone(),
-                server_name: server_name.clone(),
-                accounts: users.accounts.clone(),
-                passwords: passwords.clone(),
-                invitations: invitations.clone(),
-            },
+            registration,
             brief_tokens: BriefTokens {
                 runtime: runtime.clone(),
                 store: store.clone(),
