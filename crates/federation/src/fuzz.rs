@@ -126,3 +126,33 @@ fn check(read: &KeyDocument) {
     let handed_on = parse_object(read.to_json().as_bytes(), Strictness::Lenient).unwrap();
     assert_eq!(to_string(&handed_on), read.to_json());
 }
+
+/// What is taken of a transaction is within its limits, and cut out of it.
+#[test]
+fn transactions() {
+    let origin = server_name!("there.example");
+    let seeds = [
+        r#"{"origin":"there.example","origin_server_ts":1,"pdus":[{"room_id":"!r:there.example","type":"m.x","sender":"@a:there.example","content":{},"depth":1,"origin_server_ts":1,"prev_events":[],"auth_events":["$a"],"hashes":{"sha256":"AAAA"},"signatures":{"there.example":{"ed25519:a":"AAAA"}}}],"edus":[]}"#,
+        r#"{"edus":[{"edu_type":"m.typing","content":{"room_id":"!r:x","user_id":"@a:there.example","typing":true}},{"edu_type":"m.receipt","content":{"!r:x":{"m.read":{"@a:there.example":{"data":{"ts":1,"thread_id":"main"},"event_ids":["$e"]}}}}},{"edu_type":"m.presence","content":{"push":[{"user_id":"@a:there.example","presence":"online","last_active_ago":1}]}}]}"#,
+        r#"{"pdus":[{"event_id":"$e:x"},7,null],"edus":[{"edu_type":"m.direct_to_device","content":{"sender":"@a:there.example","type":"m.x","message_id":"1","messages":{"@b:here.example":{"*":{"a":1}}}}},{"edu_type":"m.device_list_update","content":{"user_id":"@a:there.example","device_id":"D","stream_id":1,"prev_id":[2],"deleted":true}},{"edu_type":"m.signing_key_update","content":{"user_id":"@a:there.example"}}]}"#,
+    ];
+    let words = [
+        "pdus",
+        "edus",
+        "edu_type",
+        "content",
+        "room_id",
+        "event_id",
+        "user_id",
+        "m.read",
+        "m.receipt",
+        "m.typing",
+        "m.presence",
+        "@a:there.example",
+        "@b:here.example",
+    ];
+    Target::new("transactions")
+        .seeds(seeds)
+        .words(&words)
+        .run(|input| crate::inbound::reads_as_a_transaction(origin, input));
+}

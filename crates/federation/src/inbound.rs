@@ -46,7 +46,7 @@ pub use self::{
     queue::{MAX_IN_ALL, MAX_IN_ROOM, MAX_OF_ORIGIN, MAX_OF_ORIGIN_IN_ROOM},
     transaction::{BodyError, MAX_EDU, MAX_EDUS, MAX_PDUS, MAX_TRANSACTION},
 };
-use crate::{CheckError, Fetcher, Verifier};
+use crate::{CheckError, Fetcher, Policies, Verifier};
 
 /// Bytes of events that are kept read between the answer and their worker.
 const READ_BYTES: u64 = 32 * 1024 * 1024;
@@ -142,6 +142,8 @@ pub struct InboundParts {
     pub fetcher: Fetcher,
     /// Checks signatures.
     pub verifier: Verifier,
+    /// Asks policy servers.
+    pub policies: Policies,
     /// Takes EDUs.
     pub edus: Arc<dyn EduSink>,
     /// Takes events of rooms that are not here.
@@ -281,4 +283,26 @@ impl Inner {
         turns.insert(origin.to_owned(), Arc::downgrade(&turn));
         turn
     }
+}
+
+/// Whether this is a transaction, for the fuzz target: all of it that is looked at is read.
+#[cfg(test)]
+pub(crate) fn reads_as_a_transaction(origin: &ServerName, body: &[u8]) -> bool {
+    let body = Bytes::copy_from_slice(body);
+    let Ok(transaction) = transaction::Transaction::read(&body) else {
+        return false;
+    };
+    assert!(transaction.pdus.len() <= MAX_PDUS && transaction.edus.len() <= MAX_EDUS);
+    for pdu in &transaction.pdus {
+        let room = transaction::room_of(pdu);
+        let _ = transaction::probable_id(pdu, room.as_deref());
+    }
+    let sorted = read_edu::sort(origin, transaction.edus);
+    for edu in sorted.kept {
+        assert!(edu.content.len() <= MAX_EDU);
+        // It is read the same from its row.
+        let again = read_edu::KeptEdu::read(origin, &edu.edu_type, &edu.content);
+        assert!(again.is_some());
+    }
+    true
 }

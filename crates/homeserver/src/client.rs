@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use homeserver_federation::InviteError;
+use homeserver_federation::{InviteError, PolicyError};
 use homeserver_rooms::{
     CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
     RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
@@ -62,6 +62,9 @@ pub enum ClientError {
     /// It ended without an answer; it may or may not have been done.
     #[error("what was asked ended without an answer")]
     Unanswered,
+    /// The room's policy server does not recommend the event.
+    #[error(transparent)]
+    Policy(Box<PolicyError>),
     /// The rooms answered something else than was asked.
     #[error("an unexpected answer")]
     Answer,
@@ -74,6 +77,7 @@ impl From<ChangeError> for ClientError {
             ChangeError::InviteBlocked(user) => Self::InviteBlocked(user),
             ChangeError::BadContent(problem) => Self::BadContent(problem),
             ChangeError::Invite(error) => Self::Invite(Box::new(error)),
+            ChangeError::Policy(error) => Self::Policy(Box::new(error)),
             ChangeError::Users(error) => Self::Users(error),
             // Nothing here asks for one.
             ChangeError::NoThirdPartyInvites => Self::Answer,

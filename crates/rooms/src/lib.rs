@@ -38,6 +38,7 @@ mod numbering;
 mod numbers;
 mod outgoing;
 mod outside;
+mod policy;
 mod reads;
 mod receive;
 mod relations;
@@ -83,6 +84,7 @@ pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outgoing::{Backlog, Destinations, OutgoingEvent};
 pub use outside::{Outside, Standing};
+pub use policy::Unsealed;
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::{Incoming, Received};
 pub use relations::{RelationFilter, RelationPage, Thread};
@@ -133,6 +135,7 @@ pub struct Rooms {
     resolutions: resolving::Resolutions,
     underway: Arc<transactions::Underway>,
     acls: acl::Acls,
+    policies: policy::Policies,
     last_asked: serving::LastAsked,
     servers_at_hand: outgoing::ServersAtHand,
 }
@@ -164,6 +167,7 @@ impl Rooms {
             resolutions: resolving::Resolutions::new(),
             underway: Arc::default(),
             acls: acl::Acls::new(),
+            policies: policy::Policies::new(),
             last_asked: serving::LastAsked::new(serving::ASKERS),
             servers_at_hand: outgoing::ServersAtHand::new(),
             clock: Arc::clone(&runtime.clock),

@@ -33,6 +33,8 @@ pub(super) struct Stuck {
     pub(super) due: Duration,
     /// Somebody is looking after it.
     pub(super) busy: bool,
+    /// Something that it waits for came meanwhile.
+    pub(super) woken: bool,
 }
 
 /// The rows of one room that its worker comes back to.
@@ -90,10 +92,12 @@ impl Desk {
                 continue;
             };
             for row in rows {
-                if let Some(stuck) = self.stuck.get(row)
-                    && !stuck.busy
-                    && self.again.insert(*row)
-                {
+                let Some(stuck) = self.stuck.get_mut(row) else {
+                    continue;
+                };
+                if stuck.busy {
+                    stuck.woken = true;
+                } else if self.again.insert(*row) {
                     ids.push(stuck.id.clone());
                 }
             }
@@ -225,6 +229,7 @@ mod tests {
             waits: Waits::For(ids),
             due: NOW,
             busy: false,
+            woken: false,
         }
     }
 

@@ -153,7 +153,7 @@ impl Gap<'_> {
         events: Vec<Pdu>,
     ) -> Result<Vec<(Pdu, Vec<OwnedEventId>, Vec<OwnedEventId>)>, GapError> {
         let events = in_order(events, |pdu| pdu);
-        let incoming = self.inner.incoming(self.room, events.clone()).await;
+        let incoming = self.inner.incoming(self.room, events.clone()).await?;
         let rooms = &self.inner.parts.rooms;
         let results = rooms.receive_all(self.room, incoming).await;
         let mut left = Vec::new();
@@ -306,7 +306,7 @@ impl Gap<'_> {
                     continue;
                 }
             };
-            let incoming = self.inner.incoming(self.room, vec![event.clone()]).await;
+            let incoming = self.inner.incoming(self.room, vec![event.clone()]).await?;
             let Some(incoming) = incoming.into_iter().next() else {
                 continue;
             };
@@ -407,8 +407,15 @@ fn cut(given: &mut StateGiven, mut lacking: HashSet<OwnedEventId>) {
 
 impl Inner {
     /// Events with what is found out about them outside of the room.
-    #[expect(clippy::unused_async, reason = "policy servers are asked here")]
-    pub(super) async fn incoming(&self, _room: &Room, events: Vec<Pdu>) -> Vec<Incoming> {
-        events.into_iter().map(Incoming::from).collect()
+    pub(super) async fn incoming(
+        &self,
+        room: &Room,
+        events: Vec<Pdu>,
+    ) -> Result<Vec<Incoming>, RoomError> {
+        let checked = self.parts.policies.check(room, events).await?;
+        let incoming = checked.into_iter();
+        Ok(incoming
+            .map(|(pdu, refused)| Incoming { pdu, refused })
+            .collect())
     }
 }

@@ -17,7 +17,7 @@ use ruma::{OwnedEventId, OwnedServerName};
 use super::{
     Inner, ReadRow,
     desk::{Desk, Stuck, Waits, in_order},
-    gap::Filled,
+    gap::{Filled, GapError},
     rows::WaitingPdu,
 };
 use crate::{CheckError, Dropped, tables::INBOUND_PDUS};
@@ -40,22 +40,20 @@ const OWN_PAUSE: Duration = Duration::from_secs(2);
 const UNRESOLVED_PAUSE: Duration = Duration::from_mins(15);
 
 /// What became of a row.
+#[derive(Clone)]
 enum Outcome {
     /// It is judged, now or before.
-    Judged(OwnedEventId),
+    Judged,
     /// It is of no use: why.
     Dropped(String),
     /// These events are missing.
     Missing(Vec<OwnedEventId>),
-    /// It cannot be judged now: why, and whether that counts as one of its attempts.
-    Later(String, Counts),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Counts {
-    Yes,
-    /// The fault is this server's: it is never given up, and tried again after so long.
-    No(Duration),
+    /// These events are missing, and were not to be had: why.
+    NotFilled(Vec<OwnedEventId>, String),
+    /// It cannot be judged now: why. After some of these it is given up.
+    Failed(String),
+    /// It cannot be judged for so long, and is not to blame for it.
+    Passing(Duration, String),
 }
 
 /// A row with its number in the room.
@@ -219,7 +217,7 @@ impl Worker {
             for row in &rows {
                 let outcome = self.judged(vec![row.clone()]).await;
                 let outcome = outcome.and_then(|mut only| only.pop());
-                let panicked = || Outcome::Later("judging it panicked".to_owned(), Counts::Yes);
+                let panicked = || Outcome::Failed("judging it panicked".to_owned());
                 outcomes.push(outcome.unwrap_or_else(panicked));
             }
         }
@@ -228,16 +226,17 @@ impl Worker {
 
     /// What becomes of rows; `None` if that panicked.
     async fn judged(&mut self, rows: Vec<Numbered>) -> Option<Vec<Outcome>> {
-        let _turn = self.inner.judging.acquire().await.ok()?;
         let pdus: Vec<Pdu> = rows.into_iter().map(|(_, row)| row.pdu).collect();
-        let receive = async {
-            let incoming = self.inner.incoming(&self.room, pdus.clone()).await;
-            let rooms = &self.inner.parts.rooms;
-            rooms.receive_all(&self.room, incoming).await
+        let incoming = match self.inner.incoming(&self.room, pdus.clone()).await {
+            Ok(incoming) => incoming,
+            Err(error) => return Some(pdus.iter().map(|_| of_error(&error)).collect()),
         };
-        let results = AssertUnwindSafe(receive).catch_unwind().await.ok()?;
-        let outcomes = pdus.iter().zip(results).map(|(pdu, result)| match result {
-            Ok(Received::Judged { .. }) => Outcome::Judged(pdu.event_id().to_owned()),
+        let _turn = self.inner.judging.acquire().await.ok()?;
+        let rooms = &self.inner.parts.rooms;
+        let receive = AssertUnwindSafe(rooms.receive_all(&self.room, incoming));
+        let results = receive.catch_unwind().await.ok()?;
+        let outcomes = pdus.iter().zip(results).map(|(_, result)| match result {
+            Ok(Received::Judged { .. }) => Outcome::Judged,
             Ok(Received::Missing { prev, auth }) => {
                 Outcome::Missing(prev.into_iter().chain(auth).collect())
             }
@@ -255,40 +254,25 @@ impl Worker {
         for ((number, mut row), outcome) in judged {
             let id = row.pdu.event_id().to_owned();
             let key = (self.room.number.0, number);
-            let (waits, pause) = match outcome {
-                Outcome::Judged(id) => {
+            let before = row.attempts;
+            let Some((waits, pause)) = self.aside(&mut row, &outcome) else {
+                if matches!(outcome, Outcome::Judged) {
                     here.push(id);
-                    batch.delete(&INBOUND_PDUS, &key);
-                    gone.push((number, row.origin));
-                    continue;
                 }
-                Outcome::Dropped(why) => {
-                    tracing::debug!(why, room = %self.room.id, %id, origin = %row.origin, "an event is dropped");
-                    batch.delete(&INBOUND_PDUS, &key);
-                    gone.push((number, row.origin));
-                    continue;
-                }
-                Outcome::Missing(ids) => (Waits::For(ids), Duration::ZERO),
-                Outcome::Later(_, Counts::No(pause)) => (Waits::Until, pause),
-                Outcome::Later(why, Counts::Yes) => {
-                    row.attempts += 1;
-                    if row.attempts >= MAX_ATTEMPTS {
-                        tracing::warn!(why, room = %self.room.id, %id, origin = %row.origin, "an event is given up");
-                        batch.delete(&INBOUND_PDUS, &key);
-                        gone.push((number, row.origin));
-                        continue;
-                    }
-                    tracing::debug!(why, room = %self.room.id, %id, "an event is tried again");
-                    batch.put(&INBOUND_PDUS, &key, &row.waiting());
-                    (Waits::Until, pause_after(row.attempts))
-                }
+                batch.delete(&INBOUND_PDUS, &key);
+                gone.push((number, row.origin));
+                continue;
             };
+            if row.attempts > before {
+                batch.put(&INBOUND_PDUS, &key, &row.waiting());
+            }
             let stuck = Stuck {
                 id,
                 origin: row.origin.clone(),
                 waits,
                 due: now + pause,
                 busy: false,
+                woken: false,
             };
             self.desk.put(number, stuck);
             self.inner.read.insert((self.room.number, number), row);
@@ -297,6 +281,32 @@ impl Worker {
         for id in here {
             self.desk.here(&id);
         }
+    }
+
+    /// What a row waits for from now on, and how long it is left alone; `None` if it is done with.
+    fn aside(&self, row: &mut ReadRow, outcome: &Outcome) -> Option<(Waits, Duration)> {
+        let (room, id) = (&self.room.id, row.pdu.event_id());
+        let (waits, why) = match outcome {
+            Outcome::Judged => return None,
+            Outcome::Dropped(why) => {
+                tracing::debug!(why, %room, %id, origin = %row.origin, "an event is dropped");
+                return None;
+            }
+            Outcome::Missing(ids) => return Some((Waits::For(ids.clone()), Duration::ZERO)),
+            Outcome::Passing(pause, why) => {
+                tracing::debug!(why, %room, %id, "an event is judged later");
+                return Some((Waits::Until, *pause));
+            }
+            Outcome::Failed(why) => (Waits::Until, why),
+            Outcome::NotFilled(ids, why) => (Waits::For(ids.clone()), why),
+        };
+        row.attempts += 1;
+        if row.attempts >= MAX_ATTEMPTS {
+            tracing::warn!(why, %room, %id, origin = %row.origin, "an event is given up");
+            return None;
+        }
+        tracing::debug!(why, %room, %id, "an event is tried again");
+        Some((waits, pause_after(row.attempts)))
     }
 
     /// Writes what changed of rows, and gives the places of those that are gone back.
@@ -345,7 +355,7 @@ impl Worker {
                 let filled = AssertUnwindSafe(fill).catch_unwind().await;
                 let filled = filled.unwrap_or_else(|_| Filled {
                     judged: Vec::new(),
-                    outcome: Err(super::gap::GapError::OverLimit("panics")),
+                    outcome: Err(GapError::OverLimit("panics")),
                 });
                 Some(Done::Filled(number, row, filled))
             };
@@ -357,7 +367,7 @@ impl Worker {
     async fn take(&mut self, done: Done) {
         match done {
             Done::Unchecked(rows, error) => {
-                let later = || Outcome::Later(error.to_string(), Counts::No(OWN_PAUSE));
+                let later = || Outcome::Passing(OWN_PAUSE, error.to_string());
                 self.settle(rows.into_iter().map(|row| (row, later())).collect())
                     .await;
             }
@@ -376,7 +386,7 @@ impl Worker {
                         }
                         Err(Dropped::KeysUnknown(server)) => {
                             let why = format!("the keys of {server} are not to be had");
-                            settled.push(((number, row), Outcome::Later(why, Counts::Yes)));
+                            settled.push(((number, row), Outcome::Failed(why)));
                         }
                         Err(error) => {
                             settled.push(((number, row), Outcome::Dropped(error.to_string())));
@@ -388,11 +398,23 @@ impl Worker {
             }
             Done::Filled(number, row, filled) => {
                 self.busy_with.remove(&row.origin);
-                self.desk.remove(number);
-                let outcome = match filled.outcome {
-                    Ok(()) => Outcome::Judged(row.pdu.event_id().to_owned()),
-                    Err(super::gap::GapError::Room(error)) => of_error(&error),
-                    Err(error) => Outcome::Later(error.to_string(), Counts::Yes),
+                let stuck = self.desk.remove(number);
+                let outcome = match (filled.outcome, stuck) {
+                    (Ok(()), _) => Outcome::Judged,
+                    (Err(GapError::Room(error)), _) => of_error(&error),
+                    // What was missing came by itself.
+                    (Err(_), Some(Stuck { woken: true, .. })) => {
+                        self.inner.queues.put_back(self.room.number, &[number]);
+                        return;
+                    }
+                    (
+                        Err(error),
+                        Some(Stuck {
+                            waits: Waits::For(ids),
+                            ..
+                        }),
+                    ) => Outcome::NotFilled(ids, error.to_string()),
+                    (Err(error), _) => Outcome::Failed(error.to_string()),
                 };
                 self.settle(vec![((number, row), outcome)]).await;
                 for id in filled.judged {
@@ -407,10 +429,10 @@ impl Worker {
 fn of_error(error: &RoomError) -> Outcome {
     let why = error.to_string();
     match error {
-        RoomError::Unresolved(_) => Outcome::Later(why, Counts::No(UNRESOLVED_PAUSE)),
-        RoomError::UnknownRoom => Outcome::Dropped(why),
-        error if error.is_passing() => Outcome::Later(why, Counts::No(OWN_PAUSE)),
-        _ => Outcome::Later(why, Counts::Yes),
+        RoomError::Unresolved(_) => Outcome::Passing(UNRESOLVED_PAUSE, why),
+        RoomError::NotInRoom | RoomError::UnknownRoom => Outcome::Dropped(why),
+        error if error.is_passing() => Outcome::Passing(OWN_PAUSE, why),
+        _ => Outcome::Failed(why),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use homeserver_federation::{
-    Federation, History, Inbound, InboundParts, RemoteUsers, Resident, inbound::Nobody,
+    Federation, History, Inbound, InboundParts, Policies, RemoteUsers, Resident, inbound::Nobody,
 };
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
@@ -194,6 +194,7 @@ struct Elsewhere {
     resident: Resident,
     inbound: Inbound,
     history: History,
+    policies: Policies,
 }
 
 impl Foundation {
@@ -206,6 +207,7 @@ impl Foundation {
             &federation.peers,
             &self.runtime,
         );
+        let policies = Policies::new(Arc::clone(rooms), federation.peers.clone());
         Elsewhere {
             resident: Resident::new(federation, Arc::clone(rooms), self.runtime.clone()),
             inbound: Inbound::new(InboundParts {
@@ -215,10 +217,12 @@ impl Foundation {
                 runtime: self.runtime.clone(),
                 fetcher: federation.fetcher.clone(),
                 verifier: federation.verifier.clone(),
+                policies: policies.clone(),
                 edus: Arc::new(remote_users.clone()),
                 outside: Arc::new(Nobody),
             }),
             history: History::new(own, Arc::clone(rooms), self.runtime.clone()),
+            policies,
             remote_users,
         }
     }
@@ -261,6 +265,7 @@ impl Components {
             resident,
             inbound,
             history,
+            policies,
         } = foundation.elsewhere();
         let invitations = foundation.invitations(config);
         let sessions = foundation.sessions(config);
@@ -305,7 +310,7 @@ impl Components {
             operator: OperatorRegistration::new(runtime.clone()),
             room_changes: RoomChanges::new(
                 Arc::clone(&rooms),
-                resident.clone(),
+                (resident.clone(), policies),
                 remote_users.clone(),
                 &users,
             ),

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use homeserver_federation::{InviteError, RemoteUsers, Resident};
+use homeserver_federation::{InviteError, Policies, PolicyError, RemoteUsers, Resident};
 use homeserver_rooms::{
     AliasTarget, CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer,
     RoomCommand, RoomError, Rooms,
@@ -49,6 +49,9 @@ pub(crate) enum ChangeError {
     /// The server of the invited user did not sign the invite.
     #[error(transparent)]
     Invite(#[from] InviteError),
+    /// The room's policy server does not recommend the event.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A profile or a setting could not be read.
     #[error("a profile or a setting could not be read")]
     Users(#[from] Failure),
@@ -86,6 +89,7 @@ impl<'a> From<&'a Session> for Actor<'a> {
 pub(crate) struct RoomChanges {
     rooms: Arc<Rooms>,
     resident: Resident,
+    policies: Policies,
     remote_users: RemoteUsers,
     accounts: Accounts,
     profiles: Profiles,
@@ -95,16 +99,18 @@ pub(crate) struct RoomChanges {
 }
 
 impl RoomChanges {
-    /// Changes to these rooms by these users, who invite `remote_users` by `resident`.
+    /// Changes to these rooms by these users, who invite `remote_users` by `resident`, and ask
+    /// policy servers where the rooms use them.
     pub(crate) fn new(
         rooms: Arc<Rooms>,
-        resident: Resident,
+        (resident, policies): (Resident, Policies),
         remote_users: RemoteUsers,
         users: &Users,
     ) -> Self {
         Self {
             rooms,
             resident,
+            policies,
             remote_users,
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
@@ -202,10 +208,17 @@ impl RoomChanges {
 
     /// Carries out a command, where it invites users of other servers with the help of these.
     async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
-        if let Some(proposed) = self.rooms.propose(&command).await? {
+        if let Some(mut proposed) = self.rooms.propose(&command).await? {
+            let sealed = self.policies.seal(&proposed.room, proposed.event);
+            proposed.event = sealed.await?;
             let event = self.resident.invite(proposed).await?;
             let position = self.rooms.durable();
             return Ok(RoomAnswer::Sent { event, position });
+        }
+        if let Some(mut unsealed) = self.rooms.unsealed(&command).await? {
+            let sealed = self.policies.seal(&unsealed.room, unsealed.event);
+            unsealed.event = sealed.await?;
+            return Ok(self.rooms.append_sealed(command, unsealed).await?);
         }
         let further = self.invites_elsewhere(&command);
         let answer = self.rooms.execute(command).await?;

@@ -1,7 +1,7 @@
 //! Errors of memberships across servers, as other servers and clients are told them.
 
 use axum::http::StatusCode;
-use homeserver_federation::{CallError, CheckError, InviteError, ResidentError};
+use homeserver_federation::{CallError, CheckError, InviteError, PolicyError, ResidentError};
 use ruma::api::error::{ErrorKind, IncompatibleRoomVersionErrorData};
 
 use super::ApiError;
@@ -46,6 +46,28 @@ impl From<InviteError> for ApiError {
             InviteError::Nobody => Self::bad_json(error.to_string()),
             InviteError::Room(error) => error.into(),
             InviteError::Check(error) => error.into(),
+        }
+    }
+}
+
+impl From<PolicyError> for ApiError {
+    /// For clients. What the policy server says goes on to them as it is; where it says nothing of
+    /// use, the event is not sent either.
+    fn from(error: PolicyError) -> Self {
+        match error {
+            PolicyError::Room(error) => error.into(),
+            PolicyError::Call(CallError::Refused { status, body, .. })
+                if status.is_client_error() =>
+            {
+                match serde_json::from_slice::<serde_json::Value>(&body) {
+                    Ok(body) if body["errcode"].is_string() => Self::json(status, body),
+                    _ => Self::forbidden("The policy server of the room refuses the event"),
+                }
+            }
+            error => {
+                tracing::debug!(%error, "a policy server did not sign");
+                Self::forbidden("The policy server of the room did not sign the event")
+            }
         }
     }
 }

@@ -58,6 +58,7 @@ impl From<ChangeError> for ApiError {
             }
             ChangeError::BadContent(_) => Self::bad_json(message),
             ChangeError::Invite(error) => error.into(),
+            ChangeError::Policy(error) => error.into(),
             ChangeError::Users(error) => error.into(),
         }
     }

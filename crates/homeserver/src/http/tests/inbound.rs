@@ -11,14 +11,14 @@ use super::{
 /// A homeserver with a room of Alice's, in which a user of another server is, too.
 pub(super) struct World {
     pub(super) here: Fresh,
-    servers: Arc<Servers>,
+    pub(super) servers: Arc<Servers>,
     pub(super) peer: Arc<Peer>,
     pub(super) alice: LoggedIn,
     pub(super) room: OwnedRoomId,
     /// The events that allow Mallory to speak.
-    auth: Vec<OwnedEventId>,
+    pub(super) auth: Vec<OwnedEventId>,
     /// Mallory's join.
-    join: Pdu,
+    pub(super) join: Pdu,
 }
 
 async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh {
@@ -46,8 +46,12 @@ async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh 
 impl World {
     pub(super) async fn new() -> Self {
         let servers = Arc::new(Servers::default());
+        Self::on(&servers, Arc::new(MemoryEngine::new())).await
+    }
+
+    async fn on(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Self {
         let peer = servers.add("peer.example", 1);
-        let here = homeserver(&servers, Arc::new(MemoryEngine::new())).await;
+        let here = homeserver(servers, engine).await;
         let alice = here.register("alice").await;
         let body = json!({ "preset": "public_chat", "room_version": "11" });
         let path = "/_matrix/client/v3/createRoom";
@@ -65,7 +69,7 @@ impl World {
                 depth: 1,
             }),
             here,
-            servers,
+            servers: Arc::clone(servers),
             peer,
             alice,
             room,
@@ -88,7 +92,7 @@ impl World {
     }
 
     /// The events of these types and without a state key in the room's state.
-    async fn state(&self, types: &[&str]) -> Vec<OwnedEventId> {
+    pub(super) async fn state(&self, types: &[&str]) -> Vec<OwnedEventId> {
         let path = format!("/_matrix/client/v3/rooms/{}/state", self.room);
         let state = self.here.get(&path, Some(&self.alice.token)).await.ok();
         let state = state.as_array().unwrap();
@@ -112,7 +116,7 @@ impl World {
     }
 
     /// What a message of Mallory's is made of, to be changed.
-    fn message(&self, prev: &[OwnedEventId]) -> NewEvent<'_> {
+    pub(super) fn message(&self, prev: &[OwnedEventId]) -> NewEvent<'_> {
         NewEvent {
             room: &self.room,
             sender: "mallory",
@@ -126,7 +130,7 @@ impl World {
     }
 
     /// A chain of messages after an event.
-    fn chain(&self, after: &Pdu, length: usize) -> Vec<Pdu> {
+    pub(super) fn chain(&self, after: &Pdu, length: usize) -> Vec<Pdu> {
         let mut chain = vec![after.clone()];
         for number in 0..length {
             let last = chain.last().unwrap().event_id().to_owned();
@@ -139,11 +143,11 @@ impl World {
         chain
     }
 
-    async fn send(&self, id: &str, pdus: &[&Pdu]) -> Value {
+    pub(super) async fn send(&self, id: &str, pdus: &[&Pdu]) -> Value {
         self.peer.send(&self.here, id, pdus).await
     }
 
-    async fn is_seen(&self, event: &Pdu) -> bool {
+    pub(super) async fn is_seen(&self, event: &Pdu) -> bool {
         let id = event.event_id();
         let path = format!("/_matrix/client/v3/rooms/{}/event/{id}", self.room);
         let answer = self.here.get(&path, Some(&self.alice.token)).await;
@@ -151,12 +155,12 @@ impl World {
     }
 
     /// Waits until Alice sees an event.
-    async fn until(&self, event: &Pdu) {
-        for _ in 0..2_000 {
+    pub(super) async fn until(&self, event: &Pdu) {
+        for _ in 0..1_500 {
             if self.is_seen(event).await {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
         panic!("it does not arrive: {event:?}");
     }
@@ -225,7 +229,6 @@ async fn what_is_no_transaction_is_refused() {
     let many =
         |list: &str, count: usize| format!(r#"{{"{list}":[{}]}}"#, vec!["{}"; count].join(","));
     for (body, code) in [
-        ("[]".to_owned(), "M_BAD_JSON"),
         (r#"{"pdus":7}"#.to_owned(), "M_BAD_JSON"),
         (many("pdus", 51), "M_BAD_JSON"),
         (many("edus", 101), "M_BAD_JSON"),
@@ -237,4 +240,75 @@ async fn what_is_no_transaction_is_refused() {
         let answer = world.peer.transaction(&world.here, "1", &body).await.ok();
         assert_eq!(answer, json!({ "pdus": {} }));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_is_answered_as_before_and_another_under_its_id_is_taken() {
+    let world = World::new().await;
+    let chain = world.chain(&world.join, 2);
+    let body = |pdu: &Pdu| format!(r#"{{"pdus":[{}]}}"#, pdu.json_str());
+    let send = async |pdu: &Pdu| {
+        let body = body(pdu);
+        let answer = world.peer.transaction(&world.here, "same", &body);
+        answer.await.ok()
+    };
+    let first = send(&chain[0]).await;
+    assert_eq!(send(&chain[0]).await, first);
+    let second = send(&chain[1]).await;
+    assert_ne!(second, first);
+    world.until(&chain[1]).await;
+    // Another server's transaction of this name is another one.
+    let other = world.servers.add("other.example", 2);
+    let answer = other
+        .transaction(&world.here, "same", r#"{"pdus":[]}"#)
+        .await;
+    assert_eq!(answer.ok(), json!({ "pdus": {} }));
+}
+
+/// What was answered is on disk; what it lacks is fetched by the next start.
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_worked_off_after_a_restart() {
+    let servers = Arc::new(Servers::default());
+    let engine = Arc::new(MemoryEngine::new());
+    let world = World::on(&servers, Arc::clone(&engine)).await;
+    let chain = world.chain(&world.join, 3);
+    world.send("1", &[&chain[2]]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(
+        !world.peer.asked().is_empty(),
+        "it was asked, and had nothing"
+    );
+    world.here.homeserver.shutdown().await;
+    for event in &chain {
+        world.peer.has(event);
+    }
+    let here = homeserver(&servers, engine).await;
+    let world = World { here, ..world };
+    world.until(&chain[2]).await;
+    assert!(world.is_seen(&chain[0]).await);
+}
+
+/// Events of a server whose keys cannot be had wait, and nobody waits for them.
+#[tokio::test(start_paused = true)]
+async fn events_wait_for_the_keys_of_their_server() {
+    let world = World::new().await;
+    let late = Arc::new(Peer::new("late.example", 3));
+    let rules = world.state(&["m.room.create", "m.room.join_rules", "m.room.power_levels"]);
+    let join = late.event(&NewEvent {
+        kind: "m.room.member",
+        state_key: Some("@late:late.example"),
+        sender: "late",
+        content: json!({ "membership": "join" }),
+        auth: rules.await,
+        ..world.message(&[world.join.event_id().to_owned()])
+    });
+    let results = world.send("1", &[&join]).await;
+    assert_eq!(results[join.event_id().as_str()], json!({}));
+    let next = &world.chain(&world.join, 1)[0];
+    world.send("2", &[next]).await;
+    world.until(next).await;
+    assert!(!world.is_seen(&join).await);
+    world.servers.put(late);
+    world.here.clock.advance(std::time::Duration::from_hours(1));
+    world.until(&join).await;
 }

@@ -6,7 +6,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use homeserver_events::{Draft, Pdu, RoomVersion, SigningKey};
+use homeserver_events::{
+    Draft, Pdu, RoomVersion, SigningKey,
+    canonical::{parse_object, to_string},
+    redact_object, sign_json,
+};
 use homeserver_federation::{
     Body as ReplyBody, Outgoing, OwnKeys, Reply, SignedRequest, Transport, TransportError,
 };
@@ -42,6 +46,8 @@ struct Known {
     instead: Vec<(String, u16, Value)>,
     asked: Vec<String>,
     silent: bool,
+    /// As a policy server it recommends all events by this key.
+    policy: Option<SigningKey>,
 }
 
 #[async_trait]
@@ -67,10 +73,13 @@ impl Servers {
     /// Another server that can be reached; its key is made of `seed`.
     pub(crate) fn add(&self, name: &str, seed: u8) -> Arc<Peer> {
         let peer = Arc::new(Peer::new(name, seed));
-        self.peers
-            .lock()
-            .insert(peer.name.clone(), Arc::clone(&peer));
+        self.put(Arc::clone(&peer));
         peer
+    }
+
+    /// Has a server be reached.
+    pub(crate) fn put(&self, peer: Arc<Peer>) {
+        self.peers.lock().insert(peer.name.clone(), peer);
     }
 }
 
@@ -97,16 +106,16 @@ impl Peer {
             .insert(0, (path.to_owned(), status, body));
     }
 
+    /// Makes it a policy server.
+    pub(crate) fn recommends_by(&self, key: SigningKey) {
+        self.known.lock().policy = Some(key);
+    }
+
     /// Gives it an event.
     pub(crate) fn has(&self, event: &Pdu) {
         let json = serde_json::from_slice(event.json()).unwrap();
         let id = event.event_id().to_owned();
         self.known.lock().events.insert(id, json);
-    }
-
-    /// Gives it the state before an event.
-    pub(crate) fn has_state(&self, event: &EventId, state: Vec<OwnedEventId>) {
-        self.known.lock().states.insert(event.to_owned(), state);
     }
 
     /// The paths that it was asked for since the last time.
@@ -124,10 +133,16 @@ impl Peer {
             let own = OwnKeys::new(self.name.clone(), Arc::clone(&self.key), Vec::new());
             return Some((200, serde_json::from_str(&own.document(START)).unwrap()));
         }
+        if uri.path().starts_with("/_matrix/federation/v1/send/") {
+            return Some((200, json!({ "pdus": {} })));
+        }
         known.asked.push(uri.to_string());
         let instead = |(path, _, _): &&(String, u16, Value)| uri.path().starts_with(&**path);
         if let Some((_, status, body)) = known.instead.iter().find(instead) {
             return Some((*status, body.clone()));
+        }
+        if let (Some(key), "/_matrix/policy/v1/sign") = (&known.policy, uri.path()) {
+            return Some((200, recommendation(request.body(), self.name.as_str(), key)));
         }
         let segment = |text: &str| percent_decode_str(text).decode_utf8().unwrap().into_owned();
         let path: Vec<String> = uri.path().split('/').skip(4).map(segment).collect();
@@ -305,6 +320,17 @@ impl Known {
         events.reverse();
         Some(json!({ "events": events }))
     }
+}
+
+/// The signature of a policy server.
+fn recommendation(event: &[u8], name: &str, key: &SigningKey) -> Value {
+    let rules = RoomVersion::V11.rules();
+    let event = parse_object(event, rules.strictness).unwrap();
+    let mut redacted = redact_object(&event, rules);
+    sign_json(&mut redacted, name, key);
+    let signed: Value = serde_json::from_str(&to_string(&redacted)).unwrap();
+    let signature = &signed["signatures"][name]["ed25519:policy_server"];
+    json!({ name: { "ed25519:policy_server": signature } })
 }
 
 fn named(event: Option<&Value>, key: &str) -> Vec<OwnedEventId> {
