@@ -12,12 +12,15 @@
 //!
 //! Specification: server-server API, "Transactions".
 
+mod choose;
 mod course;
+mod edus;
 mod owed;
 mod reader;
 pub(crate) mod rows;
 mod select;
 mod state;
+mod streams;
 mod transaction;
 mod worker;
 
@@ -29,13 +32,14 @@ use std::sync::Arc;
 use homeserver_rooms::{EventNumber, RoomError, RoomNumber, Rooms};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{CommitError, StorageError, Store};
+use homeserver_users::{Failure, Users};
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::ServerName;
 use tokio::sync::{Notify, Semaphore};
 
 use self::state::State;
-use crate::{Federation, health::Failing};
+use crate::{Federation, RemoteUsers, UsersError, health::Failing};
 
 /// How the sender's cursor is called.
 const CURSOR: &str = "federation-sender";
@@ -62,8 +66,12 @@ pub struct SenderParts {
     pub runtime: Runtime,
     /// The rooms whose events are sent.
     pub rooms: Arc<Rooms>,
+    /// What belongs to users, of which other servers are told.
+    pub users: Users,
     /// How other servers are called.
     pub federation: Federation,
+    /// What other servers are told of device lists.
+    pub remote_users: RemoteUsers,
 }
 
 /// What a sender could not do.
@@ -78,6 +86,12 @@ pub enum SenderError {
     /// A room could not be read.
     #[error("a room could not be read")]
     Room(#[from] RoomError),
+    /// What belongs to users could not be read.
+    #[error("what belongs to users could not be read")]
+    Users(#[from] Failure),
+    /// What other servers are told of users could not be found out.
+    #[error("what is told of users could not be found out")]
+    Told(#[from] UsersError),
 }
 
 impl SenderError {
@@ -87,6 +101,8 @@ impl SenderError {
             Self::Storage(error) => error.is_passing(),
             Self::Commit(error) => error.is_passing(),
             Self::Room(error) => error.is_passing(),
+            Self::Users(error) => error.is_passing(),
+            Self::Told(error) => error.is_passing(),
         }
     }
 }
@@ -98,6 +114,12 @@ pub struct Pending {
     pub events: usize,
     /// Rooms of which it lacks events, if it does not keep up.
     pub rooms: usize,
+    /// Whether messages to devices wait for it.
+    pub to_device: bool,
+    /// Whether device lists changed that it was not told of.
+    pub device_lists: bool,
+    /// Typing, receipts and presences that it was not told of.
+    pub ephemeral: usize,
     /// Whether it was not reached the last time.
     pub failing: Option<Failing>,
 }
@@ -105,7 +127,8 @@ pub struct Pending {
 impl Pending {
     /// Whether it has acknowledged everything.
     pub fn is_nothing(&self) -> bool {
-        self.events == 0 && self.rooms == 0
+        let durable = self.to_device || self.device_lists;
+        !durable && self.events + self.rooms + self.ephemeral == 0
     }
 }
 
@@ -120,6 +143,8 @@ struct Inner {
     store: Store,
     runtime: Runtime,
     rooms: Arc<Rooms>,
+    users: Users,
+    remote_users: RemoteUsers,
     federation: Federation,
     state: Mutex<State>,
     /// Told when a worker has nothing more to do.
@@ -151,13 +176,17 @@ impl Sender {
             store,
             runtime,
             rooms,
+            users,
             federation,
+            remote_users,
         } = parts;
         let items = usize::try_from(EVENTS_AT_HAND / EVENT_BYTES).unwrap_or(usize::MAX);
         let inner = Arc::new(Inner {
             store,
             runtime,
             rooms,
+            users,
+            remote_users,
             federation,
             state: Mutex::default(),
             rested: Notify::new(),
@@ -169,7 +198,10 @@ impl Sender {
         if inner.federation.enabled {
             let from = inner.take_up().await?;
             let reader = Arc::clone(&inner).follow_journal(from);
-            inner.runtime.tasks.spawn(reader);
+            let tasks = &inner.runtime.tasks;
+            tasks.spawn(reader);
+            tasks.spawn(Arc::clone(&inner).follow_typing());
+            tasks.spawn(Arc::clone(&inner).follow_presence());
         } else {
             inner.stand_still().await?;
         }
@@ -178,11 +210,22 @@ impl Sender {
 
     /// What waits for a server.
     pub fn pending(&self, destination: &ServerName) -> Pending {
-        let (events, rooms) = self.inner.state.lock().owed_to(destination);
+        let failing = self.inner.federation.health.failing(destination);
+        let state = self.inner.state.lock();
+        let Some(owed) = state.owed(destination) else {
+            return Pending {
+                failing,
+                ..Pending::default()
+            };
+        };
+        let (events, rooms) = owed.count();
         Pending {
             events,
             rooms,
-            failing: self.inner.federation.health.failing(destination),
+            to_device: owed.edus.to_device.is_some(),
+            device_lists: owed.edus.device_lists.is_some(),
+            ephemeral: owed.edus.count(),
+            failing,
         }
     }
 }

@@ -286,7 +286,9 @@ impl HomeserverBuilder {
             store: components.store.clone(),
             runtime: components.runtime.clone(),
             rooms: Arc::clone(&components.rooms),
+            users: components.users.clone(),
             federation: components.federation.clone(),
+            remote_users: components.remote_users.clone(),
         });
         Ok(Homeserver::new(config, components, sender.await?))
     }

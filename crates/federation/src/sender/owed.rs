@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use homeserver_rooms::{EventNumber, RoomNumber};
 use homeserver_storage::Position;
 
-use super::{rows::BehindRow, state::Lacking};
+use super::{edus::OwedEdus, rows::BehindRow, state::Lacking};
 
 /// Events in the queue of a server; with more of them it is behind.
 pub(super) const QUEUE: usize = 500;
@@ -68,12 +68,14 @@ pub(super) struct Passed {
     pub(super) looked_at: usize,
 }
 
-/// The events that a server lacks.
+/// What a server lacks.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
     queue: VecDeque<Queued>,
     /// Not empty: the server is behind, and the queue is empty.
     rooms: BTreeMap<RoomNumber, Span>,
+    /// What else it is to be told.
+    pub(super) edus: OwedEdus,
 }
 
 /// What is to be sent next.
@@ -87,18 +89,20 @@ pub(super) enum Next {
 impl Owed {
     /// What the rows say: of each room the first position that the server lacks. Entries of the
     /// journal up to `upto` will not come again.
-    pub(super) fn stored(rooms: &BTreeMap<u64, Position>, upto: Position) -> Self {
-        let spans = rooms
+    pub(super) fn stored(lacking: &Lacking, upto: Position) -> Self {
+        let spans = lacking
+            .rooms
             .iter()
             .map(|(room, from)| (RoomNumber(*room), Span::between(*from, upto)));
         Self {
             queue: VecDeque::new(),
             rooms: spans.collect(),
+            edus: OwedEdus::stored(&lacking.rest.unwrap_or_default(), upto),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.rooms.is_empty()
+        self.queue.is_empty() && self.rooms.is_empty() && self.edus.is_empty()
     }
 
     /// Events in the queue, and rooms with a backlog.
@@ -195,7 +199,10 @@ impl Owed {
         let spans = self.rooms.iter().map(|(room, span)| (room.0, span.from));
         rooms.extend(spans);
         Lacking {
-            rest: (!rooms.is_empty()).then(BehindRow::default),
+            rest: self
+                .edus
+                .row()
+                .or_else(|| (!rooms.is_empty()).then(BehindRow::default)),
             rooms,
         }
     }
@@ -288,7 +295,10 @@ mod tests {
 
     #[test]
     fn rows_are_taken_back_and_go_on() {
-        let rows = BTreeMap::from([(1, 5), (2, 30)]);
+        let rows = Lacking {
+            rest: None,
+            rooms: BTreeMap::from([(1, 5), (2, 30)]),
+        };
         let mut owed = Owed::stored(&rows, 20);
         assert_eq!(lacking(&owed), [(1, 5), (2, 30)]);
         // Read again after a crash: it was acknowledged before.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_rooms::{EventNumber, RoomError, RoomNumber, journal as rooms_journal};
 use homeserver_storage::{CommitError, Direction, Durability, Entry, Position, ScanRange};
+use homeserver_users::{UserNumber, journal as users_journal};
 use ruma::OwnedServerName;
 use tokio::time::Instant;
 
@@ -190,17 +191,75 @@ impl Inner {
     }
 
     async fn note(self: &Arc<Self>, position: Position, entry: &Entry) -> Result<(), SenderError> {
-        if entry.kind == rooms_journal::ROOM_EVENT {
-            let [room, event, ..] = entry.numbers[..] else {
-                return Err(RoomError::Damaged("an entry names no event".to_owned()).into());
-            };
-            let (room, event) = (RoomNumber(room), EventNumber(event));
-            let queued = Queued {
-                room,
-                event,
-                position,
-            };
-            self.note_event(queued).await?;
+        match (entry.kind, &entry.numbers[..]) {
+            (rooms_journal::ROOM_EVENT, [room, event, ..]) => {
+                let (room, event) = (RoomNumber(*room), EventNumber(*event));
+                let queued = Queued {
+                    room,
+                    event,
+                    position,
+                };
+                self.note_event(queued).await
+            }
+            (users_journal::TO_DEVICE_QUEUED, _) => self.note_messages(position).await,
+            (users_journal::DEVICE_LIST_CHANGED, [user, ..]) => {
+                self.note_list(UserNumber(*user), position).await
+            }
+            (users_journal::RECEIPT_CHANGED, [room, user, ..]) => {
+                self.note_receipt((*room, UserNumber(*user)), position)
+                    .await
+            }
+            (
+                rooms_journal::ROOM_EVENT
+                | users_journal::DEVICE_LIST_CHANGED
+                | users_journal::RECEIPT_CHANGED,
+                _,
+            ) => {
+                let damaged = "an entry of the journal lacks numbers".to_owned();
+                Err(RoomError::Damaged(damaged).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn note_messages(self: &Arc<Self>, position: Position) -> Result<(), SenderError> {
+        let outgoing = &self.users.outgoing;
+        let before = position - 1;
+        let queued = outgoing
+            .destinations(before, position, ROWS_AT_ONCE)
+            .await?;
+        for (_, server) in queued {
+            if self.federation.peers.may_call(&server) {
+                let server = std::iter::once(&server);
+                self.note_edus(server, |owed| owed.note_message(position));
+            } else {
+                outgoing.delivered(&server, position).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn note_list(
+        self: &Arc<Self>,
+        user: UserNumber,
+        position: Position,
+    ) -> Result<(), SenderError> {
+        if self.is_ours(user).await? {
+            let servers = self.sharing_with(user, position).await?;
+            self.note_edus(servers.iter(), |owed| owed.note_list(position));
+        }
+        Ok(())
+    }
+
+    async fn note_receipt(
+        self: &Arc<Self>,
+        (room, user): (u64, UserNumber),
+        position: Position,
+    ) -> Result<(), SenderError> {
+        if self.is_ours(user).await? {
+            let of = self.rooms.room_by_number(RoomNumber(room)).await?;
+            let servers = self.others_in(&of, position).await?;
+            self.note_edus(servers.iter(), |owed| owed.receipts.note((position, room)));
         }
         Ok(())
     }
@@ -230,7 +289,7 @@ impl Inner {
     }
 
     /// Starts the worker of a server, which was counted already.
-    fn employ(self: &Arc<Self>, server: OwnedServerName) {
+    pub(super) fn employ(self: &Arc<Self>, server: OwnedServerName) {
         let worker = Arc::clone(self).work(server);
         self.runtime.tasks.spawn(worker);
     }

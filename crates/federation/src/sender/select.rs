@@ -6,8 +6,9 @@ use homeserver_storage::Position;
 use ruma::ServerName;
 
 use super::{
-    Inner,
+    Inner, SenderError,
     course::Share,
+    edus::Told,
     owed::{Next, Passed, Queued, Span},
     transaction::{ENOUGH_BYTES, Edu},
 };
@@ -20,6 +21,7 @@ const PAGES: usize = 50;
 pub(super) struct Selection {
     pub(super) events: Vec<Pdu>,
     pub(super) edus: Vec<Edu>,
+    told: Told,
     bytes: usize,
     queued: Vec<Queued>,
     passed: Vec<Passed>,
@@ -60,7 +62,7 @@ impl Inner {
         &self,
         server: &ServerName,
         share: Share,
-    ) -> Result<Selection, RoomError> {
+    ) -> Result<Selection, SenderError> {
         let mut selection = Selection::default();
         let owed = |limit| {
             let state = self.state.lock();
@@ -73,6 +75,17 @@ impl Inner {
                     .await?;
             }
             None => {}
+        }
+        match self.choose(server, share.edus).await {
+            Ok(chosen) => {
+                selection.edus = chosen.edus;
+                selection.told = chosen.told;
+            }
+            // Events are not held up by it.
+            Err(error) if !selection.is_nothing() => {
+                tracing::warn!(%error, %server, "only events are sent");
+            }
+            Err(error) => return Err(error),
         }
         Ok(selection)
     }
@@ -140,7 +153,15 @@ impl Inner {
     }
 
     /// What was sent has arrived, or is given up.
-    pub(super) fn settle(&self, server: &ServerName, selection: &Selection) {
+    pub(super) async fn settle(
+        &self,
+        server: &ServerName,
+        selection: &Selection,
+    ) -> Result<(), SenderError> {
+        if let (Some(upto), 1..) = (selection.told.to_device, selection.told.messages) {
+            // First: if that fails they are sent again, which does no harm.
+            self.users.outgoing.delivered(server, upto).await?;
+        }
         self.state.lock().change(server, |owed| {
             for queued in &selection.queued {
                 owed.acknowledge(*queued);
@@ -148,8 +169,10 @@ impl Inner {
             for passed in &selection.passed {
                 owed.pass(*passed);
             }
+            owed.edus.told(&selection.told);
         });
         self.acknowledged.notify_one();
+        Ok(())
     }
 }
 

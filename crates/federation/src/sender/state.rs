@@ -48,15 +48,10 @@ pub(super) struct Rows {
 }
 
 impl State {
-    pub(super) fn owed_to(&self, server: &ServerName) -> (usize, usize) {
-        let destination = self.destinations.get(server);
-        destination.map_or((0, 0), |destination| destination.owed.count())
-    }
-
     /// Takes back what the rows of a server say. What is in the journal up to `upto` was read.
     pub(super) fn take_back(&mut self, server: OwnedServerName, stored: Lacking, upto: Position) {
         let destination = Destination {
-            owed: Owed::stored(&stored.rooms, upto),
+            owed: Owed::stored(&stored, upto),
             has_worker: false,
             stored,
         };
@@ -79,7 +74,7 @@ impl State {
     }
 
     /// Whether a server needs a worker, who is then counted.
-    fn needs_worker(&mut self, server: &ServerName) -> bool {
+    pub(super) fn needs_worker(&mut self, server: &ServerName) -> bool {
         let Some(destination) = self.destinations.get_mut(server) else {
             return false;
         };

@@ -2,5 +2,6 @@
 
 mod backlogs;
 mod deliveries;
+mod edus;
 mod refusals;
 mod support;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use homeserver_events::Pdu;
 use ruma::ServerName;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::Answer;
@@ -31,12 +32,15 @@ const SAID: usize = 200;
 const LOGGED: usize = 10;
 
 /// An ephemeral message: its type, and its content as JSON.
-pub(super) type Edu = (&'static str, String);
+pub(super) type Edu = (&'static str, Box<RawValue>);
 
 /// The JSON of a transaction. Events are copied as they are stored.
 pub(super) fn body(origin: &ServerName, time: u64, events: &[Pdu], edus: &[Edu]) -> String {
     let bytes: usize = events.iter().map(|event| event.json().len() + 1).sum();
-    let more: usize = edus.iter().map(|(_, content)| content.len() + 64).sum();
+    let more: usize = edus
+        .iter()
+        .map(|(_, content)| content.get().len() + 64)
+        .sum();
     let mut body = String::with_capacity(bytes + more + 128);
     body.push_str(r#"{"edus":["#);
     for (at, (edu_type, content)) in edus.iter().enumerate() {
@@ -106,11 +110,9 @@ mod tests {
 
     #[test]
     fn a_body_is_json_and_its_id_follows_from_it() {
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
         let origin = server_name!("a.example:80");
-        let edus = [
-            ("m.typing", r#"{"a":1}"#.to_owned()),
-            ("m.presence", "{}".to_owned()),
-        ];
+        let edus = [("m.typing", raw(r#"{"a":1}"#)), ("m.presence", raw("{}"))];
         let made = body(origin, 5, &[], &edus);
         let value: Value = serde_json::from_str(&made).unwrap();
         let expected = json!({

@@ -9,7 +9,6 @@ use tokio::sync::SemaphorePermit;
 use super::{
     Inner,
     course::{Course, Fate, Outcome},
-    owed::Owed,
     select::Selection,
     transaction,
 };
@@ -20,6 +19,9 @@ const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Bytes of an answer that are read: an error for each of fifty events.
 const ANSWER: usize = 256 * 1024;
+
+/// After so long what could not be noted as arrived is sent again.
+const NOTED_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long an answer is still waited for once the server stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
@@ -40,13 +42,13 @@ impl Inner {
                     self.pause(&course, Outcome::Unwelcome)
                 }
                 Ok(selection) if selection.is_empty() => {
-                    self.settle(&server, &selection);
+                    let pause = self.settled(&server, &selection).await;
                     let was_whole = course.is_whole();
                     course.nothing();
                     if was_whole && self.rest(&server) {
                         return;
                     }
-                    Duration::ZERO
+                    pause
                 }
                 Ok(selection) => self.attempt(&server, selection, &mut course).await,
             };
@@ -111,19 +113,39 @@ impl Inner {
                 if outcome != Outcome::Delivered {
                     log_given_up(server, &selection);
                 }
-                self.settle(server, &selection);
+                let pause = self.settled(server, &selection).await;
+                if !pause.is_zero() {
+                    return pause;
+                }
             }
             Fate::Again => {
-                let fall_behind = |owed: &mut Owed| owed.fall_behind();
-                self.state.lock().change(server, fall_behind);
+                self.state.lock().change(server, |owed| {
+                    owed.fall_behind();
+                    owed.edus.fall_behind();
+                });
             }
             Fate::Forget => {
                 tracing::info!(%server, "nothing more is sent to a server that is not spoken to");
-                let forget = |owed: &mut Owed| *owed = Owed::default();
-                self.state.lock().change(server, forget);
+                let owed = self.state.lock().change(server, std::mem::take);
+                if let Some(upto) = owed.edus.to_device
+                    && let Err(error) = self.users.outgoing.delivered(server, upto).await
+                {
+                    tracing::warn!(%server, %error, "messages to devices are not deleted");
+                }
             }
         }
         self.pause_for(server, course, outcome)
+    }
+
+    /// Notes what has arrived. Gives how long to wait if that could not be stored.
+    async fn settled(&self, server: &ServerName, selection: &Selection) -> Duration {
+        match self.settle(server, selection).await {
+            Ok(()) => Duration::ZERO,
+            Err(error) => {
+                tracing::warn!(%error, %server, "what arrived at another server was not noted");
+                NOTED_AGAIN
+            }
+        }
     }
 
     /// The pause that is not [`Health`](crate::Health)'s: a sign of life ends that one.

@@ -15,7 +15,8 @@ use homeserver_rooms::{
     RoomCommand, Rooms, RoomsOptions,
 };
 use homeserver_runtime::{ManualClock, Runtime};
-use homeserver_storage::{Engine, Store, engines::memory::MemoryEngine};
+use homeserver_storage::{Direction, Engine, ScanRange, Store, engines::memory::MemoryEngine};
+use homeserver_users::Users;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, ServerName, UserId};
@@ -23,7 +24,7 @@ use serde_json::{Value, json, value::to_raw_value};
 
 use super::super::{Sender, SenderParts};
 use crate::{
-    Admission, Body, Federation, FederationOptions, Outgoing, Reply, Retry, Transport,
+    Admission, Body, Federation, FederationOptions, Outgoing, RemoteUsers, Reply, Retry, Transport,
     TransportError,
 };
 
@@ -153,6 +154,7 @@ pub(super) struct Here {
     pub(super) runtime: Runtime,
     pub(super) clock: Arc<ManualClock>,
     pub(super) rooms: Arc<Rooms>,
+    pub(super) users: Users,
     pub(super) federation: Federation,
     pub(super) sender: Sender,
     pub(super) wire: Arc<Wire>,
@@ -202,11 +204,20 @@ impl Here {
         let transport = Arc::clone(&wire) as _;
         let federation = Federation::open(options, &store, transport, &runtime).await;
         let federation = federation.unwrap();
+        let users = Users::open(&store, &runtime);
+        let remote_users = RemoteUsers::start(
+            name(HERE),
+            (&store, &rooms, &users),
+            &federation.peers,
+            &runtime,
+        );
         let sender = Sender::start(SenderParts {
             store: store.clone(),
             runtime: runtime.clone(),
             rooms: Arc::clone(&rooms),
+            users: users.clone(),
             federation: federation.clone(),
+            remote_users,
         });
         Self {
             sender: sender.await.unwrap(),
@@ -215,6 +226,7 @@ impl Here {
             runtime,
             clock,
             rooms,
+            users,
             federation,
             wire,
         }
@@ -388,29 +400,22 @@ impl Here {
 
     /// The servers and rooms that rows say lack something.
     pub(super) async fn rows(&self) -> Vec<(String, u64)> {
-        use homeserver_storage::{Direction, ScanRange};
-        let table = &crate::tables::BEHIND_ROOMS;
-        let rows = self
-            .store
-            .scan(table, ScanRange::all(), Direction::Forward, 100);
-        let rows = rows.await.unwrap();
-        let names = self.store.scan(
-            &crate::tables::BEHIND,
-            ScanRange::all(),
-            Direction::Forward,
-            100,
-        );
-        let names: Vec<_> = names.await.unwrap();
-        let mut servers: Vec<_> = rows.iter().map(|((server, _), _)| server.clone()).collect();
+        let (table, all) = (&crate::tables::BEHIND_ROOMS, ScanRange::all());
+        let rows = self.store.scan(table, all, Direction::Forward, 100);
+        let rows = rows.await.unwrap().into_iter();
+        let rows: Vec<_> = rows.map(|(key, _)| key).collect();
+        let mut servers: Vec<_> = rows.iter().map(|(server, _)| server.clone()).collect();
         servers.dedup();
-        assert_eq!(
-            names
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect::<Vec<_>>(),
-            servers
-        );
-        rows.into_iter().map(|(key, _)| key).collect()
+        assert_eq!(self.behind().await, servers);
+        rows
+    }
+
+    /// The servers that rows say lack something.
+    pub(super) async fn behind(&self) -> Vec<String> {
+        let (table, all) = (&crate::tables::BEHIND, ScanRange::all());
+        let rows = self.store.scan(table, all, Direction::Forward, 100);
+        let rows = rows.await.unwrap().into_iter();
+        rows.map(|(name, _)| name).collect()
     }
 }
 
