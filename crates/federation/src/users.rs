@@ -28,12 +28,15 @@ pub use self::{
     told::DeviceListEdus,
 };
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Weak},
+};
 
 use homeserver_rooms::{RoomError, Rooms};
 use homeserver_runtime::Runtime;
 use homeserver_storage::{StorageError, Store};
-use homeserver_users::{Failure, Users};
+use homeserver_users::{Failure, UserNumber, Users};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName, UserId};
@@ -41,9 +44,6 @@ use tokio::sync::Notify;
 
 use self::{heard::WaitingReceipts, met::MetRooms, profile::CachedProfile};
 use crate::{CallError, Peers, is_same_server};
-
-/// Locks that keep several from fetching one list at once.
-const STRIPES: usize = 64;
 
 /// Servers whose rooms are remembered.
 const SERVERS_REMEMBERED: usize = 1_000;
@@ -94,10 +94,12 @@ struct Inner {
     users: Users,
     peers: Peers,
     runtime: Runtime,
-    /// By user: of those who find a list stale at the same time, one fetches it.
-    fetching: [tokio::sync::Mutex<()>; STRIPES],
+    /// Lists that are being fetched: of those who find one stale at the same time, one fetches it.
+    fetching: Mutex<HashMap<UserNumber, Weak<tokio::sync::Mutex<()>>>>,
     /// Wakes the task that fetches stale lists.
     stale: Notify,
+    /// Servers that told something since the task last looked: they are not left alone any longer.
+    alive: Mutex<BTreeSet<OwnedServerName>>,
     /// Rooms in which the users of a server may be met.
     met: Cache<OwnedServerName, MetRooms>,
     receipts: Mutex<WaitingReceipts>,
@@ -123,8 +125,9 @@ impl RemoteUsers {
                 users: users.clone(),
                 peers: peers.clone(),
                 runtime: runtime.clone(),
-                fetching: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+                fetching: Mutex::default(),
                 stale: Notify::new(),
+                alive: Mutex::default(),
                 met: Cache::new(SERVERS_REMEMBERED),
                 receipts: Mutex::default(),
                 waiting: Notify::new(),

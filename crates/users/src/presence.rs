@@ -238,6 +238,17 @@ impl Presences {
         true
     }
 
+    /// Users of this server of whom anything is known since the start, at most `limit`.
+    pub fn own(&self, limit: usize) -> Vec<UserNumber> {
+        let state = self.state.lock();
+        let own = state.users.iter().filter(|(_, user)| user.remote.is_none());
+        let mut own: Vec<_> = own.map(|(number, _)| *number).collect();
+        // Users come out of a hash map; their order must not decide anything.
+        own.sort_unstable();
+        own.truncate(limit);
+        own
+    }
+
     /// The rooms in which a user of another server was met; `None` for all others.
     pub fn met_in(&self, user: UserNumber) -> Option<Vec<u64>> {
         let state = self.state.lock();
@@ -514,6 +525,8 @@ mod tests {
         assert_eq!(presences.met_in_one_of(&[6, 7], 9).len(), 1);
         assert_eq!(presences.met_in_one_of(&[6, 8], 9), []);
         assert_eq!(presences.met_in(UserNumber(2)), None);
+        presences.active(UserNumber(2));
+        assert_eq!(presences.own(9), [UserNumber(2)]);
         let token = presences.token();
         presences.remote(ALICE, word(PresenceState::Online));
         assert_eq!(told(&presences, token), [], "the same is no news");
@@ -527,10 +540,10 @@ mod tests {
             told(&presences, token),
             [(ALICE, PresenceState::Offline, false)]
         );
-        for number in 2..=MAX_REMOTE_PRESENCES as u64 {
+        for number in 3..=MAX_REMOTE_PRESENCES as u64 + 1 {
             assert!(presences.remote(UserNumber(number), word(PresenceState::Online)));
         }
-        let one_more = UserNumber(MAX_REMOTE_PRESENCES as u64 + 1);
+        let one_more = UserNumber(MAX_REMOTE_PRESENCES as u64 + 2);
         assert!(!presences.remote(one_more, word(PresenceState::Online)));
     }
 

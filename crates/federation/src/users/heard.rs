@@ -151,7 +151,7 @@ impl RemoteUsers {
         };
         let user = (number, &*update.user_id);
         if users.remote_lists.update(user, &told).await? == Updated::Stale {
-            self.inner.stale.notify_one();
+            self.fetch_soon(origin);
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ impl RemoteUsers {
         let user = (number, &*update.user_id);
         let updated = users.remote_lists.update_cross_signing(user, &keys).await?;
         if updated == Updated::Stale {
-            self.inner.stale.notify_one();
+            self.fetch_soon(origin);
         }
         Ok(())
     }

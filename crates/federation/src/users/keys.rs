@@ -3,9 +3,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use homeserver_rooms::RoomNumber;
-use homeserver_users::{CrossSigningKeys, RemoteDevice, RemoteDeviceList, UserNumber, Witness};
+use homeserver_users::{
+    CrossSigningKeys, Failure, RemoteDevice, RemoteDeviceList, UserNumber, Witness,
+};
 use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -47,11 +49,13 @@ pub struct ClaimedKeys {
     pub failures: ServerFailures,
 }
 
+/// Lists that are written at once; their commits share what they cost.
+const WRITTEN_AT_ONCE: usize = 50;
+
 /// A list that has to be fetched.
 struct Wanted {
     user: OwnedUserId,
     number: UserNumber,
-    version: u64,
     witness: Option<Witness>,
 }
 
@@ -150,7 +154,6 @@ impl RemoteUsers {
         Ok(Standing::Wanted(Wanted {
             user: user.clone(),
             number,
-            version: users.remote_lists.follow(number).await?,
             witness: Some(witness),
         }))
     }
@@ -161,26 +164,26 @@ impl RemoteUsers {
         server: &ServerName,
         question: Question,
     ) -> Result<Passing, UsersError> {
-        let lists = &self.inner.users.remote_lists;
         if question.followed.len() <= FETCHED_SINGLY {
+            self.follow(&question.followed).await?;
             for wanted in &question.followed {
                 let user = (wanted.number, &*wanted.user);
                 self.fetch(user, wanted.witness).await?;
             }
         } else {
             for some in question.followed.chunks(USERS_IN_CALL) {
+                let versions = self.follow(some).await?;
                 let asked = some.iter().map(|one| (one.user.clone(), Vec::new()));
                 let asked = asked.collect();
-                let mut answer = ask::query(&self.inner.peers, server, &asked).await?;
-                for wanted in some {
-                    let Some(list) = answer.remove(&wanted.user) else {
-                        continue;
-                    };
-                    let begun = (wanted.version, wanted.witness);
-                    let user = (wanted.number, &*wanted.user);
-                    if !lists.store(user, &list, begun).await? {
-                        self.inner.stale.notify_one();
-                    }
+                let answer = &ask::query(&self.inner.peers, server, &asked).await?;
+                let storing = some.iter().zip(versions);
+                let storing: Vec<_> = storing
+                    .map(|(wanted, version)| self.store_answer(wanted, version, answer))
+                    .collect();
+                let stored = stream::iter(storing).buffered(WRITTEN_AT_ONCE);
+                let stored: Vec<bool> = stored.try_collect().await?;
+                if stored.contains(&false) {
+                    self.inner.stale.notify_one();
                 }
             }
         }
@@ -191,6 +194,32 @@ impl RemoteUsers {
             passing.extend(ask::query(&self.inner.peers, server, &asked).await?);
         }
         Ok(passing)
+    }
+
+    /// Stores what was answered of one user; whether nothing was told in the meantime.
+    async fn store_answer(
+        &self,
+        wanted: &Wanted,
+        version: u64,
+        answer: &Passing,
+    ) -> Result<bool, Failure> {
+        let Some(list) = answer.get(&wanted.user) else {
+            return Ok(true);
+        };
+        let user = (wanted.number, &*wanted.user);
+        let lists = &self.inner.users.remote_lists;
+        lists.store(user, list, (version, wanted.witness)).await
+    }
+
+    /// Begins to follow lists, or says that they have to be fetched; gives the versions to begin with.
+    async fn follow(&self, wanted: &[Wanted]) -> Result<Vec<u64>, UsersError> {
+        let lists = &self.inner.users.remote_lists;
+        let following: Vec<_> = wanted
+            .iter()
+            .map(|wanted| lists.follow(wanted.number))
+            .collect();
+        let following = stream::iter(following).buffered(WRITTEN_AT_ONCE);
+        Ok(following.try_collect().await?)
     }
 
     /// Claims keys of devices of users of other servers, within `patience`.

@@ -4,14 +4,19 @@
 //! A list holds as long as its user is in a room with this server without interruption, and all
 //! updates followed each other. Several who want it wait for one fetch.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use homeserver_users::{RemoteListState, UserNumber, Witness};
-use ruma::{OwnedServerName, UserId};
-use tokio::{sync::MutexGuard, time::Instant};
+use http::StatusCode;
+use ruma::{OwnedServerName, ServerName, UserId};
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
-use super::{RemoteUsers, STRIPES, UsersError, ask, met::SeenStates};
+use super::{RemoteUsers, UsersError, ask, met::SeenStates};
 use crate::CallError;
 
 /// Times that a fetch is begun anew because something was told in the meantime.
@@ -35,8 +40,89 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// How long the fetch of one list may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Servers that the task leaves alone, until when, and after how many failures.
-type Pauses = BTreeMap<OwnedServerName, (Instant, u32)>;
+/// Turns beyond which those are looked for that nobody holds.
+const TURNS_KEPT: usize = 1_000;
+
+/// Servers that told something which are remembered until the task looks.
+const ALIVE_REMEMBERED: usize = 1_000;
+
+/// How long a user is left alone whose server answers, but not with a device list.
+const PAUSE_OF_USER: Duration = Duration::from_mins(30);
+
+/// Such users that are remembered; if there are more, all are asked for again.
+const MAX_PAUSED_USERS: usize = 10_000;
+
+/// Whom the task leaves alone.
+#[derive(Default)]
+struct Pauses {
+    /// Servers that fail: until when, and after how many failures.
+    servers: BTreeMap<OwnedServerName, (Instant, u32)>,
+    /// Users of whom their servers tell nothing: until when.
+    users: BTreeMap<UserNumber, Instant>,
+}
+
+/// What came of the fetch of one list.
+enum Fetched {
+    Done,
+    /// The server fails, and is to be left alone for so long at least.
+    ServerFails(Duration),
+    /// The server answers, but has no list of this user, or none that can be understood.
+    NoList,
+}
+
+impl From<Result<(), UsersError>> for Fetched {
+    fn from(fetched: Result<(), UsersError>) -> Self {
+        match fetched {
+            Ok(()) => Self::Done,
+            Err(UsersError::Call(error)) => match error {
+                CallError::BackingOff(pause) => Self::ServerFails(pause),
+                CallError::BadAnswer(_) => Self::NoList,
+                CallError::Refused { status, .. }
+                    if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
+                {
+                    Self::NoList
+                }
+                _ => Self::ServerFails(FIRST_PAUSE),
+            },
+            Err(_) => Self::ServerFails(FIRST_PAUSE),
+        }
+    }
+}
+
+impl Pauses {
+    fn hold(&self, server: &ServerName, user: UserNumber, now: Instant) -> bool {
+        let server = self.servers.get(server).map(|(until, _)| *until);
+        let user = self.users.get(&user).copied();
+        server.max(user).is_some_and(|until| until > now)
+    }
+
+    /// When the next of them ends.
+    fn next(&self) -> Option<Instant> {
+        let servers = self.servers.values().map(|(until, _)| *until);
+        servers.chain(self.users.values().copied()).min()
+    }
+
+    /// What is over is forgotten; of servers only after a while, so that pauses grow.
+    fn forget(&mut self, now: Instant) {
+        self.servers
+            .retain(|_, (until, _)| *until + LONGEST_PAUSE > now);
+        self.users.retain(|_, until| *until > now);
+        if self.users.len() > MAX_PAUSED_USERS {
+            self.users.clear();
+        }
+    }
+
+    fn server_failed(&mut self, server: OwnedServerName, at_least: Duration) {
+        let failures = self
+            .servers
+            .get(&server)
+            .map_or(0, |(_, failures)| *failures);
+        let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures));
+        let pause = doubled.max(at_least).min(LONGEST_PAUSE);
+        self.servers
+            .insert(server, (Instant::now() + pause, failures + 1));
+    }
+}
 
 impl RemoteUsers {
     /// Whether a stored list can be used as it is.
@@ -54,10 +140,21 @@ impl RemoteUsers {
         }
     }
 
-    /// The turn to fetch the lists of some users, this one among them.
-    pub(super) async fn turn(&self, user: UserNumber) -> MutexGuard<'_, ()> {
-        let stripe = usize::try_from(user.0 % STRIPES as u64).unwrap_or_default();
-        self.inner.fetching[stripe].lock().await
+    /// The turn to fetch the list of a user.
+    async fn turn(&self, user: UserNumber) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut fetching = self.inner.fetching.lock();
+            if fetching.len() > TURNS_KEPT {
+                fetching.retain(|_, turn| turn.strong_count() > 0);
+            }
+            let waiting = fetching.get(&user).and_then(Weak::upgrade);
+            waiting.unwrap_or_else(|| {
+                let turn = Arc::default();
+                fetching.insert(user, Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
     }
 
     /// Fetches a list that is followed, unless somebody else just did.
@@ -84,18 +181,27 @@ impl RemoteUsers {
         Ok(())
     }
 
+    /// Has the task fetch what is stale of a server that just told something.
+    pub(super) fn fetch_soon(&self, server: &ServerName) {
+        let mut alive = self.inner.alive.lock();
+        if alive.len() < ALIVE_REMEMBERED {
+            alive.insert(server.to_owned());
+        }
+        self.inner.stale.notify_one();
+    }
+
     /// Fetches stale lists until shutdown.
     pub(super) async fn fetch_stale_lists(self) {
         if !self.inner.peers.is_enabled() {
             return;
         }
-        let mut pauses = Pauses::new();
+        let mut pauses = Pauses::default();
         loop {
             if let Err(error) = self.fetch_page(&mut pauses).await {
                 tracing::warn!(%error, "stale device lists were not fetched, trying again");
             }
             let now = Instant::now();
-            let next = pauses.values().map(|(until, _)| *until).min();
+            let next = pauses.next().filter(|next| *next > now);
             let look = next.map_or(now + LOOK_EVERY, |next| next.min(now + LOOK_EVERY));
             // Not busier than this, whatever is told.
             let rest = now + Duration::from_millis(50);
@@ -114,7 +220,10 @@ impl RemoteUsers {
         let now = Instant::now();
         let users = &self.inner.users;
         let mut after = UserNumber(0);
-        let mut asked = BTreeMap::new();
+        let mut failed: BTreeMap<OwnedServerName, Duration> = BTreeMap::new();
+        for server in std::mem::take(&mut *self.inner.alive.lock()) {
+            pauses.servers.remove(&server);
+        }
         loop {
             let page = users.remote_lists.stale(after, PAGE).await?;
             let full = page.len() == PAGE;
@@ -124,46 +233,41 @@ impl RemoteUsers {
                 let Some(user) = users.user_id(number).await? else {
                     continue;
                 };
-                let server = user.server_name().to_owned();
-                let paused = pauses.get(&server).is_some_and(|(until, _)| *until > now);
-                if !paused && !self.inner.runtime.tasks.is_stopping() {
+                let is_left_alone = pauses.hold(user.server_name(), number, now);
+                if !is_left_alone && !self.inner.runtime.tasks.is_stopping() {
                     due.push((number, user));
                 }
             }
             let fetched = stream::iter(due).map(|(number, user)| async move {
                 let fetched = self.fetch_one(number, &user).await;
-                (user.server_name().to_owned(), fetched)
+                if let Err(error) = &fetched {
+                    tracing::debug!(%error, %user, "a device list was not fetched");
+                }
+                (
+                    number,
+                    user.server_name().to_owned(),
+                    Fetched::from(fetched),
+                )
             });
             let mut fetched = fetched.buffer_unordered(FETCHED_AT_ONCE);
-            while let Some((server, outcome)) = fetched.next().await {
-                let pause = match outcome {
-                    Ok(()) => None,
-                    Err(UsersError::Call(CallError::BackingOff(pause))) => Some(pause),
-                    Err(error) => {
-                        tracing::debug!(%error, %server, "a device list was not fetched");
-                        Some(FIRST_PAUSE)
+            while let Some((number, server, fetched)) = fetched.next().await {
+                match fetched {
+                    Fetched::Done => drop(pauses.servers.remove(&server)),
+                    Fetched::NoList => drop(pauses.users.insert(number, now + PAUSE_OF_USER)),
+                    Fetched::ServerFails(pause) => {
+                        let longest = failed.entry(server).or_default();
+                        *longest = pause.max(*longest);
                     }
-                };
-                let known: &mut Option<Duration> = asked.entry(server).or_default();
-                *known = (*known).max(pause);
+                }
             }
             if !full {
                 break;
             }
         }
-        for (server, pause) in asked {
-            match pause {
-                None => drop(pauses.remove(&server)),
-                Some(at_least) => {
-                    let failures = pauses.get(&server).map_or(0, |(_, failures)| *failures);
-                    let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures));
-                    let pause = doubled.max(at_least).min(LONGEST_PAUSE);
-                    pauses.insert(server, (Instant::now() + pause, failures + 1));
-                }
-            }
+        for (server, at_least) in failed {
+            pauses.server_failed(server, at_least);
         }
-        // Those whose lists are no longer stale.
-        pauses.retain(|_, (until, _)| *until + LOOK_EVERY > now);
+        pauses.forget(now);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use homeserver_rooms::{Membership, Room, RoomNumber, StateRoot, UserNumber as RoomUser};
 use homeserver_storage::Position;
-use homeserver_users::{StreamToken, UserNumber, Witness};
+use homeserver_users::{UserNumber, Witness};
 use ruma::{OwnedServerName, ServerName, UserId};
 
 use super::{RemoteUsers, UsersError};
@@ -32,7 +32,7 @@ const ROOMS_OF_USER: usize = 20;
 
 /// How long the rooms of a server are remembered, and if there are none.
 const REMEMBERED: Duration = Duration::from_mins(5);
-const REMEMBERED_NONE: Duration = Duration::from_secs(10);
+const REMEMBERED_NONE: Duration = Duration::from_secs(30);
 
 /// Rooms in which the users of a server may be met.
 #[derive(Clone, Debug)]
@@ -199,13 +199,9 @@ impl RemoteUsers {
             return Ok(known.rooms);
         }
         let (rooms, at) = (&inner.rooms, inner.rooms.durable());
-        let presence = &inner.users.presence;
-        let here = presence.changes(StreamToken::default(), usize::MAX);
-        let here = here.unwrap_or_default().into_iter().map(|(user, _)| user);
-        let here = here.filter(|user| presence.met_in(*user).is_none());
         let mut looked_at = BTreeSet::new();
         let mut found = Vec::new();
-        for user in here.take(USERS_LOOKED_AT) {
+        for user in inner.users.presence.own(USERS_LOOKED_AT) {
             for number in self.rooms_of(user, at).await? {
                 if found.len() == ROOMS_OF_SERVER || !looked_at.insert(number.0) {
                     continue;

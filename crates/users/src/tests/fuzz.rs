@@ -1,6 +1,7 @@
 //! Stored rows, mutated: damaged ones are refused, and what is read has one form.
 
 use homeserver_fuzz::{Target, read_row, rows::of_snapshot};
+use serde_json::value::RawValue;
 
 use crate::tables::{
     ACCOUNT_DATA, ACCOUNT_DATA_CHANGES, ACCOUNTS, CROSS_SIGNING_KEYS, DEVICE_CHANGES, DEVICE_KEYS,
@@ -9,6 +10,41 @@ use crate::tables::{
     OUTGOING_BY_POSITION, PROFILES, READ_MARKERS, RECEIPT_CHANGES, RECEIPTS, REMOTE_DEVICES,
     REMOTE_LISTS, SIGNATURES, STALE_LISTS, TO_DEVICE_TRANSACTIONS, TO_DEVICE_TRANSACTIONS_BY_TIME,
 };
+
+/// Keys that another server tells: what is believed of them is believed again as it is stored.
+#[test]
+fn remote_keys() {
+    let user: ruma::OwnedUserId = "@bob:b".try_into().unwrap();
+    let device = || <&ruma::DeviceId>::from("D").to_owned();
+    let seeds = [
+        r#"{"user_id":"@bob:b","device_id":"D","algorithms":["a"],"keys":{"ed25519:D":"k"},"signatures":{"@bob:b":{"ed25519:D":"s"}},"unsigned":{"device_display_name":"n"}}"#,
+        r#"{"signatures":{"@bob:b":{"ed25519:D":"s"}},"keys":{"ed25519:D":"k","curve25519:D":"c"},"algorithms":[],"device_id":"D","user_id":"@bob:b","more":[1,null]}"#,
+    ];
+    let words = ["@bob:b", "ed25519:D", "signatures", "unsigned", "{}", "1.5"];
+    Target::new("remote_keys")
+        .seeds(seeds.map(|seed| seed.as_bytes().to_vec()))
+        .words(&words)
+        .run(|input| {
+            let Ok(keys) = serde_json::from_slice::<Box<RawValue>>(input) else {
+                return false;
+            };
+            let told = [(device(), keys, None)];
+            let devices = crate::checked_devices(&user, told);
+            let Some(first) = devices.get(&device()) else {
+                return false;
+            };
+            let again = [(device(), first.keys.clone(), None)];
+            let again = crate::checked_devices(&user, again);
+            assert_eq!(again[&device()].keys.get(), first.keys.get());
+            assert!(
+                !first
+                    .keys
+                    .get()
+                    .contains("\"unsigned\":{\"device_display_name\"")
+            );
+            true
+        });
+}
 
 #[test]
 fn users_rows() {

@@ -307,6 +307,51 @@ async fn a_list_is_asked_for_once_and_then_follows_its_updates() {
 }
 
 #[tokio::test]
+async fn many_lists_are_asked_for_together() {
+    let (shared, _) = Shared::with_bob().await;
+    let mut users = Vec::new();
+    for name in ["u1", "u2", "u3", "u4", "u5", "u6"] {
+        let user = shared.there.register(name).await;
+        upload(&shared.there, &user, 0).await;
+        shared.let_in(&user.user).await;
+        users.push(user);
+    }
+    let asked = users.iter().map(|user| (user.user.clone(), json!([])));
+    let body = json!({ "device_keys": asked.collect::<serde_json::Map<_, _>>() });
+    let path = format!("{V3}/keys/query");
+    let query = async || {
+        let token = Some(&*shared.alice.token);
+        let answer = shared.here.post(&path, token, body.clone()).await.ok();
+        for user in &users {
+            assert_eq!(devices_of(&answer, &user.user), [&*user.device]);
+        }
+        answer
+    };
+    query().await;
+    // They are followed from now on, though their numbers are not known: an update is a gap.
+    let link = shared.cut("bb.example");
+    assert_eq!(query().await["failures"], Value::Null);
+    shared.mend(link);
+    let start = shared.there.homeserver.components().store.durable();
+    let second = shared.there.login("u1").await;
+    upload(&shared.there, &second, 0).await;
+    let update = json!({
+        "user_id": second.user, "device_id": second.device, "stream_id": start + 9,
+        "prev_id": [start], "keys": device_keys(&second, "e"),
+    });
+    let update: DeviceListUpdateContent = serde_json::from_value(update).unwrap();
+    let origin = server_name!("bb.example");
+    shared
+        .sink()
+        .device_list_update(origin, update)
+        .await
+        .unwrap();
+    shared.settled().await;
+    let answer = shared.query(&second.user).await;
+    assert_eq!(devices_of(&answer, &second.user).len(), 2);
+}
+
+#[tokio::test]
 async fn a_device_added_during_an_outage_is_found_afterwards() {
     let (shared, bob) = Shared::with_bob().await;
     shared.query(&bob.user).await;
