@@ -1,0 +1,169 @@
+//! Joining a room by way of a server that is in it.
+//!
+//! Specification: server-server API, "Joining Rooms".
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use homeserver_events::{Pdu, Step, handshake::with_signatures_of};
+use homeserver_rooms::{Arriving, IMPORT_PART, Imported, PartTaken, RoomError};
+use ruma::ServerName;
+
+use super::{
+    Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted, state::Told,
+    template::Template,
+};
+use crate::{Call, Limits, Path};
+
+/// Bytes of the state of a room: the largest rooms have some hundred thousand members, of some
+/// hundred bytes each.
+const STATE_BODY: usize = 384 * 1024 * 1024;
+/// How long that is waited for: servers take minutes for the largest rooms.
+const STATE_PATIENCE: Duration = Duration::from_mins(5);
+/// How long it may stand still.
+const STATE_STALL: Duration = Duration::from_mins(1);
+/// How long the keys are waited for that our own join is signed with.
+const KEY_PATIENCE: Duration = Duration::from_secs(20);
+
+impl Memberships {
+    /// Lets a user of this server join a room that is elsewhere. It goes on when the caller does not
+    /// wait any longer.
+    ///
+    /// # Errors
+    /// When no server lets the user in; nothing has changed then.
+    pub async fn join(&self, wanted: Wanted) -> Result<Joined, MembershipError> {
+        let inner = Arc::clone(&self.inner);
+        let joining = async move { inner.join(&wanted).await };
+        self.inner.runtime.tasks.see_through(joining).await
+    }
+}
+
+impl Inner {
+    async fn join(&self, wanted: &Wanted) -> Result<Joined, MembershipError> {
+        let _turn = self.turns.turn(&wanted.room).await;
+        if !self.is_elsewhere(&wanted.room).await? {
+            return Ok(Joined::Here);
+        }
+        let servers = self.candidates(wanted).await?;
+        let mut failures = Failures::default();
+        for server in &servers {
+            match self.join_through(server, wanted).await {
+                Ok(()) => return Ok(Joined::Yes),
+                Err(failure) => failures.note(server, failure)?,
+            }
+        }
+        Err(failures.most_telling())
+    }
+
+    async fn join_through(&self, server: &ServerName, wanted: &Wanted) -> Result<(), Failure> {
+        let template = self.template(server, Step::Join, wanted).await?;
+        let join = self.seal(&template, Step::Join, wanted)?;
+        let place = self.states.acquire().await;
+        let path = Path::v2("send_join")
+            .segment(wanted.room.as_str())
+            .segment(join.event_id().as_str())
+            .query("omit_members", "false");
+        let limits = Limits {
+            body: STATE_BODY,
+            deadline: STATE_PATIENCE,
+            stall: STATE_STALL,
+        };
+        let call = Call::put(path, Bytes::copy_from_slice(join.json()));
+        let answer = self.peers.ask(server, call.limits(limits).urgent()).await?;
+        let body = answer.body;
+        let told = self.runtime.cpu.run(move || Told::read(&body)).await;
+        let told = told.map_err(crate::CheckError::from)??;
+        let taken = self.take_in(server, (&template, join), told).await;
+        drop(place);
+        taken
+    }
+
+    /// Checks what was told of the room, and takes it in.
+    async fn take_in(
+        &self,
+        server: &ServerName,
+        (template, join): (&Template, Pdu),
+        told: Told,
+    ) -> Result<(), Failure> {
+        let room = join.room_id().to_owned();
+        let join = self
+            .signed_by_them(server, (template, join), told.event.clone())
+            .await?;
+        let checked = self.check_state(&room, template.rules, told).await?;
+        let create = checked.create(template)?;
+        let of_room = (&*room, template.rules);
+        let events = self.complete(server, of_room, checked).await?;
+        let begun = self.rooms.begin_arrival(&room, &template.version, &create);
+        let begun = begun.await.map_err(of_answer)?;
+        let arrived = self.arrive(&begun, &events, join).await;
+        if arrived.is_err()
+            && let Err(error) = self.rooms.abandon_arrival(begun.import).await
+        {
+            tracing::warn!(%room, %error, "what a failed join prepared is not removed yet");
+        }
+        arrived
+    }
+
+    async fn arrive(
+        &self,
+        begun: &Arriving,
+        events: &[Imported],
+        join: Pdu,
+    ) -> Result<(), Failure> {
+        for (ordinal, part) in (begun.first_part..).zip(events.chunks(IMPORT_PART)) {
+            match self.rooms.import_part(begun.import, ordinal, part).await? {
+                PartTaken::Stored => {}
+                PartTaken::Missing(ids) => {
+                    let why = format!("{} events are missing of what authorises others", ids.len());
+                    return Err(Failure::Answer(why));
+                }
+            }
+        }
+        let arrived = self.rooms.arrive(begun.import, join).await;
+        arrived.map_err(of_answer)?;
+        Ok(())
+    }
+
+    /// The join with the signature of the server that let the user in, which a restricted room
+    /// needs.
+    async fn signed_by_them(
+        &self,
+        server: &ServerName,
+        (template, join): (&Template, Pdu),
+        theirs: Option<Bytes>,
+    ) -> Result<Pdu, Failure> {
+        let needed = template.voucher.is_some();
+        let signed = match theirs.map(|json| Pdu::parse(&json, template.rules)) {
+            Some(Ok(theirs)) => with_signatures_of(&join, &theirs, server),
+            _ if needed => return Err(Failure::answer("the join is not signed by the server")),
+            _ => return Ok(join),
+        };
+        let signed = match signed {
+            Ok(signed) => signed,
+            Err(error) if needed => return Err(Failure::answer(error)),
+            Err(_) => return Ok(join),
+        };
+        if !needed {
+            // Nobody needs it, so nobody checks it: what nobody checks is not kept.
+            return Ok(join);
+        }
+        let json = vec![Bytes::copy_from_slice(signed.json())];
+        let mut verified = self
+            .verifier
+            .verify(json, template.rules, KEY_PATIENCE)
+            .await?;
+        match verified.pop() {
+            Some(Ok(verified)) if verified.json() == signed.json() => Ok(signed),
+            Some(Err(why)) => Err(Failure::answer(why)),
+            _ => Err(Failure::answer("the join comes back changed")),
+        }
+    }
+}
+
+/// What the rooms do not allow of an answer says something about that answer.
+fn of_answer(error: RoomError) -> Failure {
+    match error {
+        RoomError::Forbidden(why) | RoomError::BadContent(why) => Failure::Answer(why),
+        error => error.into(),
+    }
+}
