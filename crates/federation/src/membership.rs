@@ -27,7 +27,7 @@ use homeserver_rooms::{MemberProfile, RoomError, Rooms};
 use homeserver_runtime::Runtime;
 use http::StatusCode;
 use ruma::{
-    OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId,
     ServerName,
 };
 use serde::Deserialize;
@@ -189,7 +189,7 @@ impl Memberships {
         let path = Path::v1("query/directory").query("room_alias", alias.as_str());
         let call = Call::get(path).limits(usual(TEMPLATE_BODY)).urgent();
         let answer = self.inner.peers.ask(alias.server_name(), call).await;
-        let answer = answer.map_err(|error| of_alias(alias.to_owned(), error))?;
+        let answer = answer.map_err(|error| of_alias(alias, error))?;
         #[derive(Deserialize)]
         struct Target {
             room_id: OwnedRoomId,
@@ -204,7 +204,7 @@ impl Memberships {
     }
 }
 
-fn of_alias(alias: OwnedRoomAliasId, error: CallError) -> MembershipError {
+fn of_alias(alias: &RoomAliasId, error: CallError) -> MembershipError {
     match error {
         CallError::Disabled | CallError::OwnServer => MembershipError::UnknownAlias,
         CallError::Refused { status, .. } if status == StatusCode::NOT_FOUND => {

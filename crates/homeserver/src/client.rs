@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use homeserver_federation::{InviteError, PolicyError};
+use homeserver_federation::{InviteError, MembershipError, PolicyError};
 use homeserver_rooms::{
     CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
     RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
@@ -53,6 +53,9 @@ pub enum ClientError {
     /// The server of the invited user did not sign the invite.
     #[error(transparent)]
     Invite(Box<InviteError>),
+    /// The room is elsewhere, and no server there let the user in.
+    #[error(transparent)]
+    Elsewhere(Box<MembershipError>),
     /// What belongs to the user could not be read.
     #[error(transparent)]
     Users(#[from] Failure),
@@ -78,6 +81,7 @@ impl From<ChangeError> for ClientError {
             ChangeError::BadContent(problem) => Self::BadContent(problem),
             ChangeError::Invite(error) => Self::Invite(Box::new(error)),
             ChangeError::Policy(error) => Self::Policy(Box::new(error)),
+            ChangeError::Elsewhere(error) => Self::Elsewhere(Box::new(error)),
             ChangeError::Users(error) => Self::Users(error),
             // Nothing here asks for one.
             ChangeError::NoThirdPartyInvites => Self::Answer,

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use homeserver_events::{
     Handshake, Pdu, PduError, RoomVersion, Rules, StatusKind, Step,
@@ -22,7 +23,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Inner, Memberships, state::names_its_create};
-use crate::{CheckError, Dropped, is_same_server};
+use crate::{CheckError, Dropped, inbound, is_same_server};
 
 /// How long keys are waited for that are not known.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,10 +113,11 @@ impl Memberships {
     pub async fn accept_invite(&self, invited: Invited) -> Result<Pdu, InviteRefused> {
         self.inner.accept_invite(invited).await
     }
+}
 
-    /// An event of a room that is elsewhere, which a server sent like those of rooms that are here:
-    /// an invite is taken back, a knock refused. `None` if it is about no such thing.
-    pub async fn outside(
+#[async_trait]
+impl inbound::Outside for Memberships {
+    async fn outside(
         &self,
         origin: &ServerName,
         room: &RoomId,

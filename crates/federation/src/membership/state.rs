@@ -31,7 +31,7 @@ const FETCHES: usize = 3;
 /// Bytes of an answer with one event and what is around it.
 const EVENT_BODY: usize = 256 * 1024;
 /// How long the keys of all servers in the state are waited for.
-const KEY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const KEY_PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The answer to a join, cut into its events.
 #[derive(Debug, Default)]

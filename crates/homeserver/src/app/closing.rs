@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use homeserver_federation::{MembershipError, Memberships};
 use homeserver_rooms::{
     Membership, MembershipChange, RoomAction, RoomCommand, RoomError, RoomNumber, Rooms,
 };
@@ -43,6 +44,9 @@ pub(crate) enum ClosingError {
     /// Its rooms could not be left.
     #[error(transparent)]
     Rooms(#[from] RoomError),
+    /// An invite to a room elsewhere could not be refused.
+    #[error(transparent)]
+    Elsewhere(#[from] MembershipError),
     /// Its profile could not be cleared.
     #[error(transparent)]
     Profile(#[from] ProfileError),
@@ -69,16 +73,16 @@ pub(crate) struct Closing {
     pushers: Pushers,
     sessions: Sessions,
     rooms: Arc<Rooms>,
+    memberships: Memberships,
 }
 
 impl Closing {
     /// Closes accounts of `users`.
     pub(crate) fn new(
-        runtime: &Runtime,
-        store: &Store,
+        (runtime, store): (&Runtime, &Store),
         users: &Users,
         sessions: &Sessions,
-        rooms: &Arc<Rooms>,
+        (rooms, memberships): (&Arc<Rooms>, &Memberships),
     ) -> Self {
         Self {
             runtime: runtime.clone(),
@@ -90,6 +94,7 @@ impl Closing {
             pushers: Pushers::new(store.clone()),
             sessions: sessions.clone(),
             rooms: Arc::clone(rooms),
+            memberships: memberships.clone(),
         }
     }
 
@@ -165,16 +170,20 @@ impl Closing {
             }
             match self.leave_room(&account.user_id, membership.room).await {
                 // A room whose rules do not let go is left behind, as any other server would.
-                Ok(()) | Err(RoomError::Forbidden(_) | RoomError::UnknownRoom) => {}
+                Ok(())
+                | Err(ClosingError::Rooms(RoomError::Forbidden(_) | RoomError::UnknownRoom)) => {}
                 // One room that cannot be left now keeps nobody in the others.
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        failed.map_or(Ok(()), Err)
     }
 
-    async fn leave_room(&self, user: &UserId, room: RoomNumber) -> Result<(), RoomError> {
+    async fn leave_room(&self, user: &UserId, room: RoomNumber) -> Result<(), ClosingError> {
         let room = self.rooms.room_by_number(room).await?;
+        if self.memberships.leave(user, &room.id, None).await? {
+            return Ok(());
+        }
         let action = RoomAction::Membership {
             room: room.id.clone(),
             change: MembershipChange::Leave,

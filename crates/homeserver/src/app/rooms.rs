@@ -6,6 +6,7 @@
 
 mod change;
 mod content;
+mod elsewhere;
 mod nearest;
 mod page;
 mod public;
@@ -14,6 +15,7 @@ mod relations;
 mod summary;
 
 pub(crate) use change::{Actor, ChangeError, RoomChanges, Transaction};
+pub(crate) use elsewhere::{Door, InviteError};
 pub(crate) use page::{MemberSelection, PageRequest, Selection};
 pub(crate) use public::{Listed, PublicRooms, PublicRoomsRequest};
 pub(crate) use read::{ReadError, RoomReads};

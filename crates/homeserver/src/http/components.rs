@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use homeserver_federation::{
-    Federation, History, Inbound, InboundParts, Policies, RemoteUsers, Resident, inbound::Nobody,
+    Federation, History, Inbound, InboundParts, Memberships, Policies, RemoteUsers, Resident,
 };
 use homeserver_media::Media;
 use homeserver_rooms::Rooms;
@@ -112,6 +112,8 @@ components! {
     history: History,
     /// Memberships of other servers' users in rooms of this one.
     resident: Resident,
+    /// Memberships of our users elsewhere.
+    memberships: Memberships,
     /// Uploads and their thumbnails.
     media: Media,
     /// All that belongs to users, by number; prefer the part you need.
@@ -192,6 +194,7 @@ pub(crate) struct Foundation {
 struct Elsewhere {
     remote_users: RemoteUsers,
     resident: Resident,
+    memberships: Memberships,
     inbound: Inbound,
     history: History,
     policies: Policies,
@@ -208,6 +211,8 @@ impl Foundation {
             &self.runtime,
         );
         let policies = Policies::new(Arc::clone(rooms), federation.peers.clone());
+        let runtime = self.runtime.clone();
+        let memberships = Memberships::new(federation, Arc::clone(rooms), runtime);
         Elsewhere {
             resident: Resident::new(federation, Arc::clone(rooms), self.runtime.clone()),
             inbound: Inbound::new(InboundParts {
@@ -219,10 +224,11 @@ impl Foundation {
                 verifier: federation.verifier.clone(),
                 policies: policies.clone(),
                 edus: Arc::new(remote_users.clone()),
-                outside: Arc::new(Nobody),
+                outside: Arc::new(memberships.clone()),
             }),
             history: History::new(own, Arc::clone(rooms), self.runtime.clone()),
             policies,
+            memberships,
             remote_users,
         }
     }
@@ -263,6 +269,7 @@ impl Components {
         let Elsewhere {
             remote_users,
             resident,
+            memberships,
             inbound,
             history,
             policies,
@@ -291,7 +298,12 @@ impl Components {
             media_config: Arc::new(config.media.clone()),
             well_known: Arc::new(config.well_known.clone()),
             proxies: TrustedProxies::new(&config.http.trusted_proxies),
-            closing: Closing::new(&runtime, &store, &users, &sessions, &rooms),
+            closing: Closing::new(
+                (&runtime, &store),
+                &users,
+                &sessions,
+                (&rooms, &memberships),
+            ),
             sessions,
             authenticator: Authenticator {
                 server_name: server_name.clone(),
@@ -310,7 +322,7 @@ impl Components {
             operator: OperatorRegistration::new(runtime.clone()),
             room_changes: RoomChanges::new(
                 Arc::clone(&rooms),
-                (resident.clone(), policies),
+                (resident.clone(), memberships.clone(), policies),
                 remote_users.clone(),
                 &users,
             ),
@@ -336,6 +348,7 @@ impl Components {
             push_rules,
             history,
             resident,
+            memberships,
             federation,
             remote_users,
             media,

@@ -4,6 +4,7 @@
 //! Specification: client-server API, "Standard error response".
 
 mod accounts;
+mod elsewhere;
 mod resident;
 mod rooms;
 mod sync;

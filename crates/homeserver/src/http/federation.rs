@@ -5,6 +5,7 @@
 //! Specification: server-server API, "Retrieving server keys", "Server implementation", "`OpenID`".
 
 mod history;
+mod invite;
 mod membership;
 mod query;
 mod signed;
@@ -57,6 +58,7 @@ pub(super) fn routes() -> Routes {
             get(who_is),
         )
         .merge(history::routes())
+        .merge(invite::routes())
         .merge(membership::routes())
         .merge(query::routes())
         .merge(transactions::routes())

@@ -8,15 +8,17 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use homeserver_federation::{InviteError, Policies, PolicyError, RemoteUsers, Resident};
+use homeserver_federation::{
+    InviteError, MembershipError, Memberships, Policies, PolicyError, RemoteUsers, Resident,
+};
 use homeserver_rooms::{
-    AliasTarget, CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer,
-    RoomCommand, RoomError, Rooms,
+    CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer, RoomCommand,
+    RoomError, Rooms,
 };
 use homeserver_users::{
     AccountData, Accounts, Failure, Presences, Profile, Profiles, Scope, Typing, Users,
 };
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 
 use super::content::{check_redaction, invited_by_state};
@@ -52,6 +54,9 @@ pub(crate) enum ChangeError {
     /// The room's policy server does not recommend the event.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The room is elsewhere, and no server there let the user in.
+    #[error(transparent)]
+    Elsewhere(#[from] MembershipError),
     /// A profile or a setting could not be read.
     #[error("a profile or a setting could not be read")]
     Users(#[from] Failure),
@@ -87,11 +92,12 @@ impl<'a> From<&'a Session> for Actor<'a> {
 /// Makes changes in rooms for users of this server.
 #[derive(Clone, Debug)]
 pub(crate) struct RoomChanges {
-    rooms: Arc<Rooms>,
+    pub(super) rooms: Arc<Rooms>,
     resident: Resident,
     policies: Policies,
     remote_users: RemoteUsers,
-    accounts: Accounts,
+    pub(super) memberships: Memberships,
+    pub(super) accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
     typing: Typing,
@@ -99,11 +105,11 @@ pub(crate) struct RoomChanges {
 }
 
 impl RoomChanges {
-    /// Changes to these rooms by these users, who invite `remote_users` by `resident`, and ask
-    /// policy servers where the rooms use them.
+    /// Changes to these rooms by these users, who invite `remote_users` by `resident`, are in
+    /// rooms that are elsewhere by `memberships`, and ask policy servers where the rooms use them.
     pub(crate) fn new(
         rooms: Arc<Rooms>,
-        (resident, policies): (Resident, Policies),
+        (resident, memberships, policies): (Resident, Memberships, Policies),
         remote_users: RemoteUsers,
         users: &Users,
     ) -> Self {
@@ -112,6 +118,7 @@ impl RoomChanges {
             resident,
             policies,
             remote_users,
+            memberships,
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
@@ -136,25 +143,6 @@ impl RoomChanges {
             displayname: self.profiles.text(account.number, "displayname").await?,
             avatar_url: self.profiles.text(account.number, "avatar_url").await?,
         })
-    }
-
-    /// The room that an id or alias stands for. An id is taken as it is.
-    pub(crate) async fn resolve(&self, name: &RoomOrAliasId) -> Result<OwnedRoomId, ChangeError> {
-        match <&RoomAliasId>::try_from(name) {
-            Ok(alias) => Ok(self.look_up_alias(alias).await?.room.id.clone()),
-            Err(_) => {
-                RoomId::parse(name.as_str()).map_err(|_| ChangeError::Room(RoomError::UnknownRoom))
-            }
-        }
-    }
-
-    /// Where an alias of this server points. Other servers are not asked.
-    pub(crate) async fn look_up_alias(
-        &self,
-        alias: &RoomAliasId,
-    ) -> Result<AliasTarget, ChangeError> {
-        let found = self.rooms.alias(alias).await?;
-        Ok(found.ok_or(RoomError::UnknownAlias)?)
     }
 
     /// Puts the profiles of its first members into a room that is to be made.
@@ -331,7 +319,7 @@ impl RoomChanges {
         Ok(())
     }
 
-    async fn check_invite(&self, user: &UserId) -> Result<(), ChangeError> {
+    pub(super) async fn check_invite(&self, user: &UserId) -> Result<(), ChangeError> {
         #[derive(Deserialize)]
         struct Permission<'a> {
             #[serde(borrow)]

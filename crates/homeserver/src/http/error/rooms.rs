@@ -57,6 +57,7 @@ impl From<ChangeError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, ErrorKind::ThreepidDenied, message)
             }
             ChangeError::BadContent(_) => Self::bad_json(message),
+            ChangeError::Elsewhere(error) => error.into(),
             ChangeError::Invite(error) => error.into(),
             ChangeError::Policy(error) => error.into(),
             ChangeError::Users(error) => error.into(),

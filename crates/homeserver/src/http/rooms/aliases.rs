@@ -65,10 +65,7 @@ async fn look_up(
     Ruma(request): Ruma<get_alias::v3::Request>,
 ) -> Result<Ruma<get_alias::v3::Response>, ApiError> {
     let found = changes.look_up_alias(&request.room_alias).await?;
-    Ok(Ruma(get_alias::v3::Response::new(
-        found.room.id.clone(),
-        found.servers,
-    )))
+    Ok(Ruma(get_alias::v3::Response::new(found.0, found.1)))
 }
 
 async fn delete(

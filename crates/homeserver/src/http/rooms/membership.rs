@@ -19,7 +19,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
     app::{
-        rooms::{ChangeError, RoomChanges, RoomReads},
+        rooms::{ChangeError, Door, RoomChanges, RoomReads},
         session::Session,
     },
     http::{ApiError, Routes, Ruma},
@@ -45,8 +45,12 @@ async fn join_by_id(
     Ruma(request): Ruma<join_room_by_id::v3::Request>,
 ) -> Result<Ruma<join_room_by_id::v3::Response>, ApiError> {
     let signed = request.third_party_signed.as_ref();
-    let room = request.room_id;
-    join(&changes, &session, room.clone(), request.reason, signed).await?;
+    let door = Door {
+        room: request.room_id,
+        via: Vec::new(),
+        reason: request.reason,
+    };
+    let room = join(&changes, &session, door, signed).await?;
     Ok(Ruma(join_room_by_id::v3::Response::new(room)))
 }
 
@@ -56,25 +60,22 @@ async fn join_by_id_or_alias(
     Ruma(request): Ruma<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<Ruma<join_room_by_id_or_alias::v3::Response>, ApiError> {
     let signed = request.third_party_signed.as_ref();
-    let room = changes.resolve(&request.room_id_or_alias).await?;
-    join(&changes, &session, room.clone(), request.reason, signed).await?;
+    let name = &request.room_id_or_alias;
+    let door = changes.door(name, request.via, request.reason).await?;
+    let room = join(&changes, &session, door, signed).await?;
     Ok(Ruma(join_room_by_id_or_alias::v3::Response::new(room)))
 }
 
 async fn join(
     changes: &RoomChanges,
     session: &Session,
-    room: OwnedRoomId,
-    reason: Option<String>,
+    door: Door,
     signed: Option<&ThirdPartySigned>,
-) -> Result<(), ApiError> {
+) -> Result<OwnedRoomId, ApiError> {
     let third_party_signed = signed.map(raw_third_party_signed).transpose()?;
-    let change = MembershipChange::Join {
-        profile: changes.profile_of(&session.user).await?,
-        third_party_signed,
-    };
-    set_membership(changes, session, room, change, reason).await?;
-    Ok(())
+    let room = door.room.clone();
+    changes.join(session, door, third_party_signed).await?;
+    Ok(room)
 }
 
 fn raw_third_party_signed(signed: &ThirdPartySigned) -> Result<Box<RawValue>, ApiError> {
@@ -86,12 +87,11 @@ async fn knock(
     session: Session,
     Ruma(request): Ruma<knock_room::v3::Request>,
 ) -> Result<Ruma<knock_room::v3::Response>, ApiError> {
-    let room = changes.resolve(&request.room_id_or_alias).await?;
-    let profile = changes.profile_of(&session.user).await?;
-    let change = MembershipChange::Knock { profile };
-    set_membership(&changes, &session, room.clone(), change, request.reason)
-        .await
-        .map_err(ApiError::naming_the_room)?;
+    let name = &request.room_id_or_alias;
+    let door = changes.door(name, request.via, request.reason).await?;
+    let room = door.room.clone();
+    let knocked = changes.knock(&session, door).await;
+    knocked.map_err(ApiError::naming_the_room)?;
     Ok(Ruma(knock_room::v3::Response::new(room)))
 }
 
@@ -124,8 +124,9 @@ async fn leave(
     session: Session,
     Ruma(request): Ruma<leave_room::v3::Request>,
 ) -> Result<Ruma<leave_room::v3::Response>, ApiError> {
-    let change = MembershipChange::Leave;
-    set_membership(&changes, &session, request.room_id, change, request.reason).await?;
+    changes
+        .leave(&session, request.room_id, request.reason)
+        .await?;
     Ok(Ruma(leave_room::v3::Response::new()))
 }
 
@@ -134,8 +135,7 @@ async fn forget(
     session: Session,
     Ruma(request): Ruma<forget_room::v3::Request>,
 ) -> Result<Ruma<forget_room::v3::Response>, ApiError> {
-    let room = request.room_id;
-    changes.act(&session, RoomAction::Forget { room }).await?;
+    changes.forget(&session, request.room_id).await?;
     Ok(Ruma(forget_room::v3::Response::new()))
 }
 

@@ -1,5 +1,6 @@
 //! What other servers ask, between homeservers in one process.
 
+mod elsewhere;
 mod history;
 mod users;
 

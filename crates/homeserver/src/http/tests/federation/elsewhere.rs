@@ -1,0 +1,545 @@
+//! Rooms that are elsewhere: joined, knocked on, invited to, left.
+
+use super::*;
+
+const CLIENT: &str = "/_matrix/client/v3";
+
+/// A network that changes what servers answer.
+#[derive(Debug, Default)]
+struct Meddler {
+    network: Arc<Network>,
+    /// Paths that contain the text are answered with the JSON changed in this way.
+    changes: Mutex<Vec<(String, fn(&mut Value))>>,
+    asked: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Transport for Meddler {
+    async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError> {
+        let path = outgoing.request.uri().path().to_owned();
+        self.asked.lock().push(path.clone());
+        let limit = outgoing.limits.body;
+        let reply = self.network.send(outgoing).await?;
+        let changes: Vec<_> = self.changes.lock().clone();
+        let mut changes = changes
+            .into_iter()
+            .filter(|(part, _)| path.contains(&**part));
+        let Some((_, change)) = changes.next() else {
+            return Ok(reply);
+        };
+        let body = reply.body.whole().await?;
+        let mut body: Value = serde_json::from_slice(&body).unwrap();
+        change(&mut body);
+        let body = bytes::Bytes::from(body.to_string());
+        Ok(Reply {
+            status: reply.status,
+            headers: reply.headers,
+            body: ReplyBody::new(stream::iter([Ok(body)]), limit),
+        })
+    }
+}
+
+/// `a.example` with Alice, and `bb.example` with Bob, whose calls are meddled with.
+struct World {
+    meddler: Arc<Meddler>,
+    a: Fresh,
+    b: Fresh,
+    alice: LoggedIn,
+    bob: LoggedIn,
+}
+
+impl World {
+    async fn new() -> Self {
+        let meddler = Arc::new(Meddler::default());
+        let network = Arc::clone(&meddler.network);
+        let a = join(&network, "a.example").await;
+        let b = join_over(&network, Arc::clone(&meddler) as _, "bb.example").await;
+        let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+        Self {
+            meddler,
+            a,
+            b,
+            alice,
+            bob,
+        }
+    }
+
+    async fn room(&self, more: Value) -> String {
+        let mut body = json!({ "name": "far", "preset": "public_chat" });
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let path = format!("{CLIENT}/createRoom");
+        let created = self.a.post(&path, Some(&self.alice.token), body).await;
+        created.ok()["room_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn join(&self, room: &str) -> Answer {
+        let path = format!("{CLIENT}/join/{}?via=a.example", encode(room));
+        self.b.post(&path, Some(&self.bob.token), json!({})).await
+    }
+
+    /// What Bob does in the room, or somebody else there.
+    async fn bob(&self, room: &str, what: &str) -> Answer {
+        let path = format!("{CLIENT}/rooms/{}/{what}", encode(room));
+        self.b.post(&path, Some(&self.bob.token), json!({})).await
+    }
+
+    async fn alice(&self, room: &str, what: &str, user: &str) -> Answer {
+        let path = format!("{CLIENT}/rooms/{}/{what}", encode(room));
+        let body = json!({ "user_id": user });
+        self.a.post(&path, Some(&self.alice.token), body).await
+    }
+
+    async fn sync(&self, since: Option<&str>) -> Value {
+        sync(&self.b, &self.bob, since).await
+    }
+
+    /// What one says, the other reads.
+    async fn talk(&self, room: &str, word: &str) {
+        say(&self.b, &self.bob, room, &format!("{word} of bob")).await;
+        until_read(&self.a, &self.alice, room, &format!("{word} of bob")).await;
+        say(&self.a, &self.alice, room, &format!("{word} of alice")).await;
+        until_read(&self.b, &self.bob, room, &format!("{word} of alice")).await;
+    }
+
+    /// Changes an answer until the next call of this.
+    fn change(&self, path: &str, change: fn(&mut Value)) {
+        *self.meddler.changes.lock() = vec![(path.to_owned(), change)];
+    }
+
+    async fn members(&self, room: &str) -> Value {
+        let path = format!(
+            "{CLIENT}/rooms/{}/state/m.room.member/{}",
+            encode(room),
+            encode(&self.bob.user)
+        );
+        self.a.get(&path, Some(&self.alice.token)).await.body
+    }
+}
+
+async fn join_over(network: &Arc<Network>, over: Arc<dyn Transport>, name: &str) -> Fresh {
+    let name = ServerName::parse(name).unwrap();
+    let mut config = Config {
+        server_name: name.clone(),
+        ..Config::default()
+    };
+    config.registration.mode = RegistrationMode::Open;
+    config.rate_limits.enabled = false;
+    let clock = Arc::new(ManualClock::new(START));
+    let homeserver = Homeserver::configured(config)
+        .engine(Arc::new(MemoryEngine::new()))
+        .transport(over)
+        .runtime(Runtime::simulated(Arc::clone(&clock), 77))
+        .open()
+        .await
+        .unwrap();
+    let router = homeserver.router();
+    network.routers.lock().insert(name, router.clone());
+    Fresh {
+        homeserver,
+        router,
+        clock,
+    }
+}
+
+fn encode(text: &str) -> String {
+    let set = percent_encoding::NON_ALPHANUMERIC;
+    percent_encoding::utf8_percent_encode(text, set).to_string()
+}
+
+async fn sync(server: &Fresh, user: &LoggedIn, since: Option<&str>) -> Value {
+    let since = since.map_or(String::new(), |since| format!("&since={since}"));
+    let path = format!("{CLIENT}/sync?timeout=0{since}");
+    server.get(&path, Some(&user.token)).await.ok()
+}
+
+async fn say(server: &Fresh, user: &LoggedIn, room: &str, words: &str) {
+    let path = format!(
+        "{CLIENT}/rooms/{}/send/m.room.message/{}",
+        encode(room),
+        encode(words)
+    );
+    let body = json!({ "msgtype": "m.text", "body": words });
+    server.put(&path, Some(&user.token), body).await.ok();
+}
+
+/// Waits until a room's timeline has a message.
+async fn until_read(server: &Fresh, user: &LoggedIn, room: &str, words: &str) {
+    until(async || {
+        let synced = sync(server, user, None).await;
+        let events = synced["rooms"]["join"][room]["timeline"]["events"].clone();
+        let events = events.as_array().cloned().unwrap_or_default();
+        events.iter().any(|event| event["content"]["body"] == words)
+    })
+    .await;
+}
+
+async fn until(mut so: impl AsyncFnMut() -> bool) {
+    let look = async {
+        while !so().await {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(20);
+    tokio::time::timeout(patience, look).await.unwrap();
+}
+
+fn types(events: &Value) -> Vec<String> {
+    let events = events.as_array().cloned().unwrap_or_default();
+    let mut types: Vec<_> = events
+        .iter()
+        .map(|event| event["type"].as_str().unwrap().to_owned())
+        .collect();
+    types.sort();
+    types
+}
+
+#[tokio::test]
+async fn a_room_elsewhere_is_joined_by_its_alias_and_talked_in() {
+    for version in ["1", "6", "10", "12"] {
+        let world = World::new().await;
+        let more = json!({ "room_alias_name": "far", "room_version": version });
+        let room = world.room(more).await;
+        let alias = encode("#far:a.example");
+        let path = format!("{CLIENT}/directory/room/{alias}");
+        let found = world.b.get(&path, None).await.ok();
+        assert_eq!(found["room_id"], *room);
+        let before = world.sync(None).await;
+        let before = before["next_batch"].as_str().unwrap();
+        let path = format!("{CLIENT}/join/{alias}");
+        let joined = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+        assert_eq!(joined.ok()["room_id"], *room);
+
+        let synced = world.sync(Some(before)).await;
+        let told = &synced["rooms"]["join"][&*room];
+        assert_eq!(types(&told["timeline"]["events"]), ["m.room.member"]);
+        assert_eq!(told["timeline"]["limited"], true);
+        assert!(types(&told["state"]["events"]).contains(&"m.room.create".to_owned()));
+        assert_eq!(told["summary"]["m.joined_member_count"], 2);
+        world.talk(&room, "a word").await;
+        // Nothing happens twice.
+        world.join(&room).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn an_invite_from_elsewhere_is_shown_and_accepted() {
+    let world = World::new().await;
+    let room = world.room(json!({ "preset": "private_chat" })).await;
+    let before = world.sync(None).await;
+    let before = before["next_batch"].as_str().unwrap();
+    world.join(&room).await.refused(403, "M_FORBIDDEN");
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    let synced = world.sync(Some(before)).await;
+    let told = &synced["rooms"]["invite"][&*room]["invite_state"]["events"];
+    let kinds = types(told);
+    for kind in ["m.room.create", "m.room.join_rules", "m.room.name"] {
+        assert!(kinds.contains(&kind.to_owned()), "{kinds:?}");
+    }
+    for event in told.as_array().unwrap() {
+        assert_eq!(event.as_object().unwrap().len(), 4, "{event}");
+    }
+    // A failed join takes nothing away.
+    world.change("/send_join/", |answer| answer["state"] = json!([]));
+    world.join(&room).await.refused(502, "M_UNKNOWN");
+    world.meddler.changes.lock().clear();
+    let again = world.sync(None).await;
+    assert!(again["rooms"]["invite"][&*room].is_object());
+    assert!(again["rooms"]["join"][&*room].is_null());
+
+    // No client has to know who invited.
+    world.bob(&room, "join").await.ok();
+    let synced = world.sync(None).await;
+    assert!(synced["rooms"]["invite"][&*room].is_null());
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn an_invite_from_elsewhere_is_refused_there_and_here() {
+    let world = World::new().await;
+    let room = world.room(json!({ "preset": "private_chat" })).await;
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    let before = world.sync(None).await;
+    let before = before["next_batch"].as_str().unwrap();
+    assert_eq!(world.members(&room).await["membership"], "invite");
+    world.bob(&room, "leave").await.ok();
+    let synced = world.sync(Some(before)).await;
+    let left = &synced["rooms"]["leave"][&*room];
+    assert_eq!(
+        types(&left["timeline"]["events"]),
+        ["m.room.member"],
+        "{synced}"
+    );
+    let event = &left["timeline"]["events"][0];
+    assert_eq!(event["content"]["membership"], "leave");
+    until(async || world.members(&room).await["membership"] == "leave").await;
+    world.bob(&room, "leave").await.ok();
+    world.bob(&room, "forget").await.ok();
+    let synced = world.sync(None).await;
+    assert!(synced["rooms"].is_null(), "{synced}");
+
+    // Where nobody is reached, it holds here.
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    let name = server_name!("a.example");
+    let router = world.meddler.network.routers.lock().remove(name);
+    let before = world.sync(None).await;
+    assert!(before["rooms"]["invite"][&*room].is_object());
+    let before = before["next_batch"].as_str().unwrap();
+    world.bob(&room, "leave").await.ok();
+    let synced = world.sync(Some(before)).await;
+    assert!(synced["rooms"]["leave"][&*room].is_object());
+    let path = format!("{CLIENT}/join/{}", encode("!other:a.example"));
+    let joined = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+    joined.refused(502, "M_UNKNOWN");
+    let routers = &world.meddler.network.routers;
+    routers.lock().insert(name.to_owned(), router.unwrap());
+}
+
+#[tokio::test]
+async fn an_invite_is_taken_back_and_may_come_again() {
+    let world = World::new().await;
+    let room = world.room(json!({ "preset": "private_chat" })).await;
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    let before = world.sync(None).await;
+    let before = before["next_batch"].as_str().unwrap();
+    assert_eq!(world.members(&room).await["membership"], "invite");
+    world.alice(&room, "kick", &world.bob.user).await.ok();
+    until(async || {
+        let synced = world.sync(Some(before)).await;
+        synced["rooms"]["leave"][&*room].is_object()
+    })
+    .await;
+    world.bob(&room, "join").await.refused(403, "M_FORBIDDEN");
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    world.bob(&room, "join").await.ok();
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn a_room_that_was_left_is_joined_again_from_elsewhere() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    world.join(&room).await.ok();
+    world.talk(&room, "first").await;
+    world.bob(&room, "leave").await.ok();
+    until(async || world.members(&room).await["membership"] == "leave").await;
+    let path = format!("{CLIENT}/rooms/{}/state/m.room.name/", encode(&room));
+    let name = json!({ "name": "renamed" });
+    world
+        .a
+        .put(&path, Some(&world.alice.token), name)
+        .await
+        .ok();
+    let before = world.sync(None).await;
+    let before = before["next_batch"].as_str().unwrap();
+    world.bob(&room, "join").await.ok();
+    let synced = world.sync(Some(before)).await;
+    assert!(synced["rooms"]["join"][&*room].is_object());
+    let name = world.b.get(&path, Some(&world.bob.token)).await.ok();
+    assert_eq!(name["name"], "renamed");
+    world.talk(&room, "second").await;
+}
+
+#[tokio::test]
+async fn several_users_join_at_once_by_one_handshake() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    let carol = world.b.register("carol").await;
+    let path = format!("{CLIENT}/join/{}?via=a.example", encode(&room));
+    let (bobs, carols) = tokio::join!(
+        world.b.post(&path, Some(&world.bob.token), json!({})),
+        world.b.post(&path, Some(&carol.token), json!({})),
+    );
+    bobs.ok();
+    carols.ok();
+    let asked = world.meddler.asked.lock().clone();
+    let handshakes = asked.iter().filter(|path| path.contains("/send_join/"));
+    assert_eq!(handshakes.count(), 1);
+    say(&world.b, &carol, &room, "hello").await;
+    until_read(&world.a, &world.alice, &room, "hello").await;
+}
+
+#[tokio::test]
+async fn a_room_elsewhere_is_knocked_on() {
+    let world = World::new().await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let room = world.room(json!({ "initial_state": [rule] })).await;
+    let path = format!("{CLIENT}/knock/{}?via=a.example", encode(&room));
+    let knock = async || {
+        let knocked = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+        knocked.ok();
+    };
+    knock().await;
+    let synced = world.sync(None).await;
+    let told = &synced["rooms"]["knock"][&*room]["knock_state"]["events"];
+    assert!(types(told).contains(&"m.room.name".to_owned()), "{synced}");
+    assert_eq!(world.members(&room).await["membership"], "knock");
+    // Taken back, made again, and answered.
+    world.bob(&room, "leave").await.ok();
+    until(async || world.members(&room).await["membership"] == "leave").await;
+    knock().await;
+    world.alice(&room, "invite", &world.bob.user).await.ok();
+    let synced = world.sync(None).await;
+    assert!(synced["rooms"]["knock"][&*room].is_null());
+    assert!(synced["rooms"]["invite"][&*room].is_object());
+    world.bob(&room, "join").await.ok();
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn a_restricted_room_is_joined_with_the_signature_of_a_resident() {
+    let world = World::new().await;
+    let club = world.room(json!({})).await;
+    let allow = json!([{ "type": "m.room_membership", "room_id": club }]);
+    let rule = json!({ "join_rule": "restricted", "allow": allow });
+    let rule = json!({ "type": "m.room.join_rules", "content": rule });
+    let room = world
+        .room(json!({ "preset": "private_chat", "initial_state": [rule] }))
+        .await;
+    let refused = world.join(&room).await;
+    assert_eq!(refused.status / 100, 4, "{}", refused.body);
+    world.join(&club).await.ok();
+    world.change("/send_join/", |answer| {
+        answer.as_object_mut().unwrap().remove("event");
+    });
+    world.join(&room).await.refused(502, "M_UNKNOWN");
+    world.meddler.changes.lock().clear();
+    world.join(&room).await.ok();
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
+    let world = World::new().await;
+    let room = world.room(json!({ "room_version": "10" })).await;
+    let lies: [(&str, fn(&mut Value)); 14] = [
+        ("/make_join/", |answer| answer["room_version"] = json!("11")),
+        ("/make_join/", |answer| answer["room_version"] = json!("99")),
+        ("/make_join/", |answer| {
+            answer["event"]["type"] = json!("m.room.power_levels")
+        }),
+        ("/make_join/", |answer| {
+            answer["event"]["sender"] = json!("@eve:bb.example")
+        }),
+        ("/make_join/", |answer| {
+            answer["event"]["content"]["membership"] = json!("leave");
+        }),
+        ("/make_join/", |answer| {
+            answer["event"]["room_id"] = json!("!x:a.example")
+        }),
+        ("/make_join/", |answer| {
+            answer["event"]["auth_events"] = json!([])
+        }),
+        ("/send_join/", |answer| *answer = json!([answer])),
+        ("/send_join/", |answer| {
+            answer["members_omitted"] = json!(true)
+        }),
+        ("/send_join/", |answer| {
+            // No create event.
+            let state = answer["state"].as_array_mut().unwrap();
+            state.retain(|event| event["type"] != "m.room.create");
+        }),
+        ("/send_join/", |answer| {
+            // Nobody signed it.
+            for event in answer["state"].as_array_mut().unwrap() {
+                if event["type"] == "m.room.create" {
+                    event["signatures"] = json!({});
+                }
+            }
+        }),
+        ("/send_join/", |answer| {
+            // The room is another.
+            for list in ["state", "auth_chain"] {
+                for event in answer[list].as_array_mut().unwrap() {
+                    event["room_id"] = json!("!x:a.example");
+                }
+            }
+        }),
+        ("/send_join/", |answer| {
+            // Nothing that says who may join.
+            for list in ["state", "auth_chain"] {
+                let events = answer[list].as_array_mut().unwrap();
+                events.retain(|event| event["type"] != "m.room.join_rules");
+            }
+        }),
+        ("/send_join/", |answer| {
+            answer["state"] = json!("x".repeat(1000))
+        }),
+    ];
+    for (number, (path, lie)) in lies.into_iter().enumerate() {
+        // What it lacks it is not to be asked for by and by.
+        world.change(path, lie);
+        let mut changes = world.meddler.changes.lock();
+        changes.push(("/v1/event/".to_owned(), |answer| *answer = json!({})));
+        drop(changes);
+        let answer = world.join(&room).await;
+        // The resident itself refuses what its template led to, where it is one it was told.
+        let told = if number == 6 { 403 } else { 502 };
+        assert_eq!(answer.status, told, "lie {number}: {}", answer.body);
+        let synced = world.sync(None).await;
+        assert!(synced["rooms"].is_null(), "lie {number}");
+    }
+    world.meddler.changes.lock().clear();
+    world.join(&room).await.ok();
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn what_lacks_in_an_answer_is_asked_for_and_forged_members_are_left_out() {
+    let world = World::new().await;
+    let room = world.room(json!({ "room_version": "11" })).await;
+    world.change("/send_join/", |answer| {
+        // The auth chain is not told, nor who may join: it is fetched. And somebody is made up.
+        answer["auth_chain"] = json!([]);
+        let state = answer["state"].as_array_mut().unwrap();
+        let member = state.iter().find(|event| event["type"] == "m.room.member");
+        let mut forged = member.unwrap().clone();
+        forged["sender"] = json!("@eve:evil.example");
+        forged["state_key"] = json!("@eve:evil.example");
+        state.push(forged);
+    });
+    world.join(&room).await.ok();
+    let path = format!("{CLIENT}/rooms/{}/joined_members", encode(&room));
+    let members = world.b.get(&path, Some(&world.bob.token)).await.ok();
+    assert_eq!(members["joined"].as_object().unwrap().len(), 2);
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn other_candidates_are_tried() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    let c = join(&world.meddler.network, "ccc.example").await;
+    let carol = c.register("carol").await;
+    let via = format!("{CLIENT}/join/{}?via=a.example", encode(&room));
+    c.post(&via, Some(&carol.token), json!({})).await.ok();
+    let path = format!(
+        "{CLIENT}/join/{}?server_name=gone.example&server_name=bb.example&server_name=ccc.example",
+        encode(&room)
+    );
+    world
+        .b
+        .post(&path, Some(&world.bob.token), json!({}))
+        .await
+        .ok();
+    world.talk(&room, "a word").await;
+    let wrong = format!("{CLIENT}/join/{}", encode("#none:a.example"));
+    let answer = world
+        .b
+        .post(&wrong, Some(&world.bob.token), json!({}))
+        .await;
+    answer.refused(404, "M_NOT_FOUND");
+    let wrong = format!("{CLIENT}/join/{}", encode("#none:gone.example"));
+    let answer = world
+        .b
+        .post(&wrong, Some(&world.bob.token), json!({}))
+        .await;
+    answer.refused(502, "M_UNKNOWN");
+    let wrong = format!("{CLIENT}/join/{}", encode("!none:a.example"));
+    let answer = world
+        .b
+        .post(&wrong, Some(&world.bob.token), json!({}))
+        .await;
+    answer.refused(404, "M_NOT_FOUND");
+}
