@@ -26,10 +26,7 @@ use homeserver_events::{SealError, Step};
 use homeserver_rooms::{MemberProfile, RoomError, Rooms};
 use homeserver_runtime::Runtime;
 use http::StatusCode;
-use ruma::{
-    OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId,
-    ServerName,
-};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
