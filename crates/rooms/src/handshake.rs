@@ -95,6 +95,8 @@ impl Rooms {
         let wrong = |why: &dyn std::fmt::Display| RoomError::NotTheEvent(why.to_string());
         handshake.check(event).map_err(|why| wrong(&why))?;
         if let Some(before) = self.accepted(room, event.event_id()).await? {
+            // Where servers choose ids, another event may have this one.
+            handshake.check(&before).map_err(|why| wrong(&why))?;
             return Ok(Admitted::Before(before));
         }
         let live = self.live.room(room.number);

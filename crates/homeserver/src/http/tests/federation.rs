@@ -2,6 +2,8 @@
 
 mod elsewhere;
 mod history;
+mod peer;
+mod resident;
 mod users;
 
 use std::collections::{BTreeSet, HashMap};
