@@ -197,6 +197,22 @@ impl Peers {
         Ok(reply)
     }
 
+    /// What lies at a URL that a server named, if that is a 200.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) async fn elsewhere(&self, url: &str, limits: Limits) -> Result<Reply, CallError> {
+        if !self.inner.options.enabled {
+            return Err(CallError::Disabled);
+        }
+        let reply = self.inner.transport.fetch(url, limits).await?;
+        if reply.status.is_success() {
+            return Ok(reply);
+        }
+        let what = format!("a medium is not where it should lie: {}", reply.status);
+        Err(CallError::BadAnswer(what))
+    }
+
     async fn begin(&self, server: &ServerName, call: Call) -> Result<Reply, CallError> {
         let inner = &*self.inner;
         inner.check(server, call.urgent)?;

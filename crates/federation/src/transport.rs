@@ -27,6 +27,14 @@ pub trait Transport: Debug + Send + Sync {
     /// Sends a request and gives the head of the answer. A request that may have arrived is never
     /// sent twice.
     async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError>;
+
+    /// Fetches a URL that a server named, where a medium lies elsewhere. No transport but that of
+    /// the real network reaches one.
+    async fn fetch(&self, url: &str, limits: Limits) -> Result<Reply, TransportError> {
+        let _ = (url, limits);
+        let why = "nothing lies elsewhere".to_owned();
+        Err(TransportError::Unreachable(why))
+    }
 }
 
 /// The transport of a server that does not federate: nobody is reached.

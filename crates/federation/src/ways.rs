@@ -19,20 +19,34 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::future;
-use homeserver_outbound::{Dial, Endpoint, Outbound, SrvTarget};
+use futures_util::{future, stream};
+use homeserver_outbound::{
+    Dial, Endpoint, Exchange, Limits as ExchangeLimits, Outbound, SrvTarget, Url,
+};
 use homeserver_runtime::{Entropy, Runtime};
 use ruma::ServerName;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 
 use self::{name::Name, well_known::WellKnown};
-use crate::{Limits, Outgoing, Reply, Transport, TransportError};
+use crate::{Body, Limits, Outgoing, Reply, Transport, TransportError};
 
 /// The services of the SRV records, the preferred one first.
 const SERVICES: [&str; 2] = ["_matrix-fed._tcp", "_matrix._tcp"];
 
 /// How long SRV records are waited for; a server without any is reached all the same.
 const SRV_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Media fetched at once from where servers say that they lie: each is held whole meanwhile.
+const ELSEWHERE_AT_ONCE: usize = 4;
+
+/// How long such a medium may take: it comes from networks made for that.
+const ELSEWHERE_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Redirects that are followed there.
+const MAX_REDIRECTS: u8 = 3;
 
 /// The ports that are asked where no name gives another: those of the specification, but in tests.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +73,7 @@ pub struct Ways {
     well_known: WellKnown,
     federation_port: u16,
     entropy: Arc<dyn Entropy>,
+    elsewhere: Semaphore,
 }
 
 impl Ways {
@@ -69,6 +84,7 @@ impl Ways {
             outbound,
             federation_port: ports.federation,
             entropy: Arc::clone(&runtime.entropy),
+            elsewhere: Semaphore::new(ELSEWHERE_AT_ONCE),
         }
     }
 
@@ -144,5 +160,28 @@ impl Transport for Ways {
         self.outbound
             .send(&endpoint, outgoing.request, limits)
             .await
+    }
+
+    async fn fetch(&self, url: &str, limits: Limits) -> Result<Reply, TransportError> {
+        let unreachable =
+            |error: &dyn std::fmt::Display| TransportError::Unreachable(error.to_string());
+        let url = Url::parse(url).map_err(|error| unreachable(&error))?;
+        let _turn = self.elsewhere.acquire().await;
+        let exchange = Exchange::fetch(
+            url,
+            ExchangeLimits {
+                body: limits.body,
+                deadline: limits.deadline.min(ELSEWHERE_DEADLINE),
+                redirects: MAX_REDIRECTS,
+                https_only: true,
+            },
+        );
+        let answer = self.outbound.exchange(exchange).await;
+        let answer = answer.map_err(|error| unreachable(&error))?;
+        Ok(Reply {
+            status: answer.status,
+            headers: answer.headers,
+            body: Body::new(stream::iter([Ok(answer.body)]), limits.body),
+        })
     }
 }

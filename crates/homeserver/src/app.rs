@@ -16,6 +16,7 @@ pub(crate) mod push_rules;
 pub(crate) mod pushers;
 pub(crate) mod receipts;
 pub(crate) mod registration;
+pub(crate) mod remote_media;
 pub(crate) mod reports;
 pub(crate) mod rooms;
 pub(crate) mod secret;

@@ -8,6 +8,7 @@
 //!   and within limits;
 //! - [`Media::open_file`] hands them out, with the header values of [`serving`];
 //! - [`Media::thumbnail`] makes smaller versions of images, see [`mod@thumbnail`];
+//! - [`Media::keep_remote`] keeps what was fetched of another server;
 //! - [`Media::delete`] removes everything of one.
 //!
 //! Not here: fetching from other servers, URL previews, and who may ask.
@@ -21,6 +22,7 @@ mod fuzz;
 mod id;
 mod intake;
 mod queue;
+mod remote;
 mod remove;
 pub mod serving;
 mod tables;

@@ -199,10 +199,24 @@ impl Media {
         if declared.length.is_some_and(|length| length > limit) {
             return Err(over_limit());
         }
+        match self.take_in_within(declared, content, limit).await {
+            Err(UploadError::Failure(Failure::Blob(BlobError::TooLarge { .. }))) => {
+                Err(over_limit())
+            }
+            other => other,
+        }
+    }
+
+    /// Puts a content of at most `limit` bytes into the blob store.
+    pub(crate) async fn take_in_within(
+        &self,
+        declared: &Declared,
+        content: &mut (dyn AsyncRead + Send + Unpin),
+        limit: u64,
+    ) -> Result<FileRow, UploadError> {
         let mut content = Hashing::new(content);
         let stored = match self.parts.blobs.put(&mut content, limit).await {
             Ok(stored) => stored,
-            Err(BlobError::TooLarge { .. }) => return Err(over_limit()),
             Err(BlobError::Source(error)) => return Err(UploadError::Content(error)),
             Err(error) => return Err(error.into()),
         };
@@ -217,7 +231,7 @@ impl Media {
             content_type: clean_content_type(declared.content_type.as_deref()),
             file_name: file_name.map(|name| cut(name, MAX_FILE_NAME)),
             stored_at: self.now(),
-            legacy: options.allow_legacy_unauthenticated,
+            legacy: self.parts.options.allow_legacy_unauthenticated,
         })
     }
 

@@ -33,6 +33,7 @@ use crate::{
         pushers::Pushers,
         receipts::RoomMarks,
         registration::Registration,
+        remote_media::RemoteMedia,
         reports::Reports,
         rooms::{PublicRooms, RoomChanges, RoomReads},
         session::Sessions,
@@ -116,6 +117,8 @@ components! {
     memberships: Memberships,
     /// Uploads and their thumbnails.
     media: Media,
+    /// Media of other servers.
+    remote_media: RemoteMedia,
     /// All that belongs to users, by number; prefer the part you need.
     users: Users,
     /// Accounts.
@@ -327,7 +330,16 @@ impl Components {
                 &users,
             ),
             room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
-            public_rooms: PublicRooms::new(Arc::clone(&rooms), server_name.clone()),
+            public_rooms: PublicRooms::new(
+                Arc::clone(&rooms),
+                server_name.clone(),
+                federation.peers.clone(),
+            ),
+            remote_media: RemoteMedia::new(
+                media.clone(),
+                federation.peers.clone(),
+                runtime.tasks.clone(),
+            ),
             reports: Reports::new(store.clone(), runtime.clone()),
             accounts: users.accounts.clone(),
             devices: users.devices.clone(),

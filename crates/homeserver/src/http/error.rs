@@ -9,6 +9,8 @@ mod resident;
 mod rooms;
 mod sync;
 
+pub(crate) use self::resident::bad_gateway;
+
 use std::time::Duration;
 
 use axum::{

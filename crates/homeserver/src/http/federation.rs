@@ -4,8 +4,10 @@
 //!
 //! Specification: server-server API, "Retrieving server keys", "Server implementation", "`OpenID`".
 
+mod directory;
 mod history;
 mod invite;
+mod media;
 mod membership;
 mod query;
 mod signed;
@@ -57,8 +59,10 @@ pub(super) fn routes() -> Routes {
             counted,
             get(who_is),
         )
+        .merge(directory::routes())
         .merge(history::routes())
         .merge(invite::routes())
+        .merge(media::routes())
         .merge(membership::routes())
         .merge(query::routes())
         .merge(transactions::routes())

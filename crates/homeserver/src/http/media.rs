@@ -17,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{post, put},
 };
+use homeserver_federation::CallError;
 use homeserver_media::{
     Declared, DownloadError, Failure, Media, MediaId, ThumbnailRequestError, UploadError,
     thumbnail::ThumbnailError,
@@ -33,8 +34,9 @@ use ruma::{
 };
 use serde::Deserialize;
 
-use super::{ApiError, Components, Counted, Routes, Ruma, limits};
-use crate::app::session::Session;
+pub(super) use self::{download::wanted, stream::outgoing};
+use super::{ApiError, Components, Counted, Routes, Ruma, error::bad_gateway, limits};
+use crate::app::{remote_media::RemoteMediaError, session::Session};
 
 /// How long an upload may take to arrive, if something of it arrives all the time.
 const UPLOAD_PATIENCE: Duration = Duration::from_hours(1);
@@ -211,6 +213,30 @@ impl From<UploadError> for ApiError {
             UploadError::Content(error) if error.kind() == io::ErrorKind::TimedOut => too_slow(),
             UploadError::Content(_) => Self::not_json("The body ended early"),
             UploadError::Failure(error) => error.into(),
+        }
+    }
+}
+
+impl From<RemoteMediaError> for ApiError {
+    fn from(error: RemoteMediaError) -> Self {
+        let message = error.to_string();
+        match error {
+            RemoteMediaError::Call(CallError::Refused { errcode, .. })
+                if errcode == "M_NOT_YET_UPLOADED" =>
+            {
+                let kind = ErrorKind::NotYetUploaded;
+                Self::new(StatusCode::GATEWAY_TIMEOUT, kind, message)
+            }
+            // What cannot be had is not there, whatever the reason, says the older endpoint.
+            RemoteMediaError::Call(error) => {
+                tracing::debug!(%error, "a medium of another server is not to be had");
+                Self::not_found("The content is not to be had from its server")
+            }
+            RemoteMediaError::Kept(UploadError::TooLarge(_)) => Self::too_large(message),
+            RemoteMediaError::Kept(UploadError::Failure(error))
+            | RemoteMediaError::Failure(error) => error.into(),
+            RemoteMediaError::Kept(_) => bad_gateway("The content broke off"),
+            RemoteMediaError::Crowded => Self::limit_exceeded(CROWDED_PAUSE),
         }
     }
 }

@@ -10,6 +10,10 @@ mod report;
 mod send;
 mod state;
 
+pub(super) use self::{
+    history::{count, json, token},
+    public::PublicRoomsAnswer,
+};
 use super::Routes;
 
 pub(super) fn routes() -> Routes {

@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use homeserver_federation::{Call, CallError, Path, Peers};
 use homeserver_rooms::{Description, DirectoryPlace, RoomError, RoomNumber, Rooms};
 use homeserver_storage::Direction;
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedServerName, ServerName, directory::PublicRoomsChunk};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{read::ReadError, summary::RoomSummary};
 
@@ -88,12 +91,78 @@ impl Since {
 pub(crate) struct PublicRooms {
     rooms: Arc<Rooms>,
     server_name: OwnedServerName,
+    peers: Peers,
+}
+
+/// A page of another server's directory.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ListedElsewhere {
+    chunk: Vec<PublicRoomsChunk>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_room_count_estimate: Option<u64>,
+}
+
+/// What another server answers. Rooms that cannot be read are left out.
+#[derive(Deserialize)]
+struct PageElsewhere {
+    chunk: Vec<Value>,
+    next_batch: Option<String>,
+    prev_batch: Option<String>,
+    total_room_count_estimate: Option<u64>,
 }
 
 impl PublicRooms {
-    /// The directory of these rooms.
-    pub(crate) fn new(rooms: Arc<Rooms>, server_name: OwnedServerName) -> Self {
-        Self { rooms, server_name }
+    /// The directory of these rooms. `peers` are asked for theirs.
+    pub(crate) fn new(rooms: Arc<Rooms>, server_name: OwnedServerName, peers: Peers) -> Self {
+        Self {
+            rooms,
+            server_name,
+            peers,
+        }
+    }
+
+    /// A page of the directory of another server.
+    pub(crate) async fn list_of(
+        &self,
+        server: &ServerName,
+        wanted: &PublicRoomsRequest,
+    ) -> Result<ListedElsewhere, CallError> {
+        let limit = wanted.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
+        let path = Path::v1("publicRooms");
+        let call = if wanted.term.is_none() && wanted.types.is_empty() {
+            let path = path.query("limit", limit.to_string());
+            Call::get(match &wanted.since {
+                Some(since) => path.query("since", since),
+                None => path,
+            })
+        } else {
+            let mut body = json!({ "limit": limit, "filter": {} });
+            if let Some(since) = &wanted.since {
+                body["since"] = since.as_str().into();
+            }
+            if let Some(term) = &wanted.term {
+                body["filter"]["generic_search_term"] = term.as_str().into();
+            }
+            if !wanted.types.is_empty() {
+                body["filter"]["room_types"] = json!(wanted.types);
+            }
+            Call::post(path, body.to_string())
+        };
+        let answer = self.peers.ask(server, call.urgent()).await?;
+        let page: PageElsewhere = answer.read()?;
+        let rooms = page.chunk.into_iter().take(MAX_PAGE);
+        Ok(ListedElsewhere {
+            chunk: rooms
+                .filter_map(|room| serde_json::from_value(room).ok())
+                .collect(),
+            next_batch: page.next_batch,
+            prev_batch: page.prev_batch,
+            total_room_count_estimate: page.total_room_count_estimate,
+        })
     }
 
     /// Whose directory it is.

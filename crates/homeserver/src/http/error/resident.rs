@@ -72,6 +72,22 @@ impl From<PolicyError> for ApiError {
     }
 }
 
+impl From<CallError> for ApiError {
+    /// Of a question that a client's request passes on.
+    fn from(error: CallError) -> Self {
+        match &error {
+            CallError::Disabled | CallError::NotAdmitted(_) => Self::forbidden(error.to_string()),
+            CallError::Refused {
+                errcode, message, ..
+            } if errcode == "M_FORBIDDEN" => Self::forbidden(message),
+            CallError::Refused {
+                errcode, message, ..
+            } if errcode == "M_NOT_FOUND" => Self::not_found(message),
+            _ => bad_gateway("The other server did not answer as it should"),
+        }
+    }
+}
+
 /// 502 `M_UNKNOWN`: another server that is needed does not do its part.
 pub(crate) fn bad_gateway(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, ErrorKind::Unknown, message)

@@ -2,24 +2,44 @@
 //!
 //! Specification: server-server API, "Querying for information".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use homeserver_rooms::Rooms;
 use http::header;
-use ruma::{OwnedServerName, api::federation::query::get_profile_information};
-use serde_json::value::RawValue;
+use ruma::{
+    OwnedServerName,
+    api::federation::query::{get_profile_information, get_room_information},
+};
+use serde_json::{json, value::RawValue};
 
 use super::Signed;
 use crate::{
     app::profiles::ProfileChanges,
-    http::{ApiError, Routes},
+    http::{ApiError, Routes, json_answer},
 };
 
 pub(super) fn routes() -> Routes {
-    Routes::new().ruma(profile)
+    Routes::new().ruma(profile).ruma(alias)
+}
+
+/// Where an alias of this server points, and which servers are in that room.
+async fn alias(
+    State(rooms): State<Arc<Rooms>>,
+    State(own_name): State<OwnedServerName>,
+    Signed { request, .. }: Signed<get_room_information::v1::Request>,
+) -> Result<Response, ApiError> {
+    let unknown = || ApiError::not_found("This server has no such alias");
+    if request.room_alias.server_name() != own_name {
+        return Err(unknown());
+    }
+    let target = rooms.alias(&request.room_alias).await?;
+    let target = target.ok_or_else(unknown)?;
+    let answer = json!({ "room_id": target.room.id, "servers": target.servers });
+    Ok(json_answer(&answer))
 }
 
 /// The profile of a user of this server, or one field of it.

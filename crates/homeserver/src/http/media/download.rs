@@ -54,6 +54,8 @@ struct Wish<'a> {
     server: &'a ServerName,
     id: &'a str,
     wait: Duration,
+    /// Whether the server of the content may be asked for it.
+    may_fetch: bool,
     form: Form<'a>,
 }
 
@@ -78,7 +80,7 @@ trait FileRequest: IncomingRequest + Send + 'static {
 
 /// The requests of both generations have the same fields.
 macro_rules! file_requests {
-    ($($request:ty: $access:ident, |$this:ident| $wait:expr, $form:expr;)*) => {
+    ($($request:ty: $access:ident, |$this:ident| $wait:expr, $may_fetch:expr, $form:expr;)*) => {
         $(impl FileRequest for $request {
             const ACCESS: Access = Access::$access;
 
@@ -88,6 +90,7 @@ macro_rules! file_requests {
                     server: &$this.server_name,
                     id: &$this.media_id,
                     wait: $wait,
+                    may_fetch: $may_fetch,
                     form: $form,
                 }
             }
@@ -107,11 +110,11 @@ macro_rules! thumbnail {
 
 file_requests! {
     get_content::v1::Request: Authenticated,
-        |it| it.timeout_ms, Form::Original(None);
+        |it| it.timeout_ms, true, Form::Original(None);
     get_content_as_filename::v1::Request: Authenticated,
-        |it| it.timeout_ms, Form::Original(Some(&it.filename));
+        |it| it.timeout_ms, true, Form::Original(Some(&it.filename));
     get_content_thumbnail::v1::Request: Authenticated,
-        |it| it.timeout_ms, thumbnail!(it);
+        |it| it.timeout_ms, true, thumbnail!(it);
 }
 
 mod old_requests {
@@ -121,11 +124,11 @@ mod old_requests {
 
     file_requests! {
         old::get_content::v3::Request: Legacy,
-            |it| it.timeout_ms, Form::Original(None);
+            |it| it.timeout_ms, it.allow_remote, Form::Original(None);
         old::get_content_as_filename::v3::Request: Legacy,
-            |_it| DEFAULT_WAIT, Form::Original(Some(&_it.filename));
+            |it| DEFAULT_WAIT, it.allow_remote, Form::Original(Some(&it.filename));
         old::get_content_thumbnail::v3::Request: Legacy,
-            |it| it.timeout_ms, thumbnail!(it);
+            |it| it.timeout_ms, it.allow_remote, thumbnail!(it);
     }
 }
 
@@ -143,11 +146,17 @@ async fn file<R: FileRequest>(
         server,
         id,
         wait,
+        may_fetch,
         form,
     } = request.wish();
     // An id that cannot be is one that is not there.
     let id = MediaId::parse(id).map_err(|_| ApiError::not_found("No such media"))?;
     let media = &components.media;
+    // Strangers have nothing fetched where the old endpoints are frozen.
+    let open = media.options().allow_legacy_unauthenticated;
+    if may_fetch && (open || R::ACCESS == Access::Authenticated) {
+        components.remote_media.fetch(server, &id).await?;
+    }
     let found = match form {
         Form::Original(name) => media.open_file(server, &id, R::ACCESS, wait, name).await?,
         Form::Thumbnail {
@@ -173,7 +182,7 @@ fn asker(client: LimitKey) -> String {
     }
 }
 
-fn wanted(
+pub(in crate::http) fn wanted(
     (width, height): (UInt, UInt),
     method: Option<&WantedMethod>,
     animated: Option<bool>,

@@ -33,7 +33,7 @@ pub(super) fn incoming(body: Body, patience: Duration) -> impl AsyncRead + Send 
 /// The body of a download. It is read by a task of its own, which closes the file when the client
 /// takes nothing for as long as `patience`, also where the protocol would never say so: one HTTP/2
 /// connection may leave a hundred answers lying.
-pub(super) fn outgoing(
+pub(in crate::http) fn outgoing(
     mut content: impl AsyncRead + Send + Unpin + 'static,
     patience: Duration,
     tasks: &Tasks,

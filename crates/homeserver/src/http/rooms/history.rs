@@ -141,7 +141,7 @@ pub(super) fn hiding(error: ReadError) -> ApiError {
 }
 
 /// An empty token is none: some clients send `from=`.
-pub(super) fn token(token: Option<String>) -> Option<String> {
+pub(in crate::http) fn token(token: Option<String>) -> Option<String> {
     token.filter(|token| !token.is_empty())
 }
 
@@ -160,12 +160,12 @@ fn selection(filter: RoomEventFilter) -> Result<Selection, ApiError> {
     })
 }
 
-pub(super) fn count(number: UInt) -> usize {
+pub(in crate::http) fn count(number: UInt) -> usize {
     usize::try_from(u64::from(number)).unwrap_or(usize::MAX)
 }
 
 /// A 200 whose body is not one of ruma's types. Events in it are copied as they are.
-pub(super) fn json(answer: &impl Serialize) -> Result<Response, ApiError> {
+pub(in crate::http) fn json(answer: &impl Serialize) -> Result<Response, ApiError> {
     let body = serde_json::to_vec(answer).map_err(|error| ApiError::internal(&error))?;
     let headers = [
         (header::CONTENT_TYPE, "application/json"),

@@ -1,11 +1,12 @@
 //! `GET` and `POST /publicRooms`: the rooms that this server lists. `GET /room_summary`: what one
 //! room looks like from outside.
 //!
-//! Other servers are not asked: a list of another server is answered with 404.
+//! The list of another server is asked of that server.
 //!
 //! Specification: client-server API, "Published room directory", "Room summary".
 
 use axum::{extract::State, response::Response};
+use homeserver_federation::is_same_server;
 use ruma::{
     OwnedServerName,
     api::client::{
@@ -39,7 +40,7 @@ pub(super) fn routes() -> Routes {
 
 /// The answer of both forms of `/publicRooms`.
 #[derive(Debug, Serialize)]
-struct PublicRoomsAnswer {
+pub(in crate::http) struct PublicRoomsAnswer {
     chunk: Vec<RoomSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_batch: Option<String>,
@@ -66,12 +67,14 @@ async fn all(
     _session: Option<Session>,
     Ruma(request): Ruma<get_public_rooms::v3::Request>,
 ) -> Result<Response, ApiError> {
-    check_server(&directory, request.server)?;
     let wanted = PublicRoomsRequest {
         limit: request.limit.map(count),
         since: token(request.since),
         ..PublicRoomsRequest::default()
     };
+    if let Some(server) = elsewhere(&directory, request.server) {
+        return json(&directory.list_of(&server, &wanted).await?);
+    }
     let listed = directory.list(&wanted).await?;
     json(&PublicRoomsAnswer::from(listed))
 }
@@ -81,7 +84,6 @@ async fn filtered(
     _session: Session,
     Ruma(request): Ruma<get_public_rooms_filtered::v3::Request>,
 ) -> Result<Response, ApiError> {
-    check_server(&directory, request.server)?;
     if let RoomNetwork::ThirdParty(_) = request.room_network {
         // No third-party network is bridged here, so none lists a room.
         return json(&PublicRoomsAnswer::from(Listed::default()));
@@ -93,18 +95,16 @@ async fn filtered(
         term: token(request.filter.generic_search_term),
         types: types.map(|kind| kind.as_str().map(str::to_owned)).collect(),
     };
+    if let Some(server) = elsewhere(&directory, request.server) {
+        return json(&directory.list_of(&server, &wanted).await?);
+    }
     let listed = directory.list(&wanted).await?;
     json(&PublicRoomsAnswer::from(listed))
 }
 
-fn check_server(directory: &PublicRooms, server: Option<OwnedServerName>) -> Result<(), ApiError> {
-    match server {
-        Some(server) if server != *directory.server_name() => {
-            let message = "The list of another server cannot be fetched";
-            Err(ApiError::not_found(message))
-        }
-        _ => Ok(()),
-    }
+/// The server whose list is wanted, if it is not this one.
+fn elsewhere(directory: &PublicRooms, server: Option<OwnedServerName>) -> Option<OwnedServerName> {
+    server.filter(|server| !is_same_server(server, directory.server_name()))
 }
 
 /// A room's summary and what the reader is to the room.

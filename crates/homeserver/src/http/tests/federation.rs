@@ -2,6 +2,8 @@
 
 mod elsewhere;
 mod history;
+mod invites;
+mod media;
 mod peer;
 mod resident;
 mod users;

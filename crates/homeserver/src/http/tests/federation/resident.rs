@@ -513,3 +513,50 @@ async fn a_user_of_another_server_knocks_and_is_shown_the_room() {
     let member = world.state(&room, "m.room.member", &bob).await;
     assert_eq!(member["membership"], "leave");
 }
+
+#[tokio::test]
+async fn aliases_and_the_directory_are_told_to_servers_and_asked_of_them() {
+    let world = World::new().await;
+    let room = world
+        .room(json!({
+            "preset": "public_chat", "visibility": "public", "room_alias_name": "garden",
+            "name": "Garden",
+        }))
+        .await;
+    let query = format!("{FEDERATION}/v1/query/directory?room_alias=");
+    let ask = async |alias: &str| {
+        let path = format!("{query}{}", encode(alias));
+        world.peer.get(&world.here, &path).await
+    };
+    let found = ask("#garden:here.example").await.ok();
+    assert_eq!(found["room_id"], room.as_str());
+    assert_eq!(found["servers"], json!(["here.example"]));
+    for unknown in ["#other:here.example", "#garden:peer.example"] {
+        ask(unknown).await.refused(404, "M_NOT_FOUND");
+    }
+    let directory = format!("{FEDERATION}/v1/publicRooms");
+    let listed = world.peer.get(&world.here, &directory).await.ok();
+    assert_eq!(listed["chunk"][0]["room_id"], room.as_str());
+    let search = |term: &str| json!({ "filter": { "generic_search_term": term } });
+    for (term, rooms) in [("gard", 1), ("desert", 0)] {
+        let (peer, wish) = (&world.peer, search(term));
+        let found = peer
+            .ask(&world.here, Method::POST, &directory, &wish)
+            .await
+            .ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), rooms, "{term}");
+    }
+    // From the clients of another server.
+    let there = super::join(&world.network, "there.example").await;
+    let zoe = there.register("zoe").await;
+    let path = "/_matrix/client/v3/publicRooms?server=here.example";
+    let listed = there.get(path, Some(&zoe.token)).await.ok();
+    assert_eq!(listed["chunk"][0]["name"], "Garden");
+    for (term, rooms) in [("gard", 1), ("desert", 0)] {
+        let found = there.post(path, Some(&zoe.token), search(term)).await.ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), rooms, "{term}");
+    }
+    let gone = "/_matrix/client/v3/publicRooms?server=gone.example";
+    let answer = there.get(gone, Some(&zoe.token)).await;
+    answer.refused(502, "M_UNKNOWN");
+}

@@ -1,0 +1,110 @@
+//! Media of other servers: fetched when somebody here first asks for one, and kept.
+//!
+//! Specification: server-server API, "Content Repository".
+
+use std::{collections::HashMap, pin::pin, sync::Arc};
+
+use homeserver_federation::{CallError, Peers, is_same_server};
+use homeserver_media::{Declared, Failure, Media, MediaId, UploadError};
+use homeserver_runtime::Tasks;
+use parking_lot::Mutex;
+use ruma::{OwnedServerName, ServerName};
+use tokio_util::io::StreamReader;
+
+/// Media that are fetched at once.
+const AT_ONCE: usize = 64;
+
+/// Why a medium of another server is not here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteMediaError {
+    /// It does not give it.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// It broke off, is too large, or cannot be kept.
+    #[error(transparent)]
+    Kept(#[from] UploadError),
+    /// What is here cannot be read.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// Too many are being fetched.
+    #[error("too many media of other servers are fetched at once")]
+    Crowded,
+}
+
+type Key = (OwnedServerName, String);
+
+/// Fetches media of other servers. Cheap to clone; clones fetch nothing twice at once.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteMedia {
+    media: Media,
+    peers: Peers,
+    tasks: Tasks,
+    underway: Arc<Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl RemoteMedia {
+    /// Media to be kept in `media`.
+    pub(crate) fn new(media: Media, peers: Peers, tasks: Tasks) -> Self {
+        Self {
+            media,
+            peers,
+            tasks,
+            underway: Arc::default(),
+        }
+    }
+
+    /// Sees to it that a medium of another server is here; of those of this one nothing is done.
+    /// What was begun is ended, also if nobody waits for it.
+    pub(crate) async fn fetch(
+        &self,
+        server: &ServerName,
+        id: &MediaId,
+    ) -> Result<(), RemoteMediaError> {
+        let own = &self.media.options().server_name;
+        if is_same_server(server, own) || self.media.is_here(server, id).await? {
+            return Ok(());
+        }
+        let (this, server, id) = (self.clone(), server.to_owned(), id.clone());
+        let fetched = async move { this.fetch_once(&server, &id).await };
+        self.tasks.see_through(fetched).await
+    }
+
+    async fn fetch_once(&self, server: &ServerName, id: &MediaId) -> Result<(), RemoteMediaError> {
+        let key = (server.to_owned(), id.to_string());
+        let turn = {
+            let mut underway = self.underway.lock();
+            if underway.len() >= AT_ONCE && !underway.contains_key(&key) {
+                return Err(RemoteMediaError::Crowded);
+            }
+            Arc::clone(underway.entry(key.clone()).or_default())
+        };
+        let fetched = {
+            let _turn = turn.lock().await;
+            self.fetch_now(server, id).await
+        };
+        let mut underway = self.underway.lock();
+        // This one and the map: nobody else waits.
+        if Arc::strong_count(&turn) <= 2 {
+            underway.remove(&key);
+        }
+        fetched
+    }
+
+    async fn fetch_now(&self, server: &ServerName, id: &MediaId) -> Result<(), RemoteMediaError> {
+        if self.media.is_here(server, id).await? {
+            return Ok(());
+        }
+        let largest = self.media.options().max_upload_size;
+        let found = self.peers.medium(server, id.as_str(), largest).await?;
+        let declared = Declared {
+            content_type: found.content_type.clone(),
+            file_name: found.file_name.clone(),
+            length: None,
+        };
+        let mut content = pin!(StreamReader::new(found.pieces()));
+        self.media
+            .keep_remote(server, id, &declared, &mut content)
+            .await?;
+        Ok(())
+    }
+}

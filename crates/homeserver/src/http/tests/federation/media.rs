@@ -1,0 +1,150 @@
+//! Media between servers: ours for them, theirs for our clients.
+
+use axum::{extract::Path as PathOf, response::IntoResponse, routing};
+use http::{StatusCode, header};
+
+use super::{peer::Peer, resident::World, *};
+
+/// Uploads a text.
+async fn upload(server: &Fresh, token: &str, text: &str) -> String {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/_matrix/media/v3/upload?filename=a.txt")
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .header(header::CONTENT_TYPE, "text/plain")
+        .body(Body::from(text.to_owned()))
+        .unwrap();
+    let answer = server.router.clone().oneshot(request).await.unwrap();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    body["content_uri"].as_str().unwrap()["mxc://".len()..].to_owned()
+}
+
+/// Status, type and content of a download.
+async fn download(server: &Fresh, token: Option<&str>, path: &str) -> (u16, String, String) {
+    let mut request = Request::builder().uri(path);
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Body::empty()).unwrap();
+    let answer = server.router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = answer.into_parts();
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    let kind = kind.map(|kind| kind.to_str().unwrap().to_owned());
+    let body = body.collect().await.unwrap().to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    (parts.status.as_u16(), kind.unwrap_or_default(), body)
+}
+
+const CLIENT: &str = "/_matrix/client/v1/media/download";
+
+#[tokio::test]
+async fn a_medium_of_another_server_is_fetched_once_and_kept() {
+    let world = World::new().await;
+    let there = join(&world.network, "there.example").await;
+    let zoe = there.register("zoe").await;
+    let medium = upload(&there, &zoe.token, "some text").await;
+    let path = format!("{CLIENT}/{medium}");
+    let token = Some(&*world.alice.token);
+    let found = download(&world.here, token, &path).await;
+    assert_eq!(
+        found,
+        (200, "text/plain".to_owned(), "some text".to_owned())
+    );
+    // Neither for strangers nor over the frozen endpoints.
+    assert_eq!(download(&world.here, None, &path).await.0, 401);
+    let other = upload(&there, &zoe.token, "other text").await;
+    for old in [&medium, &other] {
+        let old = format!("/_matrix/media/v3/download/{old}");
+        assert_eq!(download(&world.here, None, &old).await.0, 404);
+    }
+    // The other server may be gone.
+    let name = ServerName::parse("there.example").unwrap();
+    world.network.routers.lock().remove(&name);
+    assert_eq!(download(&world.here, token, &path).await.2, "some text");
+    let path = format!("{CLIENT}/{other}");
+    assert_eq!(download(&world.here, token, &path).await.0, 404);
+}
+
+#[tokio::test]
+async fn media_are_served_to_servers_in_two_parts() {
+    let world = World::new().await;
+    let medium = upload(&world.here, &world.alice.token, "some text").await;
+    let id = medium.split_once('/').unwrap().1;
+    let path = format!("/_matrix/federation/v1/media/download/{id}");
+    let unsigned = download(&world.here, Some(&world.alice.token), &path).await;
+    assert_eq!(unsigned.0, 401);
+    let answer = world.peer.get(&world.here, &path).await;
+    assert_eq!(answer.status, 200);
+    let kind = answer.headers[header::CONTENT_TYPE].to_str().unwrap();
+    assert!(kind.starts_with("multipart/mixed; boundary="), "{kind}");
+    for unknown in ["unknown", "..", "a%2Fb"] {
+        let path = format!("/_matrix/federation/v1/media/download/{unknown}");
+        let answer = world.peer.get(&world.here, &path).await;
+        answer.refused(404, "M_NOT_FOUND");
+    }
+    let path = format!("/_matrix/federation/v1/media/thumbnail/{id}?width=10&height=10");
+    let answer = world.peer.get(&world.here, &path).await;
+    answer.refused(400, "M_UNKNOWN");
+}
+
+#[tokio::test]
+async fn servers_that_know_the_old_endpoint_only_are_asked_there() {
+    let old = async |PathOf((server, id)): PathOf<(String, String)>, query: String| {
+        assert_eq!((&*server, &*id), ("peer.example", "abc"));
+        let _ = query;
+        ([(header::CONTENT_TYPE, "text/html")], "<b>text</b>").into_response()
+    };
+    let old = routing::get(
+        async move |path: PathOf<(String, String)>, request: Request<Body>| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            assert!(query.contains("allow_remote=false"), "{query}");
+            old(path, query).await
+        },
+    );
+    let unrecognized = || {
+        let body = axum::Json(json!({ "errcode": "M_UNRECOGNIZED" }));
+        (StatusCode::NOT_FOUND, body).into_response()
+    };
+    let router = Router::new()
+        .route("/_matrix/media/v3/download/{server}/{id}", old)
+        .fallback(async move || unrecognized());
+    let world = World::with(router).await;
+    let path = format!("{CLIENT}/peer.example/abc");
+    let found = download(&world.here, Some(&world.alice.token), &path).await;
+    assert_eq!((found.0, &*found.2), (200, "<b>text</b>"));
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_no_medium() {
+    let parts = "multipart/mixed; boundary=b";
+    let elsewhere = "--b\r\n\r\n{}\r\n--b\r\nLocation: https://10.0.0.1/x\r\n\r\n\r\n--b--";
+    let answers = [
+        ("whole", "text/plain", "text"),
+        ("broken", parts, "--b\r\n\r\n{}\r\n--b\r\n\r\ncontent"),
+        ("headless", parts, "--b\r\n\r\n{}\r\n--b--"),
+        ("elsewhere", parts, elsewhere),
+    ];
+    let served = routing::get(async move |PathOf(id): PathOf<String>| {
+        let found = answers.iter().find(|(name, ..)| *name == id).unwrap();
+        ([(header::CONTENT_TYPE, found.1)], found.2).into_response()
+    });
+    let router = Router::new().route("/_matrix/federation/v1/media/download/{id}", served);
+    let world = World::with(router).await;
+    for (id, status) in [
+        ("whole", 404),
+        ("broken", 502),
+        ("headless", 404),
+        ("elsewhere", 404),
+    ] {
+        let path = format!("{CLIENT}/peer.example/{id}");
+        for _ in 0..2 {
+            let found = download(&world.here, Some(&world.alice.token), &path).await;
+            assert_eq!(found.0, status, "{id}: {}", found.2);
+        }
+    }
+    let nobody = Peer::join(&world.network, "nobody.example", Router::new());
+    let path = format!("{CLIENT}/{}/abc", nobody.name);
+    let found = download(&world.here, Some(&world.alice.token), &path).await;
+    assert_eq!(found.0, 404);
+}
