@@ -252,7 +252,7 @@ impl Rooms {
         server: &ServerName,
         at: Position,
     ) -> Result<bool, RoomError> {
-        if self.has_debts(room.number).await? {
+        if self.has_debts(room.number, at).await? {
             let servers = self.servers_at(room, at).await?;
             return Ok(servers.iter().any(|one| one == server));
         }
@@ -266,14 +266,11 @@ impl Rooms {
         if let Some(servers) = self.servers_at_hand.0.get(&key) {
             return Ok(servers);
         }
-        if self.has_debts(room.number).await? {
-            return self.servers_with_debts(room).await;
+        if self.has_debts(room.number, at).await? {
+            return self.servers_with_debts(room, at).await;
         }
         let servers = self.logged_servers(room.number, at).await?;
-        // A switch may have happened in between, whose log is not written yet.
-        if !self.has_debts(room.number).await? {
-            self.servers_at_hand.0.insert(key, Arc::clone(&servers));
-        }
+        self.servers_at_hand.0.insert(key, Arc::clone(&servers));
         Ok(servers)
     }
 
@@ -303,16 +300,18 @@ impl Rooms {
         Ok(parsed(names.map(|(name, _)| name)))
     }
 
-    async fn has_debts(&self, room: RoomNumber) -> Result<bool, RoomError> {
-        Ok(!self.debts_of(room, 1).await?.is_empty())
+    /// Whether the log lacks what a switch changed before a position, or at it.
+    async fn has_debts(&self, room: RoomNumber, at: Position) -> Result<bool, RoomError> {
+        Ok(!self.debts_of(room, at, 1).await?.is_empty())
     }
 
     async fn debts_of(
         &self,
         room: RoomNumber,
+        at: Position,
         limit: usize,
     ) -> Result<Vec<((u64, Position), IndexDebtRow)>, RoomError> {
-        let range = ScanRange::prefix(&room.0);
+        let range = ScanRange::prefix(&room.0).upto(&(room.0, at));
         let table = &tables::INDEX_DEBTS;
         let rows = self.store.scan(table, range, Direction::Forward, limit);
         Ok(rows.await?)
@@ -320,15 +319,15 @@ impl Rooms {
 
     /// The servers of a room now, where a switch is still being indexed: what the indexes count and
     /// what they do not count yet.
-    async fn servers_with_debts(&self, room: &Room) -> Result<Servers, RoomError> {
+    async fn servers_with_debts(&self, room: &Room, at: Position) -> Result<Servers, RoomError> {
         for _ in 0..DEBTS {
-            let debts = self.debts_of(room.number, DEBTS).await?;
+            let debts = self.debts_of(room.number, at, DEBTS).await?;
             let mut counts = self.server_counts(room.number).await?;
             for (_, debt) in &debts {
                 self.add_unpaid(room, debt, &mut counts).await?;
             }
             // What was paid meanwhile may be counted twice.
-            if self.debts_of(room.number, DEBTS).await? == debts {
+            if self.debts_of(room.number, at, DEBTS).await? == debts {
                 let names = counts.into_iter().filter(|(_, count)| count.present());
                 return Ok(parsed(names.map(|(name, _)| name)));
             }

@@ -12,6 +12,7 @@ mod fuzz;
 mod imports;
 mod member_state;
 mod mortal;
+mod outgoing;
 mod paging;
 mod peer;
 mod receiving;
