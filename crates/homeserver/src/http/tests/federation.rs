@@ -6,6 +6,7 @@ mod invites;
 mod media;
 mod peer;
 mod resident;
+mod sending;
 mod users;
 
 use std::collections::{BTreeSet, HashMap};
