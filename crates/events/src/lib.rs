@@ -41,7 +41,7 @@ pub use redaction::{redact, redact_object};
 pub use rules::{RoomVersion, Rules};
 pub use server_acl::ServerAcl;
 pub use signatures::{
-    KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, claimed_keys, required_servers,
-    sign_json, verify_event, verify_json,
+    KeyLifetime, KeySource, PublishedKey, Verified, VerifyError, claimed_keys, claimed_keys_in,
+    required_servers, sign_json, verify_event, verify_event_in, verify_json,
 };
 pub use status::{EventStatus, RejectReason, SoftFailReason, StatusKind};

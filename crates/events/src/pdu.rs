@@ -86,25 +86,22 @@ impl Pdu {
     /// not look at hashes or signatures beyond their form.
     pub fn parse(json: &[u8], rules: &'static Rules) -> Result<Self, PduError> {
         let object = canonical::parse_object(json, rules.strictness)?;
-        Self::from_object(object, rules)
+        Self::of_object(&object, rules)
     }
 
     /// Like [`Pdu::parse`], for an event that was read as canonical JSON already.
-    pub fn from_object(
-        mut object: CanonicalObject,
-        rules: &'static Rules,
-    ) -> Result<Self, PduError> {
-        check_hashes_and_signatures(&object)?;
-        let mut json = canonical::to_string(&object);
+    pub fn of_object(object: &CanonicalObject, rules: &'static Rules) -> Result<Self, PduError> {
+        check_hashes_and_signatures(object)?;
+        let mut json = canonical::to_string(object);
         if json.len() > MAX_PDU_BYTES {
             return Err(PduError::TooLarge);
         }
-        if object.remove("unsigned").is_some() {
-            json = canonical::to_string(&object);
+        if object.contains_key("unsigned") {
+            json = canonical::to_string_without(object, &["unsigned"]);
         }
         let hash = match rules.event_id {
             EventIdFormat::Field => None,
-            _ => Some(hash::reference_hash(&object, rules)),
+            _ => Some(hash::reference_hash(object, rules)),
         };
         let event_id = hash.and_then(|hash| hash::event_id_of_hash(&hash, rules));
         Self::assemble(json, event_id, rules)

@@ -178,10 +178,18 @@ pub fn claimed_keys(
     event: &Pdu,
     rules: &Rules,
 ) -> Result<Vec<(OwnedServerName, Vec<String>)>, VerifyError> {
-    let object = event.to_object()?;
-    let servers = required_servers_of(event, &object, rules)?;
+    claimed_keys_in(event, &event.to_object()?, rules)
+}
+
+/// Like [`claimed_keys`], with the object that the event was read from.
+pub fn claimed_keys_in(
+    event: &Pdu,
+    object: &CanonicalObject,
+    rules: &Rules,
+) -> Result<Vec<(OwnedServerName, Vec<String>)>, VerifyError> {
+    let servers = required_servers_of(event, object, rules)?;
     let claimed = servers.into_iter().map(|server| {
-        let ids = signatures_of(&object, server.as_str()).map(|(id, _)| id.clone());
+        let ids = signatures_of(object, server.as_str()).map(|(id, _)| id.clone());
         let ids = ids.collect();
         (server, ids)
     });
@@ -238,8 +246,17 @@ pub fn verify_event(
     rules: &'static Rules,
     keys: &dyn KeySource,
 ) -> Result<Verified, VerifyError> {
-    let object = event.to_object()?;
-    let redacted = redact_object(&object, rules);
+    verify_event_in(event, &event.to_object()?, rules, keys)
+}
+
+/// Like [`verify_event`], with the object that the event was read from.
+pub fn verify_event_in(
+    event: &Pdu,
+    object: &CanonicalObject,
+    rules: &'static Rules,
+    keys: &dyn KeySource,
+) -> Result<Verified, VerifyError> {
+    let redacted = redact_object(object, rules);
     let verify = |servers: Vec<OwnedServerName>| {
         servers.into_iter().try_for_each(|server| {
             verify_json(&redacted, server.as_str(), &|key_id| {
@@ -250,8 +267,8 @@ pub fn verify_event(
             })
         })
     };
-    verify(required_servers_of(event, &object, rules)?)?;
-    if content_hash_matches(&object) {
+    verify(required_servers_of(event, object, rules)?)?;
+    if content_hash_matches(object) {
         return Ok(Verified::All);
     }
     verify(required_servers_of(event, &redacted, rules)?)?;

@@ -15,7 +15,6 @@ mod edu_queue;
 mod edu_worker;
 mod edus;
 mod gap;
-mod port;
 mod queue;
 mod read_edu;
 pub(crate) mod rows;

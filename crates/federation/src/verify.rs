@@ -10,8 +10,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use homeserver_events::{
-    CanonicalValue, KeySource as _, Pdu, PduError, Rules, Verified, VerifyError, claimed_keys,
-    redact_object, verify_event, verify_json,
+    CanonicalObject, CanonicalValue, KeySource as _, Pdu, PduError, Rules, Verified, VerifyError,
+    canonical, claimed_keys_in, redact_object, verify_event_in, verify_json,
 };
 use homeserver_runtime::{PoolClosed, Runtime};
 use homeserver_storage::StorageError;
@@ -55,8 +55,16 @@ pub struct Verifier {
     runtime: Runtime,
 }
 
+/// Events that are held as objects: these are several times as large as their text.
+const HELD: usize = 1_000;
+
 /// An event of the right form, and the keys that decide about its signatures.
-type Parsed = (Pdu, Vec<Wanted>);
+struct Parsed {
+    event: Pdu,
+    /// What it was read from, so that it is read once.
+    object: CanonicalObject,
+    wanted: Vec<Wanted>,
+}
 
 impl Verifier {
     /// A verifier that takes its keys from this ring.
@@ -71,6 +79,20 @@ impl Verifier {
     /// When nothing could be checked.
     pub async fn verify(
         &self,
+        mut events: Vec<Bytes>,
+        rules: &'static Rules,
+        patience: Duration,
+    ) -> Result<Vec<Result<Pdu, Dropped>>, CheckError> {
+        let mut checked = Vec::with_capacity(events.len());
+        while !events.is_empty() {
+            let some = events.drain(..events.len().min(HELD)).collect();
+            checked.extend(self.verify_some(some, rules, patience).await?);
+        }
+        Ok(checked)
+    }
+
+    async fn verify_some(
+        &self,
         events: Vec<Bytes>,
         rules: &'static Rules,
         patience: Duration,
@@ -79,10 +101,10 @@ impl Verifier {
         let wanted: Vec<Wanted> = parsed
             .iter()
             .flatten()
-            .flat_map(|(_, wanted)| wanted.iter().cloned())
+            .flat_map(|parsed| parsed.wanted.iter().cloned())
             .collect();
         let keys = Arc::new(self.ring.keys_for(&wanted, patience).await?);
-        let check = move |parsed: Result<Parsed, Dropped>| check(parsed?, rules, &keys);
+        let check = move |parsed: Result<Parsed, Dropped>| check(&parsed?, rules, &keys);
         Ok(self.each(parsed, check).await?)
     }
 
@@ -145,9 +167,10 @@ impl Verifier {
 }
 
 fn parse(json: &[u8], rules: &'static Rules) -> Result<Parsed, Dropped> {
-    let event = Pdu::parse(json, rules)?;
+    let object = canonical::parse_object(json, rules.strictness).map_err(PduError::from)?;
+    let event = Pdu::of_object(&object, rules)?;
     let mut wanted = Vec::new();
-    for (server, ids) in claimed_keys(&event, rules)? {
+    for (server, ids) in claimed_keys_in(&event, &object, rules)? {
         let ids = ids.into_iter().filter(|id| is_key_id(id));
         wanted.extend(ids.map(|key_id| Wanted {
             server: server.clone(),
@@ -156,20 +179,29 @@ fn parse(json: &[u8], rules: &'static Rules) -> Result<Parsed, Dropped> {
             enforced: rules.enforces_key_validity,
         }));
     }
-    Ok((event, wanted))
+    Ok(Parsed {
+        event,
+        object,
+        wanted,
+    })
 }
 
-fn check((event, wanted): Parsed, rules: &'static Rules, keys: &Keys) -> Result<Pdu, Dropped> {
-    match verify_event(&event, rules, keys) {
-        Ok(Verified::All) => Ok(event),
+fn check(parsed: &Parsed, rules: &'static Rules, keys: &Keys) -> Result<Pdu, Dropped> {
+    let Parsed {
+        event,
+        object,
+        wanted,
+    } = parsed;
+    match verify_event_in(event, object, rules, keys) {
+        Ok(Verified::All) => Ok(event.clone()),
         Ok(Verified::HashMismatch(copy)) => Ok(copy),
         Err(VerifyError::NoUsableSignature(server)) => {
             // It may be signed well by a key that could not be asked for now.
             let unknown = wanted
-                .into_iter()
+                .iter()
                 .find(|wanted| *wanted.server == *server && keys.is_unavailable(&wanted.server));
             Err(match unknown {
-                Some(unknown) => Dropped::KeysUnknown(unknown.server),
+                Some(unknown) => Dropped::KeysUnknown(unknown.server.clone()),
                 None => VerifyError::NoUsableSignature(server).into(),
             })
         }
@@ -179,9 +211,7 @@ fn check((event, wanted): Parsed, rules: &'static Rules, keys: &Keys) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use homeserver_events::{
-        CanonicalObject, Draft, RoomVersion, SigningKey, canonical, sign_json,
-    };
+    use homeserver_events::{Draft, RoomVersion, SigningKey, sign_json};
     use ruma::{OwnedUserId, room_id, server_name};
     use serde_json::{json, value::to_raw_value};
 

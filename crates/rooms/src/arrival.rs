@@ -416,7 +416,7 @@ impl RoomEdit<'_> {
     }
 
     /// Greater than all that is here, and at least the depth that the event claims.
-    fn height_over_gap(&self, join: &Pdu) -> u64 {
+    pub(crate) fn height_over_gap(&self, join: &Pdu) -> u64 {
         join.depth().max(self.delta.head.highest.saturating_add(1))
     }
 

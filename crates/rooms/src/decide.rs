@@ -139,7 +139,7 @@ impl Proposal<'_> {
         if rules.event_id == EventIdFormat::Field {
             stand_in.insert("event_id".to_owned(), "$template:template".into());
         }
-        let pdu = Pdu::from_object(stand_in, rules)
+        let pdu = Pdu::of_object(&stand_in, rules)
             .map_err(|why| RoomError::BadContent(with_source(&why)))?;
         state
             .check(rules, &pdu)

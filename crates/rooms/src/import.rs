@@ -85,10 +85,23 @@ struct Part<'a> {
 impl Rooms {
     /// Begins to prepare a change of the room's state as it is now.
     pub async fn begin_import(&self, room: &Room) -> Result<ImportId, RoomError> {
+        self.begin_from(room, None).await
+    }
+
+    /// Begins to prepare a state of events of the room, from nothing. It is not to be switched in.
+    pub(crate) async fn begin_state(&self, room: &Room) -> Result<ImportId, RoomError> {
+        self.begin_from(room, Some(StateRoot::EMPTY)).await
+    }
+
+    async fn begin_from(
+        &self,
+        room: &Room,
+        root: Option<StateRoot>,
+    ) -> Result<ImportId, RoomError> {
         // Numbers of events are never given twice, so one of them names the import.
         let import = ImportId(self.numbering.new_event().await?.0);
         for _ in 0..ATTEMPTS {
-            match self.try_begin_import(room, import).await {
+            match self.try_begin_import(room, import, root).await {
                 Err(RoomError::NotStored(CommitError::Conflict { .. })) => {}
                 outcome => return outcome.map(|()| import),
             }
@@ -96,7 +109,12 @@ impl Rooms {
         Err(RoomError::Contended)
     }
 
-    async fn try_begin_import(&self, room: &Room, import: ImportId) -> Result<(), RoomError> {
+    async fn try_begin_import(
+        &self,
+        room: &Room,
+        import: ImportId,
+        root: Option<StateRoot>,
+    ) -> Result<(), RoomError> {
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
@@ -106,7 +124,7 @@ impl Rooms {
             touched: self.clock.unix_millis(),
             parts: 0,
             base: seen.root,
-            root: seen.root,
+            root: root.unwrap_or(seen.root),
             generation: seen.generation,
             abandoned: false,
         };

@@ -39,10 +39,10 @@ use crate::{
 };
 
 /// Times an event is judged before its room counts as contended.
-const MAX_JUDGEMENTS: usize = 16;
+pub(crate) const MAX_JUDGEMENTS: usize = 16;
 
 /// After so many judgements, states are resolved while the tip is held.
-const MAX_PREPARED: usize = 8;
+pub(crate) const MAX_PREPARED: usize = 8;
 
 /// Operations left for the rest of a batch when it takes another event, with all whom it mentions.
 const ROOM_FOR_ONE: usize = 260;
@@ -375,6 +375,7 @@ impl<'a> Receiving<'a> {
                 number: &mut self.numbers[index],
                 prepared: &self.prepared,
                 settled: self.settled && judged.is_empty(),
+                gap: None,
             };
             match edit.take_received(&self.events[index], hands).await {
                 Ok(Taken::Judged(status, positions)) => judged.push(Judged {

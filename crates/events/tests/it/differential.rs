@@ -148,7 +148,7 @@ proptest! {
             3 => { sign_json(&mut object, "two.example", &key()); }
             _ => {}
         }
-        let changed = Pdu::from_object(object.clone(), version.rules()).unwrap();
+        let changed = Pdu::of_object(&object, version.rules()).unwrap();
         let public = key().verify_key();
         let known = |_: &ServerName, id: &str| {
             let lifetime = KeyLifetime::ValidUntil(u64::MAX);
@@ -615,7 +615,7 @@ proptest! {
             Some(value) => object.insert(field.to_owned(), value),
             None => object.remove(field),
         };
-        if Pdu::from_object(object.clone(), version.rules()).is_ok() {
+        if Pdu::of_object(&object, version.rules()).is_ok() {
             let rules = their_rules(version).event_format;
             let result = ruma_state_res::check_pdu_format(&theirs(&object), &rules);
             prop_assert_eq!(result, Ok(()));

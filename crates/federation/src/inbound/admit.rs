@@ -13,7 +13,6 @@ use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 
 use super::{
     Inner, TransactionError,
-    port::RoomsPort as _,
     queue::Place,
     transaction::{probable_id, room_of},
 };

@@ -16,17 +16,13 @@ use homeserver_events::Pdu;
 use homeserver_rooms::{ImportId, Incoming, Received, Room, RoomError};
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
-use super::{
-    Inner,
-    desk::in_order,
-    port::{MAX_OUTLIERS, RoomsPort as _, StateGiven, StateTaken},
-};
+use super::{Inner, desk::in_order};
 use crate::{FetchError, MissingEvents, RoomOf, StateIds, is_same_server};
 
 /// Events that one call for missing events asks for: what other servers ask for, too.
 const MISSING_AT_ONCE: usize = 10;
 /// Such calls for one event: a longer gap is bridged by its state.
-const MAX_ROUNDS: usize = 10;
+const MAX_ROUNDS: usize = 30;
 /// Servers that are asked.
 const MAX_SERVERS: usize = 4;
 /// Steps of judging what was fetched, each of which fills one gap.
@@ -35,8 +31,6 @@ const MAX_STEPS: usize = 12;
 const MAX_AUTH_ROUNDS: usize = 8;
 /// Events of a state that are fetched one by one; where more are missing, the whole state is.
 const MAX_SINGLE: usize = 100;
-/// Times that a state is put together anew without what lacks its auth events.
-const MAX_CUTS: usize = 4;
 /// How long filling one gap may take in all.
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -283,13 +277,10 @@ impl Gap<'_> {
 
     async fn outliers(&self, events: Vec<Pdu>) -> Result<(), GapError> {
         let rooms = &self.inner.parts.rooms;
-        let mut events = in_order(events, |pdu| pdu);
-        while !events.is_empty() {
-            let some: Vec<Pdu> = events.drain(..events.len().min(MAX_OUTLIERS)).collect();
-            let taken = rooms.receive_outliers(self.room, some).await?;
-            if !taken.left_out.is_empty() {
-                tracing::debug!(room = %self.room.id, left_out = taken.left_out.len(), "auth events lack theirs");
-            }
+        let taken = rooms.receive_outliers(self.room, in_order(events, |pdu| pdu));
+        let left_out = taken.await?.left_out.len();
+        if left_out > 0 {
+            tracing::debug!(room = %self.room.id, left_out, "auth events lack theirs");
         }
         Ok(())
     }
@@ -297,7 +288,12 @@ impl Gap<'_> {
     /// Judges an event by the state that another server has before it.
     async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
         let rooms = &self.inner.parts.rooms;
-        for server in &self.servers {
+        // Whoever made the event knows best what was before it.
+        let makers = event.sender().server_name();
+        let (first, then): (Vec<_>, Vec<_>) = (self.servers.iter())
+            .cloned()
+            .partition(|server| is_same_server(server, makers));
+        for server in first.iter().chain(&then) {
             let import = match self.state_before(server, event).await {
                 Ok(import) => import,
                 Err(GapError::Room(error)) => return Err(error.into()),
@@ -316,9 +312,9 @@ impl Gap<'_> {
                     self.judged.push(event.event_id().to_owned());
                     return Ok(());
                 }
-                Ok(Received::Missing { .. }) => rooms.abandon_import(import).await?,
+                Ok(Received::Missing { .. }) => rooms.abandon_arrival(import).await?,
                 Err(error) => {
-                    rooms.abandon_import(import).await?;
+                    rooms.abandon_arrival(import).await?;
                     return Err(error.into());
                 }
             }
@@ -341,67 +337,25 @@ impl Gap<'_> {
         }
         let lacking_state = rooms.missing_of(self.room, &state).await?;
         let lacking_auth = rooms.missing_of(self.room, &auth_chain).await?;
-        let lacking: HashSet<&OwnedEventId> = lacking_state.iter().collect();
-        let known = state.iter().filter(|id| !lacking.contains(id)).cloned();
-        let mut given = StateGiven {
-            known: known.collect(),
-            state: Vec::new(),
-            auth_chain: Vec::new(),
-        };
-        if lacking_state.len() + lacking_auth.len() > MAX_SINGLE {
+        let lacking = lacking_state.len() + lacking_auth.len();
+        let fetched = if lacking > MAX_SINGLE {
             let whole = fetcher.state(server, self.of(), event.event_id()).await;
             let whole = whole.map_err(not_given)?;
-            let wanted: HashSet<&EventId> = lacking_state.iter().map(|id| &**id).collect();
-            let state = whole.state.into_iter();
-            given.state = state
-                .filter(|pdu| wanted.contains(pdu.event_id()))
-                .collect();
-            given.auth_chain = whole.auth_chain;
+            // Only what the ids named.
+            let wanted: HashSet<_> = lacking_state.into_iter().chain(lacking_auth).collect();
+            let both = whole.auth_chain.into_iter().chain(whole.state);
+            both.filter(|pdu| wanted.contains(pdu.event_id())).collect()
         } else {
-            let servers = &self.servers;
-            given.state = fetcher.events(servers, self.of(), &lacking_state).await;
-            given.auth_chain = fetcher.events(servers, self.of(), &lacking_auth).await;
-        }
-        self.collect(given).await
-    }
-
-    /// Has a state put together. State events whose auth events nobody has are left out of it.
-    async fn collect(&self, mut given: StateGiven) -> Result<ImportId, GapError> {
-        let rooms = &self.inner.parts.rooms;
-        for _ in 0..MAX_CUTS {
-            let taken = rooms.collect_state(self.room, given.clone()).await?;
-            let lacking = match taken {
-                StateTaken::Collected(import) => return Ok(import),
-                StateTaken::Missing(lacking) => lacking,
-            };
-            if lacking.len() <= MAX_SINGLE && self.one_by_one(lacking.clone()).await.is_ok() {
-                continue;
-            }
-            let lacking: HashSet<_> = lacking.into_iter().collect();
-            cut(&mut given, lacking);
-        }
-        Err(GapError::NotGiven("the auth events of the state"))
-    }
-}
-
-/// Takes out all that names what is lacking, and all that names that.
-fn cut(given: &mut StateGiven, mut lacking: HashSet<OwnedEventId>) {
-    loop {
-        let before = lacking.len();
-        let mut keep = |pdus: &mut Vec<Pdu>| {
-            pdus.retain(|pdu| {
-                let lacks = pdu.auth_events().iter().any(|id| lacking.contains(id));
-                if lacks {
-                    lacking.insert(pdu.event_id().to_owned());
-                }
-                !lacks
-            });
+            let ids: Vec<_> = lacking_auth.into_iter().chain(lacking_state).collect();
+            fetcher.events(&self.servers, self.of(), &ids).await
         };
-        keep(&mut given.auth_chain);
-        keep(&mut given.state);
-        if lacking.len() == before {
-            return;
+        self.outliers(fetched).await?;
+        // What nobody gives any more is not part of it.
+        let still = rooms.missing_of(self.room, &state).await?.len();
+        if still > state.len() / 2 {
+            return Err(GapError::NotGiven("most of the state"));
         }
+        Ok(rooms.collect_state(self.room, &state).await?)
     }
 }
 

@@ -8,6 +8,7 @@ mod ending;
 mod faults;
 mod federation;
 mod framework;
+mod gaps;
 mod hostile;
 mod inbound;
 mod interactive;

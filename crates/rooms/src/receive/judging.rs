@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use homeserver_events::{EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind, auth};
+use ruma::OwnedEventId;
 use smallvec::SmallVec;
 
 use super::{
@@ -35,6 +36,8 @@ pub(crate) struct Hands<'a> {
     pub(crate) prepared: &'a Prepared,
     /// The edit is empty, and all before it is on disk.
     pub(crate) settled: bool,
+    /// The state before the event as another server told it: where previous ones are missing.
+    pub(crate) gap: Option<StateRoot>,
 }
 
 /// How an attempt to judge an event ended.
@@ -76,26 +79,32 @@ impl RoomEdit<'_> {
             _ => {}
         }
         let (on, missing) = self.foundations(pdu, hands.ids).await?;
-        if !matches!(&missing, Received::Missing { prev, auth } if prev.is_empty() && auth.is_empty())
-        {
-            return Ok(Taken::Answered(missing));
-        }
+        let unseen = match missing {
+            Received::Missing { prev, auth }
+                if auth.is_empty() && (prev.is_empty() || hands.gap.is_some()) =>
+            {
+                prev
+            }
+            missing => return Ok(Taken::Answered(missing)),
+        };
         // A redaction reads and rewrites its target.
         if !hands.settled && pdu.event_type() == "m.room.redaction" {
             return Ok(Taken::NeedsSettled);
         }
-        self.judge(incoming, known, on, hands).await
+        self.judge(incoming, known, (on, unseen), hands).await
     }
 
+    /// Judges an event of which all is here but `unseen`, previous events.
     async fn judge(
         &mut self,
         incoming: &Incoming,
         known: Known,
-        on: Foundations,
+        (on, unseen): (Foundations, Vec<OwnedEventId>),
         hands: Hands<'_>,
     ) -> Result<Taken, RoomError> {
         let prepared = hands.prepared;
-        let roots = on.prev.iter().map(|event| event.after);
+        let told = hands.gap.filter(|_| !unseen.is_empty());
+        let roots = on.prev.iter().map(|event| event.after).chain(told);
         let before = match self.resolved(roots, prepared).await? {
             Ok(before) => before,
             Err(roots) => return Ok(Taken::Unresolved(roots)),
@@ -107,8 +116,13 @@ impl RoomEdit<'_> {
             (_, None) => self.rooms.numbering.new_event().await?,
         };
         *hands.number = Some(number);
-        let event = self.assess(incoming, &known, on, (number, before)).await?;
+        let mut event = self.assess(incoming, &known, on, (number, before)).await?;
+        if !unseen.is_empty() {
+            event.over_gap = true;
+            event.height = self.height_over_gap(&event.pdu);
+        }
         let mut appended = Appended::plain(event);
+        appended.gap = unseen;
         appended.shown = appended.event.status.is_shown();
         appended.was = match known {
             Known::Outlier(_) => Was::Outlier,

@@ -63,7 +63,7 @@ impl Rooms {
 
 impl RoomEdit<'_> {
     /// Looks up what these events are and refer to.
-    pub(super) async fn look_up(
+    pub(crate) async fn look_up(
         &self,
         events: &[Incoming],
         ids: &mut Ids,

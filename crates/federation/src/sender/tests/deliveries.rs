@@ -136,7 +136,7 @@ async fn what_others_send_is_passed_on_only_if_this_server_let_it_in() {
     let mut object = join.to_object().unwrap();
     let own = here.federation.own_keys.clone();
     sign_json(&mut object, own.server().as_str(), own.signing_key());
-    let join = homeserver_events::Pdu::from_object(object, join.rules()).unwrap();
+    let join = homeserver_events::Pdu::of_object(&object, join.rules()).unwrap();
     here.receive(&join).await;
     here.until_sent("there.example").await;
     here.until_sent("yonder.example").await;

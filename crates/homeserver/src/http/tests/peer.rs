@@ -118,6 +118,11 @@ impl Peer {
         self.known.lock().events.insert(id, json);
     }
 
+    /// Gives it the state before an event.
+    pub(crate) fn has_state(&self, event: &EventId, state: Vec<OwnedEventId>) {
+        self.known.lock().states.insert(event.to_owned(), state);
+    }
+
     /// The paths that it was asked for since the last time.
     pub(crate) fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.known.lock().asked)

@@ -107,7 +107,7 @@ impl Peer {
         sign_json(&mut redacted, self.name.as_str(), &self.key);
         let signatures = redacted.remove("signatures").unwrap();
         object.insert("signatures".to_owned(), signatures);
-        let id = Pdu::from_object(object.clone(), rules).unwrap();
+        let id = Pdu::of_object(&object, rules).unwrap();
         let json = serde_json::from_str(&canonical::to_string(&object)).unwrap();
         (id.event_id().to_string(), json)
     }

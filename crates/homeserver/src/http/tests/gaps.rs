@@ -1,0 +1,131 @@
+//! What is missing before an event and cannot be had: the state there is taken from another server.
+
+use homeserver_events::Pdu;
+use ruma::OwnedEventId;
+
+use super::{
+    inbound::World,
+    peer::{NewEvent, Peer},
+    *,
+};
+
+const NORA: &str = "@nora:peer.example";
+const MISSING: &str = "/_matrix/federation/v1/get_missing_events";
+
+/// Nora's join, which nobody sends, and a message of Mallory's after it.
+async fn unseen(world: &World, by: &Peer) -> (Pdu, Pdu) {
+    let rules = world.state(&["m.room.create", "m.room.join_rules", "m.room.power_levels"]);
+    let join = by.event(&NewEvent {
+        sender: "nora",
+        kind: "m.room.member",
+        state_key: Some(NORA),
+        content: json!({ "membership": "join" }),
+        auth: rules.await,
+        ..world.message(&[world.join.event_id().to_owned()])
+    });
+    let after = world
+        .peer
+        .event(&world.message(&[join.event_id().to_owned()]));
+    // Not by this way.
+    world.peer.instead(MISSING, 200, json!({ "events": [] }));
+    world.peer.has(&after);
+    (join, after)
+}
+
+/// All events of the room's state.
+async fn whole_state(world: &World) -> Vec<OwnedEventId> {
+    let path = format!("/_matrix/client/v3/rooms/{}/state", world.room);
+    let state = world.here.get(&path, Some(&world.alice.token)).await.ok();
+    let id = |event: &Value| OwnedEventId::try_from(event["event_id"].as_str().unwrap()).unwrap();
+    state.as_array().unwrap().iter().map(id).collect()
+}
+
+async fn is_joined(world: &World, user: &str) -> bool {
+    let path = format!("/_matrix/client/v3/rooms/{}/joined_members", world.room);
+    let members = world.here.get(&path, Some(&world.alice.token)).await.ok();
+    members["joined"].get(user).is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_at_a_gap_is_taken_from_who_has_it() {
+    let world = World::new().await;
+    let (join, after) = unseen(&world, &world.peer).await;
+    let mut state = whole_state(&world).await;
+    state.push(join.event_id().to_owned());
+    world.peer.has(&join);
+    world.peer.has_state(after.event_id(), state);
+    assert!(!is_joined(&world, NORA).await);
+    world.send("1", &[&after]).await;
+    world.until(&after).await;
+    assert!(is_joined(&world, NORA).await);
+    // Life goes on after it, on both sides.
+    let next = &world.chain(&after, 1)[0];
+    world.send("2", &[next]).await;
+    world.until(next).await;
+    let body = json!({ "msgtype": "m.text", "body": "on" });
+    let path = format!(
+        "/_matrix/client/v3/rooms/{}/send/m.room.message/1",
+        world.room
+    );
+    world
+        .here
+        .put(&path, Some(&world.alice.token), body)
+        .await
+        .ok();
+}
+
+#[tokio::test(start_paused = true)]
+async fn forged_events_are_no_part_of_a_state() {
+    let world = World::new().await;
+    let evil = Peer::new("peer.example", 9);
+    let (forged, after) = unseen(&world, &evil).await;
+    let mut state = whole_state(&world).await;
+    state.push(forged.event_id().to_owned());
+    world.peer.has(&forged);
+    world.peer.has_state(after.event_id(), state);
+    world.send("1", &[&after]).await;
+    world.until(&after).await;
+    assert!(!is_joined(&world, NORA).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_nobody_fills_keeps_only_its_own_events_waiting() {
+    let world = World::new().await;
+    let (join, after) = unseen(&world, &world.peer).await;
+    let later = &world.chain(&after, 1)[0];
+    let apart = &world.chain(&world.join, 1)[0];
+    world.send("1", &[&after, later, apart]).await;
+    world.until(apart).await;
+    assert!(!world.is_seen(&after).await && !world.is_seen(later).await);
+    // What is missing comes by itself.
+    world.send("2", &[&join]).await;
+    world.until(later).await;
+    assert!(world.is_seen(&after).await && is_joined(&world, NORA).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn auth_events_that_are_missing_are_fetched_and_do_not_change_the_room() {
+    let world = World::new().await;
+    let (join, _) = unseen(&world, &world.peer).await;
+    world.peer.has(&join);
+    let mut auth = world.state(&["m.room.create", "m.room.power_levels"]).await;
+    auth.push(join.event_id().to_owned());
+    // Nora speaks after an event before which she is not in the room.
+    let early = world.peer.event(&NewEvent {
+        sender: "nora",
+        auth,
+        ..world.message(&[world.join.event_id().to_owned()])
+    });
+    world.peer.has(&early);
+    world.send("1", &[&early]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let asked = world.peer.asked();
+    assert!(
+        asked.iter().any(|path| path.contains("/event_auth/")),
+        "{asked:?}"
+    );
+    let next = &world.chain(&world.join, 1)[0];
+    world.send("2", &[next]).await;
+    world.until(next).await;
+    assert!(!world.is_seen(&early).await && !is_joined(&world, NORA).await);
+}

@@ -1,0 +1,298 @@
+//! Events whose previous events are not here: what is here of them, what authorises them, and how
+//! one is received with the state before it that another server told.
+//!
+//! The told state is collected as an import (see `import`), which keeps its tree from being swept
+//! until an event row names it. Nothing of it is switched in: it is the state before one event, and
+//! counts in the room only as that event's branch does.
+//!
+//! Specification: server-server API, "Backfilling and retrieving missing events".
+
+use std::{collections::HashSet, slice, sync::Arc};
+
+use homeserver_events::{EventStatus, Pdu};
+use homeserver_storage::{At, Batch, CommitError};
+use ruma::OwnedEventId;
+use smallvec::SmallVec;
+
+use crate::{
+    ImportId, Imported, Incoming, PartTaken, Received, Rooms,
+    delta::put_event,
+    edit::RoomEdit,
+    error::RoomError,
+    event::StoredEvent,
+    execute::not_stored,
+    import::{ATTEMPTS, IMPORT_PART},
+    judge,
+    live::Wants,
+    receive::{
+        MAX_JUDGEMENTS, MAX_PREPARED,
+        judging::{Hands, Taken},
+        lookup::Ids,
+    },
+    resolving::Prepared,
+    room::Room,
+    tables,
+    tree::StateRoot,
+};
+
+/// What became of outliers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutliersTaken {
+    /// Given events whose auth events are neither here nor among them. They were not stored.
+    pub left_out: Vec<OwnedEventId>,
+}
+
+impl Rooms {
+    /// The forward extremities of a room as they are now.
+    pub async fn extremities(&self, room: &Room) -> Result<Vec<OwnedEventId>, RoomError> {
+        let head = self.store.get(&tables::HEADS, &room.number.0).await?;
+        let extremities = head.unwrap_or_default().extremities;
+        Ok(extremities.into_iter().map(|one| one.id).collect())
+    }
+
+    /// Which of these events are not here, each once.
+    pub async fn missing_of(
+        &self,
+        room: &Room,
+        ids: &[OwnedEventId],
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let found = self.found(room, ids).await?.into_iter();
+        let missing = found.filter(|(_, event)| event.is_none());
+        Ok(missing.map(|(id, _)| id).collect())
+    }
+
+    /// Which of these events have no place in the graph, each once: what is not here, and outliers.
+    pub async fn unplaced_of(
+        &self,
+        room: &Room,
+        ids: &[OwnedEventId],
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let found = self.found(room, ids).await?.into_iter();
+        let unplaced = found.filter(|(_, event)| !event.as_ref().is_some_and(|e| e.is_placed()));
+        Ok(unplaced.map(|(id, _)| id).collect())
+    }
+
+    /// Events by their ids, each once, in the order of `ids`.
+    async fn found(
+        &self,
+        room: &Room,
+        ids: &[OwnedEventId],
+    ) -> Result<Vec<(OwnedEventId, Option<Arc<StoredEvent>>)>, RoomError> {
+        let mut numbers = Ids::new();
+        self.event_numbers(room, ids.iter().map(|id| &**id), &mut numbers)
+            .await?;
+        let mut seen = HashSet::new();
+        let unique = ids.iter().filter(|id| seen.insert(*id));
+        let unique: Vec<_> = unique.cloned().collect();
+        let known: Vec<_> = unique.iter().filter_map(|id| numbers.get(id)).collect();
+        let known: Vec<_> = known.into_iter().copied().collect();
+        let mut events = self.events.find_all(room, &known).await?.into_iter();
+        let found = unique.into_iter().map(|id| {
+            let event = numbers.get(&id).and_then(|_| events.next().flatten());
+            (id, event)
+        });
+        Ok(found.collect())
+    }
+
+    /// Stores events that authorise others, each after its own auth events. They are judged by
+    /// those, and have no place in the graph. What is here stays as it is.
+    pub async fn receive_outliers(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        events: Vec<Pdu>,
+    ) -> Result<OutliersTaken, RoomError> {
+        let (rooms, room) = (Arc::clone(self), Arc::clone(room));
+        let received = async move {
+            let mut taken = OutliersTaken::default();
+            for pdu in &events {
+                if pdu.room_id() != room.id || !rooms.take_outlier(&room, pdu).await? {
+                    taken.left_out.push(pdu.event_id().to_owned());
+                }
+            }
+            Ok(taken)
+        };
+        self.runtime.tasks.see_through(received).await
+    }
+
+    /// Stores one, unless its auth events are missing.
+    async fn take_outlier(&self, room: &Room, pdu: &Pdu) -> Result<bool, RoomError> {
+        for _ in 0..ATTEMPTS {
+            match self.try_outlier(room, pdu).await {
+                Err(RoomError::NotStored(CommitError::Conflict { .. })) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(RoomError::Contended)
+    }
+
+    async fn try_outlier(&self, room: &Room, pdu: &Pdu) -> Result<bool, RoomError> {
+        let id = pdu.event_id();
+        let known = self.events.number(room.number, id).await?;
+        if let Some(number) = known
+            && self.events.find(room, number).await?.is_some()
+        {
+            return Ok(true);
+        }
+        let mut auth = Vec::with_capacity(pdu.auth_events().len());
+        for (_, event) in self.found(room, pdu.auth_events()).await? {
+            match event {
+                Some(event) => auth.push(event),
+                None => return Ok(false),
+            }
+        }
+        let create = self.events.load(room, room.create).await?;
+        let status = match judge::by_auth_events(room.rules, &create, pdu, &auth) {
+            Ok(()) => EventStatus::Outlier,
+            Err(why) => EventStatus::Rejected {
+                why,
+                partial: false,
+            },
+        };
+        let number = match known {
+            Some(number) => number,
+            None => self.numbering.new_event().await?,
+        };
+        let auth_heights = auth.iter().map(|event| event.auth_height + 1);
+        let event = StoredEvent {
+            number,
+            room: room.number,
+            pdu: pdu.clone(),
+            status,
+            after: StateRoot::EMPTY,
+            position: None,
+            height: 0,
+            backfill_tie: None,
+            auth_height: auth_heights.max().unwrap_or(0),
+            auth: auth.iter().map(|event| event.number).collect(),
+            // They are linked when it is received with them.
+            prev: SmallVec::new(),
+            over_gap: false,
+            replaces: None,
+            redacted_by: None,
+            origin: None,
+        };
+        let mut batch = Batch::new();
+        if known.is_none() {
+            let key = (room.number.0, id.as_str());
+            batch.assert_absent(&tables::EVENT_IDS, &key);
+            batch.put(&tables::EVENT_IDS, &key, &number.0);
+        }
+        batch.assert_absent(&tables::EVENTS, &(room.number.0, number.0));
+        put_event(&mut batch, &event, At::Known(0));
+        self.store.commit(batch).await.map_err(not_stored)?;
+        Ok(true)
+    }
+
+    /// Collects the state before some event from events that are here. Those that are not are left
+    /// out of it.
+    pub async fn collect_state(
+        &self,
+        room: &Room,
+        ids: &[OwnedEventId],
+    ) -> Result<ImportId, RoomError> {
+        let found = self.found(room, ids).await?;
+        let events: Vec<_> = found.into_iter().filter_map(|(_, event)| event).collect();
+        let import = self.begin_state(room).await?;
+        for (ordinal, some) in events.chunks(IMPORT_PART).enumerate() {
+            let some: Vec<_> = some
+                .iter()
+                .map(|event| Imported::State(event.pdu.clone()))
+                .collect();
+            match self.import_part(import, ordinal as u64, &some).await? {
+                PartTaken::Stored => {}
+                PartTaken::Missing(_) => return Err(RoomError::UnknownEvent),
+            }
+        }
+        Ok(import)
+    }
+
+    /// Judges an event by the state before it that another server told, and stores it, whether or
+    /// not its previous events are here. The import is used up by an answer that it was judged.
+    ///
+    /// # Errors
+    /// Those of [`Rooms::receive`]; the import stays.
+    pub async fn receive_over_gap(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        event: Incoming,
+        state: ImportId,
+    ) -> Result<Received, RoomError> {
+        let (rooms, room) = (Arc::clone(self), Arc::clone(room));
+        let received = async move { rooms.over_gap(&room, &event, state).await };
+        self.runtime.tasks.see_through(received).await
+    }
+
+    async fn over_gap(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        incoming: &Incoming,
+        import: ImportId,
+    ) -> Result<Received, RoomError> {
+        let row = self.import_row(import).await?;
+        if incoming.pdu.room_id() != room.id || row.room != room.number.0 {
+            return Err(RoomError::UnknownRoom);
+        }
+        if !self.is_resident(room).await? {
+            return Err(RoomError::NotInRoom);
+        }
+        let live = self.live.room(room.number);
+        let (mut prepared, mut number) = (Prepared::default(), None);
+        for attempt in 0..MAX_JUDGEMENTS {
+            prepared.in_place = attempt >= MAX_PREPARED;
+            let place = live.queue()?;
+            let mut tip = live.tip(&self.store, Wants::Settled).await?;
+            let (head, pending) = tip.parts();
+            let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
+            let mut ids = Ids::new();
+            let looked_up = edit.look_up(slice::from_ref(incoming), &mut ids).await;
+            let hands = Hands {
+                ids: &ids,
+                number: &mut number,
+                prepared: &prepared,
+                settled: true,
+                gap: Some(row.root),
+            };
+            let taken = match looked_up {
+                Ok(()) => edit.take_received(incoming, hands).await,
+                Err(error) => Err(error),
+            };
+            let delta = edit.delta;
+            match taken {
+                Ok(Taken::Judged(status, positions)) => {
+                    let outcome = self.send_off(&live, &mut tip, delta).await;
+                    tip.spoil();
+                    drop((tip, place));
+                    match outcome?.await.map_err(|_| RoomError::Stopping)? {
+                        Ok(committed) => {
+                            self.abandon_arrival(import).await?;
+                            let position = committed.positions.first().copied();
+                            let position = position.filter(|_| positions > 0);
+                            return Ok(Received::Judged { status, position });
+                        }
+                        Err(CommitError::Conflict { .. }) => {}
+                        Err(error) => return Err(not_stored(error)),
+                    }
+                }
+                Ok(Taken::Unresolved(roots)) => {
+                    tip.spoil();
+                    let pending = std::mem::take(&mut tip.pending);
+                    drop((tip, place));
+                    let _resolver = live.resolver()?;
+                    let resolved = self.prepare_resolution(room, &live, &roots, pending);
+                    let resolved = resolved.await?;
+                    prepared.add(roots, resolved);
+                }
+                Ok(Taken::Answered(received)) => {
+                    tip.spoil();
+                    return Ok(received);
+                }
+                Ok(Taken::NeedsSettled) => tip.spoil(),
+                Err(error) => {
+                    tip.spoil();
+                    return Err(error);
+                }
+            }
+        }
+        Err(RoomError::Contended)
+    }
+}
