@@ -18,9 +18,6 @@ const MEMBER: &str = "m.room.member";
 /// Rooms of one user that are looked at for another user; the newest first.
 const ROOMS_LOOKED_AT: usize = 500;
 
-/// Servers of one room that are told of its members.
-const SERVERS_OF_ROOM: usize = 10_000;
-
 /// Users of this server whose rooms are looked at for users of another: those who are here now.
 const USERS_LOOKED_AT: usize = 2_000;
 
@@ -146,10 +143,11 @@ impl RemoteUsers {
         &self,
         user: UserNumber,
     ) -> Result<BTreeSet<OwnedServerName>, UsersError> {
-        let rooms = &self.inner.rooms;
+        let (rooms, at) = (&self.inner.rooms, self.inner.rooms.durable());
         let mut servers = BTreeSet::new();
-        for room in self.rooms_of(user, rooms.durable()).await? {
-            servers.extend(rooms.servers(room, SERVERS_OF_ROOM).await?);
+        for room in self.rooms_of(user, at).await? {
+            let room = rooms.room_by_number(room).await?;
+            servers.extend(rooms.servers_at(&room, at).await?.iter().cloned());
         }
         servers.remove(&self.inner.own);
         Ok(servers)

@@ -198,15 +198,15 @@ async fn cross_signing_keys_of_others_are_checked_and_signed_here() {
     let number = world.users.number(&bob()).await.unwrap();
     let user = (number, &*bob());
     let (master, other) = (Client::new(1), Client::new(2));
-    let own = |usage, key, by| raw(&cross_signing_key(&bob(), usage, key, by));
+    let bobs = |usage, key, by| raw(&cross_signing_key(&bob(), usage, key, by));
     let keys = |master: &RawValue, self_signing: &RawValue| CrossSigningKeys {
         master: Some(master.to_owned()),
         self_signing: Some(self_signing.to_owned()),
         user_signing: None,
     };
     let (good_master, good_self) = (
-        own("master", &master, &master),
-        own("self_signing", &other, &master),
+        bobs("master", &master, &master),
+        bobs("self_signing", &other, &master),
     );
     let good = keys(&good_master, &good_self);
     let nobody = lists.update_cross_signing(user, &good).await.unwrap();
@@ -230,6 +230,31 @@ async fn cross_signing_keys_of_others_are_checked_and_signed_here() {
     );
     assert!(shown().await.user_signing.is_none());
 
+    // Alice signs Bob's master key, which she alone sees.
+    let alice_key = |usage: &str, key: &Client, by: &Client| {
+        let key = cross_signing_key(&user_id("alice"), usage, key, by);
+        Some(raw(&key))
+    };
+    let (own_master, signer) = (Client::new(5), Client::new(6));
+    let upload = crate::CrossSigningUpload {
+        master: alice_key("master", &own_master, &own_master),
+        self_signing: None,
+        user_signing: alice_key("user_signing", &signer, &own_master),
+    };
+    let own = &world.users.cross_signing;
+    own.upload(reader, &upload, crate::Proved::Yes)
+        .await
+        .unwrap();
+    let mut signed = value(&good_master);
+    signer.sign(&mut signed, "alice", &signer.public());
+    let objects = BTreeMap::from([(bob(), BTreeMap::from([(master.public(), raw(&signed))]))]);
+    let failures = own.add_signatures(reader, &objects).await.unwrap();
+    assert!(failures.is_empty(), "{failures:?}");
+    let by_alice = |keys: &RawValue| value(keys)["signatures"]["@alice:localhost"].clone();
+    assert!(by_alice(&shown().await.master.unwrap()).is_object());
+    let public = own.public_keys(user).await.unwrap();
+    assert_eq!(by_alice(&public.master.unwrap()), Value::Null);
+
     // Not this user's; not signed by the master key.
     let carols = raw(&cross_signing_key(
         &user_id("carol"),
@@ -237,7 +262,7 @@ async fn cross_signing_keys_of_others_are_checked_and_signed_here() {
         &other,
         &other,
     ));
-    let unsigned = own("self_signing", &master, &other);
+    let unsigned = bobs("self_signing", &master, &other);
     for wrong in [keys(&carols, &good_self), keys(&good_master, &unsigned)] {
         let told = lists.update_cross_signing(user, &wrong).await.unwrap();
         assert_eq!(told, Updated::Stale);
@@ -246,7 +271,8 @@ async fn cross_signing_keys_of_others_are_checked_and_signed_here() {
         (fetched.master, fetched.self_signing) =
             (Some(good_master.clone()), Some(good_self.clone()));
         assert!(lists.store(user, &fetched, (version, None)).await.unwrap());
-        assert_eq!(value(&shown().await.master.unwrap()), value(&good_master));
+        let public = own.public_keys(user).await.unwrap();
+        assert_eq!(value(&public.master.unwrap()), value(&good_master));
     }
 }
 

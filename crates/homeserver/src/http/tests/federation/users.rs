@@ -351,6 +351,29 @@ async fn many_lists_are_asked_for_together() {
     assert_eq!(devices_of(&answer, &second.user).len(), 2);
 }
 
+/// What proves that nothing was missed is the member event: with another one, it is asked again.
+#[tokio::test]
+async fn a_list_holds_as_long_as_its_user_stays() {
+    let (shared, bob) = Shared::with_bob().await;
+    shared.query(&bob.user).await;
+    // Bob goes and comes back; in between nobody would have told of his devices.
+    let path = format!("{V3}/rooms/{}/kick", shared.room);
+    let body = json!({ "user_id": bob.user });
+    let token = Some(&*shared.alice.token);
+    shared.here.post(&path, token, body).await.ok();
+    let second = shared.there.login("bob").await;
+    upload(&shared.there, &second, 0).await;
+    shared.let_in(&bob.user).await;
+    let answer = shared.query(&bob.user).await;
+    assert_eq!(devices_of(&answer, &bob.user).len(), 2);
+    // And what is fetched holds.
+    let link = shared.cut("bb.example");
+    let answer = shared.query(&bob.user).await;
+    assert_eq!(answer["failures"], Value::Null);
+    assert_eq!(devices_of(&answer, &bob.user).len(), 2);
+    shared.mend(link);
+}
+
 #[tokio::test]
 async fn a_device_added_during_an_outage_is_found_afterwards() {
     let (shared, bob) = Shared::with_bob().await;
