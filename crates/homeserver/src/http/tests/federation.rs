@@ -7,6 +7,7 @@ mod media;
 mod peer;
 mod resident;
 mod sending;
+mod story;
 mod users;
 
 use std::collections::{BTreeSet, HashMap};

@@ -106,6 +106,23 @@ impl Shared {
         }
     }
 
+    /// Waits until nothing waits for a server.
+    async fn until_sent(&self, destination: &ServerName) {
+        let waits = async || {
+            let outgoing = &self.users().outgoing;
+            let end = self.here.homeserver.components().store.durable();
+            let page = outgoing.page(destination, 0, end, 1).await;
+            !page.unwrap().is_empty()
+        };
+        let wait = async {
+            while waits().await {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let patience = std::time::Duration::from_mins(1);
+        tokio::time::timeout(patience, wait).await.unwrap();
+    }
+
     /// Waits until no list is stale.
     async fn settled(&self) {
         let stale = async || {
@@ -126,7 +143,7 @@ fn bob_id() -> OwnedUserId {
     "@bob:bb.example".try_into().unwrap()
 }
 
-fn device_keys(who: &LoggedIn, key: &str) -> Value {
+pub(super) fn device_keys(who: &LoggedIn, key: &str) -> Value {
     let (user, device) = (&who.user, &who.device);
     json!({
         "user_id": user, "device_id": device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
@@ -136,7 +153,7 @@ fn device_keys(who: &LoggedIn, key: &str) -> Value {
 }
 
 /// Uploads identity keys and so many one-time keys, and a fallback key.
-async fn upload(server: &Fresh, who: &LoggedIn, one_time_keys: usize) {
+pub(super) async fn upload(server: &Fresh, who: &LoggedIn, one_time_keys: usize) {
     let key = |n: usize| json!({ "key": format!("key {n}"), "signatures": {} });
     let keys = (0..one_time_keys).map(|n| (format!("signed_curve25519:{n}"), key(n)));
     let keys: serde_json::Map<_, _> = keys.collect();
@@ -148,19 +165,19 @@ async fn upload(server: &Fresh, who: &LoggedIn, one_time_keys: usize) {
     server.post(&path, Some(&who.token), body).await.ok();
 }
 
-async fn query(server: &Fresh, who: &LoggedIn, user: &str) -> Value {
+pub(super) async fn query(server: &Fresh, who: &LoggedIn, user: &str) -> Value {
     let body = json!({ "device_keys": { user: [] }, "timeout": 2_000 });
     let path = format!("{V3}/keys/query");
     server.post(&path, Some(&who.token), body).await.ok()
 }
 
-async fn claim(server: &Fresh, who: &LoggedIn, from: &LoggedIn) -> Value {
+pub(super) async fn claim(server: &Fresh, who: &LoggedIn, from: &LoggedIn) -> Value {
     let body = json!({ "one_time_keys": { &from.user: { &from.device: "signed_curve25519" } } });
     let path = format!("{V3}/keys/claim");
     server.post(&path, Some(&who.token), body).await.ok()
 }
 
-fn devices_of(answer: &Value, user: &str) -> Vec<String> {
+pub(super) fn devices_of(answer: &Value, user: &str) -> Vec<String> {
     let devices = answer["device_keys"][user].as_object();
     devices.map_or(Vec::new(), |devices| devices.keys().cloned().collect())
 }
@@ -502,6 +519,7 @@ fn receipt(user: OwnedUserId, event: &str) -> RemoteReceipt {
 #[tokio::test]
 async fn messages_go_to_other_servers_and_come_from_them_once() {
     let (shared, bob) = Shared::with_bob().await;
+    let link = shared.cut("bb.example");
     let body = json!({ "messages": { &bob.user: { "*": { "n": 1 } } } });
     let path = format!("{V3}/sendToDevice/m.dummy/1");
     for _ in 0..2 {
@@ -527,6 +545,14 @@ async fn messages_go_to_other_servers_and_come_from_them_once() {
         let origin = server_name!("a.example");
         theirs.to_device(origin, message).await.unwrap();
     }
+    // And once more, after the outage.
+    shared.mend(link);
+    shared
+        .here
+        .clock
+        .advance(std::time::Duration::from_hours(2));
+    let there = there.to_owned();
+    shared.until_sent(&there).await;
     let path = format!("{V3}/sync?timeout=0");
     let told = shared.there.get(&path, Some(&bob.token)).await.ok();
     let expected = json!([
