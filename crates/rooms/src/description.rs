@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use homeserver_events::Pdu;
 use homeserver_storage::Position;
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId};
 use serde_json::Value;
@@ -82,6 +83,22 @@ impl Rooms {
                 .await?,
             joined: log.joined,
         })
+    }
+
+    /// The `m.space.child` events of a room at a position, in no order, at most `limit`.
+    pub async fn space_children(
+        &self,
+        room: &Arc<Room>,
+        at: Position,
+        limit: usize,
+    ) -> Result<Vec<Pdu>, RoomError> {
+        let root = self.state_at(room.number, at).await?.root;
+        let children = self
+            .some_of_type(room, root, "m.space.child", limit)
+            .await?;
+        let numbers: Vec<_> = children.into_iter().map(|(_, number)| number).collect();
+        let events = self.events.load_all(room, &numbers).await?;
+        Ok(events.iter().map(|event| event.pdu.clone()).collect())
     }
 
     /// A text in a state event with an empty key; an empty text is none.

@@ -12,6 +12,7 @@ mod page;
 mod public;
 mod read;
 mod relations;
+mod space;
 mod summary;
 
 pub(crate) use change::{Actor, ChangeError, RoomChanges, Transaction};
@@ -20,4 +21,5 @@ pub(crate) use page::{MemberSelection, PageRequest, Selection};
 pub(crate) use public::{Listed, PublicRooms, PublicRoomsRequest};
 pub(crate) use read::{ReadError, RoomReads};
 pub(crate) use relations::RelationRequest;
+pub(crate) use space::{Spaces, TreeRequest};
 pub(crate) use summary::RoomSummary;

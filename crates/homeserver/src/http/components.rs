@@ -35,7 +35,7 @@ use crate::{
         registration::Registration,
         remote_media::RemoteMedia,
         reports::Reports,
-        rooms::{PublicRooms, RoomChanges, RoomReads},
+        rooms::{PublicRooms, RoomChanges, RoomReads, Spaces},
         session::Sessions,
     },
     config::{
@@ -177,6 +177,8 @@ components! {
     room_reads: RoomReads,
     /// The directory of rooms.
     public_rooms: PublicRooms,
+    /// Trees of rooms.
+    spaces: Spaces,
     /// Reports by users.
     reports: Reports,
 }
@@ -328,6 +330,12 @@ impl Components {
                 (resident.clone(), memberships.clone(), policies),
                 remote_users.clone(),
                 &users,
+            ),
+            spaces: Spaces::new(
+                RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
+                Arc::clone(&rooms),
+                federation.peers.clone(),
+                Arc::clone(&runtime.clock),
             ),
             room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
             public_rooms: PublicRooms::new(

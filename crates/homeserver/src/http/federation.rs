@@ -11,6 +11,7 @@ mod media;
 mod membership;
 mod query;
 mod signed;
+mod space;
 mod transactions;
 mod user_keys;
 
@@ -65,6 +66,7 @@ pub(super) fn routes() -> Routes {
         .merge(media::routes())
         .merge(membership::routes())
         .merge(query::routes())
+        .merge(space::routes())
         .merge(transactions::routes())
         .merge(user_keys::routes())
 }

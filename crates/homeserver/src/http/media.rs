@@ -232,7 +232,9 @@ impl From<RemoteMediaError> for ApiError {
                 tracing::debug!(%error, "a medium of another server is not to be had");
                 Self::not_found("The content is not to be had from its server")
             }
-            RemoteMediaError::Kept(UploadError::TooLarge(_)) => Self::too_large(message),
+            RemoteMediaError::Kept(UploadError::TooLarge(_)) => {
+                Self::new(StatusCode::BAD_GATEWAY, ErrorKind::TooLarge, message)
+            }
             RemoteMediaError::Kept(UploadError::Failure(error))
             | RemoteMediaError::Failure(error) => error.into(),
             RemoteMediaError::Kept(_) => bad_gateway("The content broke off"),

@@ -8,6 +8,7 @@ mod public;
 mod relations;
 mod report;
 mod send;
+mod space;
 mod state;
 
 pub(super) use self::{
@@ -27,6 +28,7 @@ pub(super) fn routes() -> Routes {
         .merge(aliases::routes())
         .merge(public::routes())
         .merge(report::routes())
+        .merge(space::routes())
 }
 
 #[cfg(test)]

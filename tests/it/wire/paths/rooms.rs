@@ -70,6 +70,9 @@ pub(super) async fn directories(teller: &Teller) {
     }
     let path = format!("/_matrix/client/v1/room_summary/{}", encode(&alias));
     assert_eq!(host.get(&path).await.text("room_id"), room);
+    let path = format!("/_matrix/client/v1/rooms/{}/hierarchy", encode(&room));
+    let tree = host.get(&path).await.ok();
+    assert_eq!(tree["rooms"][0]["room_id"], room);
     host.delete(&place).await.ok();
     let upgrade = json!({ "new_version": "12" });
     let upgraded = host.post(&in_room(&room, "upgrade"), upgrade).await;

@@ -77,6 +77,14 @@ async fn reading_takes_membership() {
             "/_matrix/client/v1/room_summary/%21none:localhost".to_owned(),
             "404 M_NOT_FOUND",
         ),
+        (
+            "/_matrix/client/v1/rooms/%21none:localhost/hierarchy".to_owned(),
+            "403 M_FORBIDDEN",
+        ),
+        (
+            "/_matrix/client/v1/rooms/%21none:localhost/hierarchy?limit=0".to_owned(),
+            "400 M_INVALID_PARAM",
+        ),
     ] {
         let request = format!("GET {path}");
         refusals

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use homeserver_rooms::{Description, Membership, Reader, Room};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomOrAliasId, RoomVersionId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::read::{ReadError, RoomReads};
 use crate::app::session::Session;
@@ -15,45 +15,59 @@ use crate::app::session::Session;
 const MAX_CONDITIONS: usize = 100;
 
 /// The summary of a room, in the words of the specification.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RoomSummary {
     /// The room.
     pub(crate) room_id: OwnedRoomId,
     /// Its main alias.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) canonical_alias: Option<OwnedRoomAliasId>,
     /// Its name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     /// Its topic in plain text.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) topic: Option<String>,
     /// Its picture.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) avatar_url: Option<String>,
     /// Its type, such as `m.space`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) room_type: Option<String>,
     /// How many are joined.
     pub(crate) num_joined_members: u64,
-    /// Who may join.
+    /// Who may join; anybody where another server does not say.
+    #[serde(default = "public")]
     pub(crate) join_rule: String,
     /// Whose members may join, of a restricted room.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) allowed_room_ids: Vec<OwnedRoomId>,
     /// Whether anybody may read it.
     pub(crate) world_readable: bool,
     /// Whether guests may join.
     pub(crate) guest_can_join: bool,
     /// The encryption in use.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) encryption: Option<String>,
     /// The room's version.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) room_version: Option<RoomVersionId>,
 }
 
+fn public() -> String {
+    "public".to_owned()
+}
+
 impl RoomSummary {
+    /// Whether strangers may know of the room.
+    pub(super) fn is_open(&self) -> bool {
+        let asks_nobody = matches!(
+            self.join_rule.as_str(),
+            "public" | "knock" | "knock_restricted"
+        );
+        asks_nobody || self.world_readable
+    }
+
     /// Everything, for `/room_summary`.
     pub(super) fn whole(described: Description) -> Self {
         let encryption = described.encryption.clone();
@@ -110,19 +124,30 @@ impl RoomReads {
             .rooms
             .reader(session.user.clone(), self.rooms.store().durable())
             .await?;
-        let mine = self.membership_of(&reader, &room).await?;
-        let mine = mine.map_or(Membership::Leave, |mine| mine.membership);
-        let is_let_in = match mine {
-            Membership::Join | Membership::Invite | Membership::Knock => true,
-            Membership::Leave => {
-                is_open(&described) || self.meets_condition(&reader, &described).await?
-            }
-            Membership::Ban => described.world_readable,
-        };
+        let (mine, is_let_in) = self.may_know(&reader, &room, &described).await?;
         if !is_let_in {
             return Err(ReadError::NoSuchRoom);
         }
         Ok((RoomSummary::whole(described), Some(mine.as_str())))
+    }
+
+    /// What the reader is to a room that is here, and whether the reader may know of it.
+    pub(super) async fn may_know(
+        &self,
+        reader: &Reader,
+        room: &Room,
+        described: &Description,
+    ) -> Result<(Membership, bool), ReadError> {
+        let mine = self.membership_of(reader, room).await?;
+        let mine = mine.map_or(Membership::Leave, |mine| mine.membership);
+        let may_know = match mine {
+            Membership::Join | Membership::Invite | Membership::Knock => true,
+            Membership::Leave => {
+                is_open(described) || self.is_admitted(reader, &described.allowed_rooms).await?
+            }
+            Membership::Ban => described.world_readable,
+        };
+        Ok((mine, may_know))
     }
 
     /// The room of an id or of an alias of this server.
@@ -138,12 +163,12 @@ impl RoomReads {
     }
 
     /// Whether the reader is in one of the rooms whose members may join.
-    async fn meets_condition(
+    pub(super) async fn is_admitted(
         &self,
         reader: &Reader,
-        described: &Description,
+        allowed: &[OwnedRoomId],
     ) -> Result<bool, ReadError> {
-        for id in described.allowed_rooms.iter().take(MAX_CONDITIONS) {
+        for id in allowed.iter().take(MAX_CONDITIONS) {
             let Some(room) = self.rooms.room(id).await? else {
                 continue;
             };
@@ -157,7 +182,7 @@ impl RoomReads {
 }
 
 /// Whether strangers may know of the room.
-fn is_open(described: &Description) -> bool {
+pub(super) fn is_open(described: &Description) -> bool {
     let asks_nobody = matches!(
         described.join_rule.as_str(),
         "public" | "knock" | "knock_restricted"

@@ -8,7 +8,7 @@
 use axum::{extract::State, response::Response};
 use homeserver_federation::is_same_server;
 use ruma::{
-    OwnedServerName,
+    OwnedServerName, RoomId,
     api::client::{
         directory::{get_public_rooms, get_public_rooms_filtered},
         room::get_summary,
@@ -20,7 +20,9 @@ use serde::Serialize;
 use super::history::{count, json, token};
 use crate::{
     app::{
-        rooms::{Listed, PublicRooms, PublicRoomsRequest, RoomReads, RoomSummary},
+        rooms::{
+            Listed, PublicRooms, PublicRoomsRequest, ReadError, RoomReads, RoomSummary, Spaces,
+        },
         session::Session,
     },
     http::{ApiError, Routes, Ruma},
@@ -118,12 +120,21 @@ struct SummaryAnswer {
 
 async fn summary(
     State(reads): State<RoomReads>,
+    State(spaces): State<Spaces>,
     session: Option<Session>,
     Ruma(request): Ruma<get_summary::v1::Request>,
 ) -> Result<Response, ApiError> {
-    let (summary, membership) = reads
-        .summary(session.as_ref(), &request.room_id_or_alias)
-        .await?;
+    let (name, session) = (&request.room_id_or_alias, session.as_ref());
+    let (summary, membership) = match reads.summary(session, name).await {
+        Err(ReadError::NoSuchRoom) => {
+            let id = <&RoomId>::try_from(&**name);
+            let id = id.map_err(|_| ApiError::from(ReadError::NoSuchRoom))?;
+            let found = spaces.summary_elsewhere(session, id, &request.via).await?;
+            let membership = session.map(|_| "leave");
+            (found.ok_or(ReadError::NoSuchRoom)?, membership)
+        }
+        found => found?,
+    };
     json(&SummaryAnswer {
         summary,
         membership,

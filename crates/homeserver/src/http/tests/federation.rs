@@ -7,6 +7,7 @@ mod media;
 mod peer;
 mod resident;
 mod sending;
+mod spaces;
 mod story;
 mod users;
 
