@@ -12,6 +12,7 @@ mod gaps;
 mod hostile;
 mod inbound;
 mod interactive;
+mod invited;
 mod login;
 mod media;
 mod operator;

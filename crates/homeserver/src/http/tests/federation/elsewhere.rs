@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What is done to an answer.
+type Change = fn(&mut Value);
+
 const CLIENT: &str = "/_matrix/client/v3";
 
 /// A network that changes what servers answer.
@@ -9,7 +12,7 @@ const CLIENT: &str = "/_matrix/client/v3";
 struct Meddler {
     network: Arc<Network>,
     /// Paths that contain the text are answered with the JSON changed in this way.
-    changes: Mutex<Vec<(String, fn(&mut Value))>>,
+    changes: Mutex<Vec<(String, Change)>>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -104,7 +107,7 @@ impl World {
     }
 
     /// Changes an answer until the next call of this.
-    fn change(&self, path: &str, change: fn(&mut Value)) {
+    fn change(&self, path: &str, change: Change) {
         *self.meddler.changes.lock() = vec![(path.to_owned(), change)];
     }
 
@@ -406,7 +409,7 @@ async fn a_restricted_room_is_joined_with_the_signature_of_a_resident() {
 async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
     let world = World::new().await;
     let room = world.room(json!({ "room_version": "10" })).await;
-    let lies: [(&str, fn(&mut Value)); 14] = [
+    let lies: [(&str, Change); 14] = [
         ("/make_join/", |answer| answer["room_version"] = json!("11")),
         ("/make_join/", |answer| answer["room_version"] = json!("99")),
         ("/make_join/", |answer| {
@@ -463,9 +466,9 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
     for (number, (path, lie)) in lies.into_iter().enumerate() {
         // What it lacks it is not to be asked for by and by.
         world.change(path, lie);
-        let mut changes = world.meddler.changes.lock();
-        changes.push(("/v1/event/".to_owned(), |answer| *answer = json!({})));
-        drop(changes);
+        let nothing: Change = |answer| *answer = json!({});
+        let change = ("/v1/event/".to_owned(), nothing);
+        world.meddler.changes.lock().push(change);
         let answer = world.join(&room).await;
         // The resident itself refuses what its template led to, where it is one it was told.
         let told = if number == 6 { 403 } else { 502 };
@@ -535,4 +538,29 @@ async fn other_candidates_are_tried() {
         .post(&wrong, Some(&world.bob.token), json!({}))
         .await;
     answer.refused(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_room_with_more_state_than_one_part_of_an_import_is_joined() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    for number in 0..230 {
+        let path = format!(
+            "{CLIENT}/rooms/{}/state/org.example.place/{number}",
+            encode(&room)
+        );
+        let body = json!({ "number": number });
+        world
+            .a
+            .put(&path, Some(&world.alice.token), body)
+            .await
+            .ok();
+    }
+    world.join(&room).await.ok();
+    let path = format!("{CLIENT}/rooms/{}/state", encode(&room));
+    let state = world.b.get(&path, Some(&world.bob.token)).await.ok();
+    let kinds = types(&state);
+    let places = kinds.iter().filter(|kind| *kind == "org.example.place");
+    assert_eq!(places.count(), 230);
+    world.talk(&room, "a word").await;
 }
