@@ -84,8 +84,7 @@ impl Inner {
     ) -> Result<Outside, Failure> {
         #[derive(Deserialize)]
         struct Answer {
-            #[serde(default)]
-            knock_room_state: Vec<Box<RawValue>>,
+            knock_room_state: Option<Vec<Box<RawValue>>>,
         }
         let template = self.template(server, Step::Knock, wanted).await?;
         let knock = self.seal(&template, Step::Knock, wanted)?;
@@ -99,7 +98,7 @@ impl Inner {
             user: wanted.user.clone(),
             version: template.version,
             pdu: knock,
-            stripped: answer.knock_room_state,
+            stripped: answer.knock_room_state.unwrap_or_default(),
             via: vec![server.to_owned()],
         })
     }

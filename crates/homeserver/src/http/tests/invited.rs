@@ -294,3 +294,44 @@ async fn the_state_with_an_invite_names_the_room_where_ids_are_hashes() {
         .ok();
     assert!(world.invites().await[own.room_id().as_str()].is_object());
 }
+
+#[tokio::test]
+async fn state_that_is_none_does_no_harm() {
+    let world = World::new().await;
+    let large = "x".repeat(60_000);
+    let large = json!({
+        "type": "m.room.topic", "state_key": "", "sender": "@zed:peer.example",
+        "content": { "topic": large },
+    });
+    let states = [
+        json!(null),
+        json!({}),
+        json!([null]),
+        json!([{}]),
+        json!(["x", 1, []]),
+        json!([{ "type": 1, "state_key": null, "sender": "", "content": "x" }]),
+        json!([{ "type": "m.room.name", "state_key": "", "sender": "@z:y", "content": null }]),
+        json!(vec![large; 90]),
+    ];
+    for (number, state) in states.into_iter().enumerate() {
+        let made = Made {
+            room: format!("!r{number}:peer.example"),
+            state,
+            ..Made::default()
+        };
+        let answer = world.invite(&made, |_, _| {}).await;
+        assert!(
+            matches!(answer.status, 200 | 400),
+            "{number}: {}",
+            answer.body
+        );
+        let told = world.invites().await;
+        let told = &told[&*made.room]["invite_state"]["events"];
+        let told = told.as_array().cloned().unwrap_or_default();
+        assert_eq!(!told.is_empty(), answer.status == 200, "{number}");
+        assert!(Value::from(told.clone()).to_string().len() < 150_000);
+        for event in &told {
+            assert!(event["content"].is_object(), "{event}");
+        }
+    }
+}

@@ -564,3 +564,41 @@ async fn a_room_with_more_state_than_one_part_of_an_import_is_joined() {
     assert_eq!(places.count(), 230);
     world.talk(&room, "a word").await;
 }
+
+#[tokio::test]
+async fn an_alias_elsewhere_leads_to_its_room() {
+    let world = World::new().await;
+    let room = world.room(json!({ "room_alias_name": "far" })).await;
+    let alias = encode("#far:a.example");
+    let path = format!("{CLIENT}/directory/room/{alias}");
+    let found = world.b.get(&path, None).await.ok();
+    assert_eq!(found["room_id"], *room);
+    assert_eq!(found["servers"], json!(["a.example"]));
+    let path = format!("{CLIENT}/join/{alias}");
+    let joined = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+    assert_eq!(joined.ok()["room_id"], *room);
+    world.talk(&room, "a word").await;
+}
+
+#[tokio::test]
+async fn state_with_a_knock_that_is_none_does_no_harm() {
+    let world = World::new().await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let room = world.room(json!({ "initial_state": [rule] })).await;
+    let path = format!("{CLIENT}/knock/{}?via=a.example", encode(&room));
+    let states: [Change; 3] = [
+        |answer| answer["knock_room_state"] = json!(null),
+        |answer| answer["knock_room_state"] = json!([null, {}, { "type": "x" }]),
+        |answer| *answer = json!({}),
+    ];
+    for state in states {
+        world.change("/send_knock/", state);
+        let knocked = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+        knocked.ok();
+        let synced = world.sync(None).await;
+        let told = &synced["rooms"]["knock"][&*room]["knock_state"]["events"];
+        assert_eq!(types(told), ["m.room.member"]);
+        world.bob(&room, "leave").await.ok();
+        until(async || world.members(&room).await["membership"] == "leave").await;
+    }
+}
