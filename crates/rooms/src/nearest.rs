@@ -16,7 +16,7 @@ use crate::{
     event::StoredEvent,
     room::Room,
     serving::{ServerSights, ServerVisit, Shown},
-    token::{HistoryKey, Place, Towards},
+    token::{HistoryKey, HistoryToken, Place, Towards},
     visible::{Reader, Sights},
 };
 
@@ -43,8 +43,8 @@ pub struct Nearest {
 pub struct Near {
     /// The nearest event in the direction that was asked for.
     pub event: Option<Nearest>,
-    /// Events are missing around there, of which one may be nearer.
-    pub at_gap: bool,
+    /// The newest place around there below which events are missing, of which one may be nearer.
+    pub gap: Option<HistoryToken>,
 }
 
 /// Whose sight decides.
@@ -104,7 +104,7 @@ impl Rooms {
             rooms: self,
             room,
             eyes,
-            at_gap: false,
+            gap: None,
         };
         let (mut low, mut high) = (0, newest.height + 1);
         // The first height whose event is not before the time lies in low..=high.
@@ -119,7 +119,7 @@ impl Rooms {
                 high = middle;
             }
         }
-        look.at_gap = false;
+        look.gap = None;
         let mut near = look.some(low, Towards::Older, LOOKED_AROUND).await?;
         near.reverse();
         near.extend(look.some(low, Towards::Newer, LOOKED_AROUND).await?);
@@ -128,8 +128,11 @@ impl Rooms {
             event_id: event.pdu.event_id().to_owned(),
             time: time_of(event),
         });
-        let at_gap = look.at_gap;
-        Ok(Near { event, at_gap })
+        let gap = look.gap.map(|key| HistoryToken {
+            place: Place::Before(key),
+            ..self.token_at(self.durable())
+        });
+        Ok(Near { event, gap })
     }
 }
 
@@ -137,8 +140,8 @@ struct Look<'a> {
     rooms: &'a Rooms,
     room: &'a Room,
     eyes: Eyes<'a>,
-    /// Some event that was passed has previous events that are missing.
-    at_gap: bool,
+    /// The newest event that was passed and has previous events that are missing.
+    gap: Option<HistoryKey>,
 }
 
 impl Look<'_> {
@@ -163,7 +166,9 @@ impl Look<'_> {
             let events = self.rooms.events.find_all(self.room, &numbers).await?;
             for event in events.into_iter().flatten() {
                 passed += 1;
-                self.at_gap |= self.rooms.has_gap(&event).await?;
+                if self.rooms.has_gap(&event).await? {
+                    self.gap = self.gap.max(Some(event.history_key()));
+                }
                 if self.eyes.see(&event).await? {
                     found.push(event);
                 }

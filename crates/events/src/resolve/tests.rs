@@ -8,6 +8,7 @@ mod fork;
 mod fuzz;
 mod peer;
 mod room;
+mod speed;
 mod version1;
 
 use std::collections::BTreeMap;
