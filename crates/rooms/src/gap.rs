@@ -183,43 +183,71 @@ impl Rooms {
         Ok(true)
     }
 
+    /// Judges an event by the state before it that another server told, and stores it, whether or
+    /// not its previous events are here. Of the state, what is not here is left out; nothing of what
+    /// was prepared for it stays.
+    ///
+    /// # Errors
+    /// Those of [`Rooms::receive`].
+    pub async fn receive_over_gap(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        event: Incoming,
+        state: Vec<OwnedEventId>,
+    ) -> Result<Received, RoomError> {
+        let (rooms, room) = (Arc::clone(self), Arc::clone(room));
+        let received = async move {
+            let import = rooms.begin_state(&room).await?;
+            let collected = rooms.collect_into(&room, import, &state).await;
+            let received = match collected {
+                Ok(()) => rooms.over_gap(&room, &event, import).await,
+                Err(error) => Err(error),
+            };
+            let abandoned = rooms.abandon_arrival(import).await;
+            if let Err(error) = abandoned {
+                // It is swept like any that nobody goes on with.
+                tracing::warn!(%error, room = %room.id, "a state that was told is left behind");
+            }
+            received
+        };
+        self.runtime.tasks.see_through(received).await
+    }
+
     /// Collects the state before some event from events that are here. Those that are not are left
-    /// out of it.
+    /// out of it. Whoever asks uses the import up, or abandons it.
     pub async fn collect_state(
         &self,
         room: &Room,
         ids: &[OwnedEventId],
     ) -> Result<ImportId, RoomError> {
-        let found = self.found(room, ids).await?;
-        let events: Vec<_> = found.into_iter().filter_map(|(_, event)| event).collect();
         let import = self.begin_state(room).await?;
-        for (ordinal, some) in events.chunks(IMPORT_PART).enumerate() {
-            let some: Vec<_> = some
-                .iter()
-                .map(|event| Imported::State(event.pdu.clone()))
-                .collect();
-            match self.import_part(import, ordinal as u64, &some).await? {
-                PartTaken::Stored => {}
-                PartTaken::Missing(_) => return Err(RoomError::UnknownEvent),
-            }
+        if let Err(error) = self.collect_into(room, import, ids).await {
+            self.abandon_arrival(import).await?;
+            return Err(error);
         }
         Ok(import)
     }
 
-    /// Judges an event by the state before it that another server told, and stores it, whether or
-    /// not its previous events are here. The import is used up by an answer that it was judged.
-    ///
-    /// # Errors
-    /// Those of [`Rooms::receive`]; the import stays.
-    pub async fn receive_over_gap(
-        self: &Arc<Self>,
-        room: &Arc<Room>,
-        event: Incoming,
-        state: ImportId,
-    ) -> Result<Received, RoomError> {
-        let (rooms, room) = (Arc::clone(self), Arc::clone(room));
-        let received = async move { rooms.over_gap(&room, &event, state).await };
-        self.runtime.tasks.see_through(received).await
+    /// Puts a state together from events that are here.
+    async fn collect_into(
+        &self,
+        room: &Room,
+        import: ImportId,
+        ids: &[OwnedEventId],
+    ) -> Result<(), RoomError> {
+        let mut parts = 0;
+        for some in ids.chunks(IMPORT_PART) {
+            let found = self.found(room, some).await?;
+            let events = found.into_iter().filter_map(|(_, event)| event);
+            let some: Vec<_> = events
+                .map(|event| Imported::State(event.pdu.clone()))
+                .collect();
+            match self.import_part(import, parts, &some).await? {
+                PartTaken::Stored => parts += 1,
+                PartTaken::Missing(_) => return Err(RoomError::UnknownEvent),
+            }
+        }
+        Ok(())
     }
 
     async fn over_gap(
@@ -229,7 +257,7 @@ impl Rooms {
         import: ImportId,
     ) -> Result<Received, RoomError> {
         let row = self.import_row(import).await?;
-        if incoming.pdu.room_id() != room.id || row.room != room.number.0 {
+        if incoming.pdu.room_id() != room.id {
             return Err(RoomError::UnknownRoom);
         }
         if !self.is_resident(room).await? {
@@ -264,7 +292,6 @@ impl Rooms {
                     drop((tip, place));
                     match outcome?.await.map_err(|_| RoomError::Stopping)? {
                         Ok(committed) => {
-                            self.abandon_arrival(import).await?;
                             let position = committed.positions.first().copied();
                             let position = position.filter(|_| positions > 0);
                             return Ok(Received::Judged { status, position });

@@ -13,7 +13,7 @@ use std::{
 };
 
 use homeserver_events::Pdu;
-use homeserver_rooms::{ImportId, Incoming, Received, Room, RoomError};
+use homeserver_rooms::{Incoming, Received, Room, RoomError};
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{Inner, desk::in_order};
@@ -294,8 +294,8 @@ impl Gap<'_> {
             .cloned()
             .partition(|server| is_same_server(server, makers));
         for server in first.iter().chain(&then) {
-            let import = match self.state_before(server, event).await {
-                Ok(import) => import,
+            let state = match self.state_before(server, event).await {
+                Ok(state) => state,
                 Err(GapError::Room(error)) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, %server, event = %event.event_id(), "a state was not given");
@@ -306,24 +306,22 @@ impl Gap<'_> {
             let Some(incoming) = incoming.into_iter().next() else {
                 continue;
             };
-            let received = rooms.receive_over_gap(self.room, incoming, import).await;
-            match received {
-                Ok(Received::Judged { .. }) => {
-                    self.judged.push(event.event_id().to_owned());
-                    return Ok(());
-                }
-                Ok(Received::Missing { .. }) => rooms.abandon_arrival(import).await?,
-                Err(error) => {
-                    rooms.abandon_arrival(import).await?;
-                    return Err(error.into());
-                }
+            let received = rooms.receive_over_gap(self.room, incoming, state).await?;
+            if matches!(received, Received::Judged { .. }) {
+                self.judged.push(event.event_id().to_owned());
+                return Ok(());
             }
         }
         Err(GapError::NotGiven("the state"))
     }
 
-    /// The state before an event, collected from what a server says and what is here.
-    async fn state_before(&self, server: &ServerName, event: &Pdu) -> Result<ImportId, GapError> {
+    /// The state before an event as a server tells it. What is not here of it is fetched, as far as
+    /// somebody has it.
+    async fn state_before(
+        &self,
+        server: &ServerName,
+        event: &Pdu,
+    ) -> Result<Vec<OwnedEventId>, GapError> {
         let fetcher = &self.inner.parts.fetcher;
         let rooms = &self.inner.parts.rooms;
         let not_given = |error: FetchError| {
@@ -355,7 +353,7 @@ impl Gap<'_> {
         if still > state.len() / 2 {
             return Err(GapError::NotGiven("most of the state"));
         }
-        Ok(rooms.collect_state(self.room, &state).await?)
+        Ok(state)
     }
 }
 
