@@ -257,6 +257,25 @@ impl Foundation {
         )
     }
 
+    fn authenticator(&self, limits: &RateLimits, invitations: &Invitations) -> Authenticator {
+        Authenticator {
+            server_name: self.federation.own_keys.server().to_owned(),
+            accounts: self.users.accounts.clone(),
+            passwords: self.passwords.clone(),
+            interactive: InteractiveSessions::new(self.runtime.clone()),
+            invitations: invitations.clone(),
+            limits: limits.clone(),
+        }
+    }
+
+    fn brief_tokens(&self) -> BriefTokens {
+        BriefTokens {
+            runtime: self.runtime.clone(),
+            store: self.store.clone(),
+            accounts: self.users.accounts.clone(),
+        }
+    }
+
     fn registration(&self, config: &Config, invitations: &Invitations) -> Registration {
         Registration {
             runtime: self.runtime.clone(),
@@ -282,6 +301,10 @@ impl Components {
         let invitations = foundation.invitations(config);
         let sessions = foundation.sessions(config);
         let registration = foundation.registration(config, &invitations);
+        let clock = Arc::clone(&foundation.runtime.clock);
+        let limits = RateLimits::new(config.rate_limits.clone(), clock);
+        let authenticator = foundation.authenticator(&limits, &invitations);
+        let brief_tokens = foundation.brief_tokens();
         let Foundation {
             runtime,
             store,
@@ -293,7 +316,6 @@ impl Components {
         } = foundation;
         let push_rules = PushRules::new(users.clone());
         let server_name = config.server_name.clone();
-        let limits = RateLimits::new(config.rate_limits.clone(), Arc::clone(&runtime.clock));
         let parts = Parts {
             inbound,
             http_config: Arc::new(config.http.clone()),
@@ -310,20 +332,9 @@ impl Components {
                 (&rooms, &memberships),
             ),
             sessions,
-            authenticator: Authenticator {
-                server_name: server_name.clone(),
-                accounts: users.accounts.clone(),
-                passwords: passwords.clone(),
-                interactive: InteractiveSessions::new(runtime.clone()),
-                invitations: invitations.clone(),
-                limits: limits.clone(),
-            },
+            authenticator,
             registration,
-            brief_tokens: BriefTokens {
-                runtime: runtime.clone(),
-                store: store.clone(),
-                accounts: users.accounts.clone(),
-            },
+            brief_tokens,
             operator: OperatorRegistration::new(runtime.clone()),
             room_changes: RoomChanges::new(
                 Arc::clone(&rooms),
