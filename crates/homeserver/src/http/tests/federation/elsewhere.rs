@@ -413,23 +413,23 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
         ("/make_join/", |answer| answer["room_version"] = json!("11")),
         ("/make_join/", |answer| answer["room_version"] = json!("99")),
         ("/make_join/", |answer| {
-            answer["event"]["type"] = json!("m.room.power_levels")
+            answer["event"]["type"] = json!("m.room.power_levels");
         }),
         ("/make_join/", |answer| {
-            answer["event"]["sender"] = json!("@eve:bb.example")
+            answer["event"]["sender"] = json!("@eve:bb.example");
         }),
         ("/make_join/", |answer| {
             answer["event"]["content"]["membership"] = json!("leave");
         }),
         ("/make_join/", |answer| {
-            answer["event"]["room_id"] = json!("!x:a.example")
+            answer["event"]["room_id"] = json!("!x:a.example");
         }),
         ("/make_join/", |answer| {
-            answer["event"]["auth_events"] = json!([])
+            answer["event"]["auth_events"] = json!([]);
         }),
         ("/send_join/", |answer| *answer = json!([answer])),
         ("/send_join/", |answer| {
-            answer["members_omitted"] = json!(true)
+            answer["members_omitted"] = json!(true);
         }),
         ("/send_join/", |answer| {
             // No create event.
@@ -460,7 +460,7 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
             }
         }),
         ("/send_join/", |answer| {
-            answer["state"] = json!("x".repeat(1000))
+            answer["state"] = json!("x".repeat(1000));
         }),
     ];
     for (number, (path, lie)) in lies.into_iter().enumerate() {
