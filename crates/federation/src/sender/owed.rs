@@ -20,6 +20,10 @@ pub(super) const BACKLOG_OF_ROOM: usize = 1_000;
 /// Arrivals of one room that are looked at for a backlog, most of which others sent.
 pub(super) const LOOKED_AT_OF_ROOM: usize = 20_000;
 
+/// Rooms of whose events a server that is away is owed. Of more of them, that in which it was owed
+/// nothing for the longest is left to be asked for when the server is back.
+pub(super) const ROOMS: usize = 2_000;
+
 /// An event that is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Queued {
@@ -129,6 +133,11 @@ impl Owed {
 
     fn owe(&mut self, queued: Queued) {
         let at = queued.position;
+        if self.rooms.len() >= ROOMS && !self.rooms.contains_key(&queued.room) {
+            let oldest = self.rooms.iter().min_by_key(|(_, span)| span.last);
+            let oldest = oldest.map(|(room, _)| *room);
+            oldest.and_then(|room| self.rooms.remove(&room));
+        }
         let span = self.rooms.entry(queued.room);
         let span = span.or_insert_with(|| Span::at(at));
         span.last = span.last.max(at);
@@ -291,6 +300,24 @@ mod tests {
         assert_eq!(lacking(&owed), [(7, 1)]);
         owed.pass(passed(7, count));
         assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn rooms_of_a_server_that_is_away_are_bounded() {
+        let mut owed = Owed::default();
+        owed.push(event(1, 1));
+        owed.push(event(2, 2));
+        owed.fall_behind();
+        let count = ROOMS as u64;
+        for room in 3..=count {
+            owed.push(event(room, room));
+        }
+        owed.push(event(1, count + 1));
+        owed.push(event(count + 1, count + 2));
+        let lacking = owed.lacking().rooms;
+        assert_eq!(lacking.len(), ROOMS);
+        assert_eq!(lacking.get(&1), Some(&1));
+        assert_eq!(lacking.get(&2), None, "the longest quiet");
     }
 
     #[test]

@@ -143,6 +143,8 @@ impl Inner {
 
     /// Writes down what is owed, and then that everything before is read.
     async fn write(&self, read: Position, written: &mut Position) {
+        let generation = self.store.generation();
+        self.state.lock().note_generation(generation);
         if !self.is_unwritten(read, *written) {
             return;
         }

@@ -38,6 +38,8 @@ pub(super) struct State {
     changed: BTreeSet<OwnedServerName>,
     /// Tasks that send.
     pub(super) workers: usize,
+    /// Of the store, when rows were last written.
+    generation: u64,
 }
 
 /// Rows that are to be written.
@@ -129,6 +131,18 @@ impl State {
             && std::mem::take(&mut destination.has_worker)
         {
             self.workers -= 1;
+        }
+    }
+
+    /// Where the engine was opened anew, rows that were written lazily may be gone: all are written
+    /// again.
+    pub(super) fn note_generation(&mut self, generation: u64) {
+        if std::mem::replace(&mut self.generation, generation) == generation {
+            return;
+        }
+        for (server, destination) in &mut self.destinations {
+            destination.stored = Lacking::default();
+            self.changed.insert(server.clone());
         }
     }
 
