@@ -114,22 +114,18 @@ impl Peers {
         };
         let mut parts = Multipart::new(reply)?;
         let head = parts.second_head().await?;
-        match head.get(header::LOCATION) {
-            Some(location) => {
-                let location = location.to_str();
-                let location = location.map_err(|error| bad(&error.to_string()))?;
-                let reply = self.elsewhere(location, limits).await?;
-                Ok(RemoteContent::plain(reply))
-            }
-            None => {
-                let (content_type, file_name) = described(&head);
-                Ok(RemoteContent {
-                    content_type,
-                    file_name,
-                    chunks: Chunks::Part(Box::new(parts)),
-                })
-            }
+        if let Some(location) = head.get(header::LOCATION) {
+            let location = location.to_str();
+            let location = location.map_err(|error| bad(&error.to_string()))?;
+            let reply = self.elsewhere(location, limits).await?;
+            return Ok(RemoteContent::plain(reply));
         }
+        let (content_type, file_name) = described(&head);
+        Ok(RemoteContent {
+            content_type,
+            file_name,
+            chunks: Chunks::Part(Box::new(parts)),
+        })
     }
 }
 

@@ -70,13 +70,11 @@ impl Multipart {
             if sure > 0 {
                 return Ok(Some(self.held.split_to(sure).freeze()));
             }
-            match self.body.chunk().await? {
-                Some(chunk) => self.held.extend_from_slice(&chunk),
-                None => {
-                    let what = "the content broke off".to_owned();
-                    return Err(TransportError::Broken(what));
-                }
-            }
+            let Some(chunk) = self.body.chunk().await? else {
+                let what = "the content broke off".to_owned();
+                return Err(TransportError::Broken(what));
+            };
+            self.held.extend_from_slice(&chunk);
         }
     }
 

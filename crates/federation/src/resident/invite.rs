@@ -73,16 +73,16 @@ impl Resident {
             return Err(InviteError::NotSigned);
         }
         let id = signed.event_id().to_owned();
-        match self.rooms.receive(&proposed.room, signed).await? {
-            Received::Judged {
-                status: StatusKind::Accepted,
-                ..
-            } => Ok(id),
-            _ => {
-                let why = "the room changed and does not allow this invite any more";
-                Err(RoomError::Forbidden(why.to_owned()).into())
-            }
+        let received = self.rooms.receive(&proposed.room, signed).await?;
+        if let Received::Judged {
+            status: StatusKind::Accepted,
+            ..
+        } = received
+        {
+            return Ok(id);
         }
+        let why = "the room changed and does not allow this invite any more";
+        Err(RoomError::Forbidden(why.to_owned()).into())
     }
 
     /// The event as the other server answers it.

@@ -238,6 +238,31 @@ impl Foundation {
         }
     }
 
+    fn spaces(&self) -> Spaces {
+        Spaces::new(
+            RoomReads::new(Arc::clone(&self.rooms), self.runtime.clone(), &self.users),
+            Arc::clone(&self.rooms),
+            self.federation.peers.clone(),
+            Arc::clone(&self.runtime.clock),
+        )
+    }
+
+    fn remote_media(&self) -> RemoteMedia {
+        RemoteMedia::new(
+            self.media.clone(),
+            self.federation.peers.clone(),
+            self.runtime.tasks.clone(),
+        )
+    }
+
+    fn public_rooms(&self, config: &Config) -> PublicRooms {
+        PublicRooms::new(
+            Arc::clone(&self.rooms),
+            config.server_name.clone(),
+            self.federation.peers.clone(),
+        )
+    }
+
     fn invitations(&self, config: &Config) -> Invitations {
         Invitations::new(
             self.runtime.clone(),
@@ -300,6 +325,8 @@ impl Components {
         } = foundation.elsewhere();
         let invitations = foundation.invitations(config);
         let sessions = foundation.sessions(config);
+        let (spaces, remote_media) = (foundation.spaces(), foundation.remote_media());
+        let public_rooms = foundation.public_rooms(config);
         let registration = foundation.registration(config, &invitations);
         let clock = Arc::clone(&foundation.runtime.clock);
         let limits = RateLimits::new(config.rate_limits.clone(), clock);
@@ -342,23 +369,10 @@ impl Components {
                 remote_users.clone(),
                 &users,
             ),
-            spaces: Spaces::new(
-                RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
-                Arc::clone(&rooms),
-                federation.peers.clone(),
-                Arc::clone(&runtime.clock),
-            ),
+            spaces,
             room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
-            public_rooms: PublicRooms::new(
-                Arc::clone(&rooms),
-                server_name.clone(),
-                federation.peers.clone(),
-            ),
-            remote_media: RemoteMedia::new(
-                media.clone(),
-                federation.peers.clone(),
-                runtime.tasks.clone(),
-            ),
+            public_rooms,
+            remote_media,
             reports: Reports::new(store.clone(), runtime.clone()),
             accounts: users.accounts.clone(),
             devices: users.devices.clone(),

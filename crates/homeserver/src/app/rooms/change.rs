@@ -208,7 +208,7 @@ impl RoomChanges {
             unsealed.event = sealed.await?;
             return Ok(self.rooms.append_sealed(command, unsealed).await?);
         }
-        let further = self.invites_elsewhere(&command);
+        let further = Self::invites_elsewhere(&command);
         let answer = self.rooms.execute(command).await?;
         if let RoomAnswer::Created { room, .. } = &answer {
             let invites = stream::iter(further);
@@ -219,7 +219,7 @@ impl RoomChanges {
     }
 
     /// The invites of users of other servers into a room that is to be made.
-    fn invites_elsewhere(&self, command: &RoomCommand) -> Vec<(OwnedUserId, MembershipChange)> {
+    fn invites_elsewhere(command: &RoomCommand) -> Vec<(OwnedUserId, MembershipChange)> {
         let RoomAction::Create(wanted) = &command.action else {
             return Vec::new();
         };

@@ -33,7 +33,7 @@ async fn world(
 }
 
 /// Signs what is asked.
-fn willing(signing: &Signing, body: Value) -> (u16, Value) {
+fn willing(signing: &Signing, body: &Value) -> (u16, Value) {
     let version = body["room_version"].as_str().unwrap();
     // The state shows the room, by whole events of it.
     let state = body["invite_room_state"].as_array().unwrap();
@@ -54,7 +54,7 @@ async fn invite(world: &World, room: &str, user: &str) -> Answer {
 #[tokio::test]
 async fn an_invite_is_signed_by_the_other_server_before_it_is_in_the_room() {
     for version in ["1", "6", "11", "12"] {
-        let world = world("v2", willing).await;
+        let world = world("v2", |signing, body| willing(signing, &body)).await;
         let room = world.room(json!({ "room_version": version })).await;
         let bob = world.peer.user("bob");
         invite(&world, &room, &bob).await.ok();
@@ -184,7 +184,7 @@ async fn of_the_answer_only_a_right_signature_is_taken() {
 
 #[tokio::test]
 async fn a_new_room_is_there_whoever_can_be_invited() {
-    let world = world("v2", willing).await;
+    let world = world("v2", |signing, body| willing(signing, &body)).await;
     let (bob, gone) = (world.peer.user("bob"), "@carol:gone.example");
     let dave = world.here.register("dave").await;
     let room = world
