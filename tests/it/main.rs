@@ -7,6 +7,7 @@
 
 mod advisories;
 mod architecture;
+mod federation;
 mod kill;
 mod real_clients;
 mod wire;

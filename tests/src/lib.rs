@@ -11,6 +11,7 @@
 
 mod client;
 pub mod coverage;
+mod federation;
 mod peers;
 mod record;
 mod replies;
@@ -18,5 +19,6 @@ mod server;
 pub mod table;
 
 pub use client::{Answer, Client, encode};
+pub use federation::Federation;
 pub use peers::{Peers, run_peer};
 pub use server::{Server, ServerOptions};

@@ -1,6 +1,7 @@
 //! The homeserver as a process of its own: started, stopped, killed and started again.
 
 use std::{
+    ffi::OsString,
     fmt::Write,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -11,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::Client;
+use crate::{Client, federation::Gate};
 
 /// A start takes at most this long, also in an unoptimised build on a busy machine.
 const START_PATIENCE: Duration = Duration::from_mins(1);
@@ -21,6 +22,8 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How a server is to be started.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
+    /// The domain of its users.
+    pub server_name: String,
     /// `fjall`, `sled` or `memory`.
     pub engine: &'static str,
     /// The program; by default what `cargo xtask test` built.
@@ -38,6 +41,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
+            server_name: "localhost".to_owned(),
             engine: "fjall",
             program: program(),
             rate_limits: false,
@@ -48,13 +52,27 @@ impl Default for ServerOptions {
     }
 }
 
+/// The command of a server's program.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    /// Filters of `RUST_LOG`.
+    pub(crate) log: Option<&'static str>,
+    /// Whether it is the one under test, whose answers are judged and recorded.
+    pub(crate) judged: bool,
+}
+
 /// A running server with its own folder. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Server {
     process: Child,
     folder: TempDir,
-    options: ServerOptions,
+    launch: Launch,
+    name: String,
     base: String,
+    /// The way of other servers to this one, where it federates.
+    gate: Option<Gate>,
 }
 
 impl Server {
@@ -65,23 +83,62 @@ impl Server {
 
     /// Starts a server and waits until it answers.
     pub async fn start_with(options: ServerOptions) -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
         let port = free_port();
-        let base = format!("http://127.0.0.1:{port}");
-        std::fs::write(
-            folder.path().join("conduit.toml"),
-            configuration(&options, port),
-        )
-        .expect("the configuration must be written");
-        let process = spawn(&options, folder.path());
+        let launch = Launch {
+            program: options.program.clone(),
+            arguments: ["--config".into(), "conduit.toml".into()].into(),
+            log: options.log,
+            judged: true,
+        };
+        let text = configuration(&options, port);
+        Self::launch(launch, options.server_name, port, ("conduit.toml", &text)).await
+    }
+
+    /// Starts any homeserver whose configuration is one file, and whose clients are served on `port`.
+    pub(crate) async fn launch(
+        launch: Launch,
+        name: String,
+        port: u16,
+        (file, text): (&str, &str),
+    ) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        std::fs::write(folder.path().join(file), text).expect("the configuration must be written");
+        let process = spawn(&launch, folder.path());
         let mut server = Self {
             process,
             folder,
-            options,
-            base,
+            launch,
+            name,
+            base: format!("http://127.0.0.1:{port}"),
+            gate: None,
         };
         server.answers().await;
         server
+    }
+
+    pub(crate) fn behind(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Ends the connections of other servers and lets none in. Its own ways to others stay.
+    pub fn close_to_others(&self) {
+        self.gate.as_ref().expect("it federates").close();
+    }
+
+    /// Lets other servers in again.
+    pub fn open_to_others(&self) {
+        self.gate.as_ref().expect("it federates").open();
+    }
+
+    /// Whether it is the program under test.
+    pub fn is_ours(&self) -> bool {
+        self.launch.judged
+    }
+
+    /// The domain of its users.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The URL of the server, without a slash at its end.
@@ -101,7 +158,12 @@ impl Server {
 
     /// Somebody who is not logged in.
     pub fn client(&self) -> Client {
-        Client::anonymous(&self.base)
+        let client = Client::anonymous(&self.base);
+        if self.launch.judged {
+            client
+        } else {
+            client.unjudged()
+        }
     }
 
     /// Ends the process at once (SIGKILL), as a crash would.
@@ -123,7 +185,7 @@ impl Server {
 
     /// Starts the program again on the same folder and port.
     pub async fn restart(&mut self) {
-        self.process = spawn(&self.options, self.folder.path());
+        self.process = spawn(&self.launch, self.folder.path());
         self.answers().await;
     }
 
@@ -160,26 +222,25 @@ impl Server {
     }
 }
 
-fn spawn(options: &ServerOptions, folder: &Path) -> Child {
-    let program = &options.program;
+fn spawn(launch: &Launch, folder: &Path) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(folder.join("log"));
     let log = log.expect("a log file");
-    Command::new(program)
-        .args(["--config", "conduit.toml"])
+    Command::new(&launch.program)
+        .args(&launch.arguments)
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second handle"))
         .stderr(log)
-        .envs(options.log.map(|filter| ("RUST_LOG", filter)))
+        .envs(launch.log.map(|filter| ("RUST_LOG", filter)))
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|error| {
             panic!(
-                "{} does not start ({error}); `cargo xtask test` builds it",
-                program.display()
+                "{} does not start ({error}); `cargo xtask test` installs or builds it",
+                launch.program.display()
             )
         })
 }
@@ -188,7 +249,7 @@ fn configuration(options: &ServerOptions, port: u16) -> String {
     let mut text = String::new();
     let written = write!(
         text,
-        "server_name = \"localhost\"\n\
+        "server_name = \"{}\"\n\
          [[listeners]]\n\
          address = \"127.0.0.1:{port}\"\n\
          serves = [\"client\"]\n\
@@ -201,7 +262,11 @@ fn configuration(options: &ServerOptions, port: u16) -> String {
          [rate_limits]\n\
          enabled = {}\n\
          {}",
-        options.engine, options.registration, options.rate_limits, options.configuration,
+        options.server_name,
+        options.engine,
+        options.registration,
+        options.rate_limits,
+        options.configuration,
     );
     written.expect("text can be written");
     text
@@ -222,7 +287,7 @@ fn program() -> PathBuf {
 
 /// A port nobody listens on now. Another program may take it before the server does, in which case
 /// the server says so and the test fails.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let socket = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     socket.local_addr().expect("its address").port()
 }
