@@ -11,7 +11,10 @@ mod membership;
 mod small_talk;
 mod stage;
 
-use stage::{Kind, Scenario, Stage, scenarios};
+use stage::{Kind, Scenario, Stage, judge, scenarios};
+
+/// Scenarios that are played at the same time.
+const AT_ONCE: usize = 4;
 
 /// What is tried in rooms of the newest version only.
 const NEWEST: &[Scenario] = scenarios![
@@ -44,18 +47,18 @@ const CUTS: &[Scenario] = scenarios![
 
 async fn between(near: Kind, far: Kind) {
     let stage = Stage::of(near, far).await;
-    let mut failed = Vec::new();
+    let mut well = true;
     for stage in [stage.clone(), stage.turned()] {
         for version in ["12", "11", "10"] {
             let stage = stage.in_version(version);
             if version == "12" {
-                failed.extend(stage.play(NEWEST, 4).await);
+                well &= stage.play(NEWEST, AT_ONCE).await;
             }
-            failed.extend(stage.play(EVERY_VERSION, 4).await);
-            failed.extend(stage.play(CUTS, 1).await);
+            well &= stage.play(EVERY_VERSION, AT_ONCE).await;
+            well &= stage.play(CUTS, 1).await;
         }
     }
-    stage.judge(failed);
+    judge(&[&stage.near, &stage.far], well);
 }
 
 #[tokio::test(flavor = "multi_thread")]

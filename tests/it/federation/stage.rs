@@ -82,8 +82,8 @@ impl Stage {
         }
     }
 
-    /// Plays scenarios, some at a time, and gives the names of those that failed.
-    pub(super) async fn play(&self, scenarios: &[Scenario], at_once: usize) -> Vec<String> {
+    /// Plays scenarios, some at a time, and gives whether all went well.
+    pub(super) async fn play(&self, scenarios: &[Scenario], at_once: usize) -> bool {
         let wanted = std::env::var("HOMESERVER_SCENARIO").unwrap_or_default();
         let played = scenarios
             .iter()
@@ -100,22 +100,11 @@ impl Stage {
                 let well = played.await.is_ok();
                 let word = if well { "ok" } else { "FAILED" };
                 println!("{name}: {word} after {:.1?}", begun.elapsed());
-                (!well).then_some(name)
+                well
             });
-        let results: Vec<_> = stream::iter(played)
-            .buffer_unordered(at_once)
-            .collect()
-            .await;
-        results.into_iter().flatten().collect()
-    }
-
-    /// Fails if anything has, and keeps what the servers logged.
-    pub(super) fn judge(&self, failed: Vec<String>) {
-        if failed.is_empty() {
-            return;
-        }
-        let logs = [&self.near, &self.far].map(|server| keep_log(server));
-        panic!("failed:\n{}\nlogs:\n{}", failed.join("\n"), logs.join("\n"));
+        let played = stream::iter(played).buffer_unordered(at_once);
+        // Every one is played, whatever came of the others.
+        played.fold(true, async |all, well| all && well).await
     }
 
     /// Fresh users: one of the near server, one of the far one.
@@ -141,12 +130,21 @@ impl Stage {
     }
 }
 
-/// Copies a server's log to where it outlives the test; gives the path.
-pub(super) fn keep_log(server: &Server) -> String {
-    let name = server.name().replace(':', "-");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.log"));
-    std::fs::write(&path, server.log()).expect("the log must be kept");
-    path.display().to_string()
+/// Fails unless it went well; what the servers logged is kept then.
+pub(super) fn judge(servers: &[&Server], well: bool) {
+    let keep = |server: &&Server| {
+        let name = server.name().replace(':', "-");
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.log"));
+        std::fs::write(&path, server.log()).expect("the log must be kept");
+        path.display().to_string()
+    };
+    if !well {
+        let logs: Vec<_> = servers.iter().map(keep).collect();
+        panic!(
+            "see above, and what the servers logged:\n{}",
+            logs.join("\n")
+        );
+    }
 }
 
 /// A name nobody has yet.
@@ -161,7 +159,16 @@ pub(super) async fn user(server: &Server, stem: &str) -> Client {
 }
 
 /// Asks until there is an answer.
-pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(super) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, ask).await
+}
+
+/// Asks until there is an answer, for another time than usual.
+pub(super) async fn eventually_within<T>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let asking = async {
         loop {
             if let Some(answer) = ask().await {
@@ -170,7 +177,7 @@ pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
             sleep(ASK_EVERY).await;
         }
     };
-    let asked = timeout(PATIENCE, asking).await;
+    let asked = timeout(patience, asking).await;
     asked.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
