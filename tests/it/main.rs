@@ -10,4 +10,5 @@ mod architecture;
 mod federation;
 mod kill;
 mod real_clients;
+mod simulation;
 mod wire;

@@ -39,6 +39,7 @@ pub use listen::ListenError;
 pub use network::NetworkError;
 
 pub use homeserver_events as events;
+pub use homeserver_federation as federation;
 pub use homeserver_rooms as rooms;
 pub use homeserver_runtime as runtime;
 pub use homeserver_storage as storage;

@@ -1,0 +1,87 @@
+//! Homeservers of ours in one process, over a network and a clock that are made up from a seed: users
+//! do at random what users do, while the network delays, loses, repeats and splits, and servers stop
+//! and start. Afterwards the network is well, and all servers must agree.
+//!
+//! `HOMESERVER_SIMULATION_SEEDS=N` plays N seeds. `HOMESERVER_SIMULATION_SEED=S` plays seed S and
+//! prints its trace.
+
+mod actors;
+mod dice;
+mod network;
+mod verdict;
+mod world;
+
+use std::panic::AssertUnwindSafe;
+
+use world::Told;
+
+/// Seeds that a usual run plays.
+const SEEDS: u64 = 200;
+
+/// Plays one seed to its end, with a runtime and a clock of its own.
+fn play(seed: u64) -> Told {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(world::play(seed))
+}
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().expect("a number"))
+}
+
+/// Plays every other seed, so that two tests use two cores.
+fn play_share(share: u64) {
+    if let Some(seed) = number("HOMESERVER_SIMULATION_SEED") {
+        if seed % 2 == share {
+            let told = play(seed);
+            println!("{}", told.trace.join("\n"));
+            assert!(told.faults.is_empty(), "seed {seed}: {:#?}", told.faults);
+        }
+        return;
+    }
+    let seeds = number("HOMESERVER_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let mut failed = Vec::new();
+    for seed in (0..seeds).filter(|seed| seed % 2 == share) {
+        let told = std::panic::catch_unwind(AssertUnwindSafe(|| play(seed)));
+        match told {
+            Ok(told) if told.faults.is_empty() => {}
+            Ok(told) => {
+                println!("seed {seed}: {:#?}", told.faults);
+                failed.push(seed);
+            }
+            Err(_) => failed.push(seed),
+        }
+    }
+    assert!(failed.is_empty(), "seeds that fail: {failed:?}");
+}
+
+#[test]
+fn servers_agree_after_faults_of_even_seeds() {
+    play_share(0);
+}
+
+#[test]
+fn servers_agree_after_faults_of_odd_seeds() {
+    play_share(1);
+}
+
+#[test]
+fn a_seed_is_played_the_same_twice() {
+    for seed in 0..3 {
+        let (first, second) = (play(seed).trace, play(seed).trace);
+        let differ = first.iter().zip(&second).position(|(a, b)| a != b);
+        if let Some(at) = differ {
+            let from = at.saturating_sub(3);
+            panic!(
+                "seed {seed}:\n{:#?}\n{:#?}",
+                &first[from..=at],
+                &second[from..=at]
+            );
+        }
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
+}

@@ -1,0 +1,65 @@
+//! Whether all servers agree, and have what was acknowledged.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use homeserver_tests::encode;
+use serde_json::Value;
+
+use super::{actors::Actor, world::World};
+
+/// How often it is looked after the network is mended, and the pause before each look.
+pub(super) const ROUNDS: usize = 20;
+pub(super) const PAUSE: Duration = Duration::from_secs(30);
+
+/// The state of a room, an event for each key.
+async fn state(world: &World, reader: &Actor, room: &str) -> BTreeMap<(String, String), String> {
+    let state = reader.read(world, room, "state").await.unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let events = state.as_array().into_iter().flatten();
+    events
+        .map(|event| {
+            let key = (text(&event["type"]), text(&event["state_key"]));
+            (key, text(&event["event_id"]))
+        })
+        .collect()
+}
+
+/// What the servers of users who are in the same room do not agree about, and what is missing there.
+pub(super) async fn differences(world: &World, actors: &[Actor]) -> Vec<String> {
+    let mut found = Vec::new();
+    let rooms = world.rooms.lock().clone();
+    for room in rooms {
+        let mut first = None;
+        for actor in actors {
+            if !actor.is_in(world, &room.id).await {
+                continue;
+            }
+            let state = state(world, actor, &room.id).await;
+            let (first_user, first_state) =
+                first.get_or_insert_with(|| (&actor.user, state.clone()));
+            for (key, event) in first_state.iter() {
+                if state.get(key) != Some(event) {
+                    let other = state.get(key);
+                    found.push(format!(
+                        "{} {key:?}: {event} for {first_user}, {other:?} for {}",
+                        room.id, actor.user
+                    ));
+                }
+            }
+            if state.len() > first_state.len() {
+                found.push(format!("{}: {} has more state", room.id, actor.user));
+            }
+            for (sender, event) in &room.said {
+                let what = format!("event/{}", encode(event));
+                let steady = !room.unsteady.contains(sender);
+                if steady && actor.read(world, &room.id, &what).await.is_none() {
+                    found.push(format!(
+                        "{}: {} lacks {event} of {sender}",
+                        room.id, actor.user
+                    ));
+                }
+            }
+        }
+    }
+    found
+}

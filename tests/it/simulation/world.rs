@@ -1,0 +1,211 @@
+//! The servers, what happens to them, and the course of a seed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use homeserver::{
+    Homeserver,
+    config::{Config, RegistrationMode},
+    runtime::{Clock, ManualClock, Runtime},
+    storage::engines::memory::MemoryEngine,
+};
+use parking_lot::Mutex;
+use ruma::OwnedServerName;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    actors::{Actor, Room},
+    dice::Dice,
+    network::{Line, Network},
+    verdict,
+};
+
+/// When every simulation begins, in milliseconds since 1970.
+const START: u64 = 1_700_000_000_000;
+/// Requests between servers for each action of a user and each server that hears of it. Far more than
+/// needed, and far less than what a loop makes.
+const REQUESTS_PER_ACTION: usize = 40;
+
+/// What a seed came to.
+pub(super) struct Told {
+    pub(super) trace: Vec<String>,
+    pub(super) faults: Vec<String>,
+}
+
+/// All there is.
+pub(super) struct World {
+    pub(super) network: Arc<Network>,
+    pub(super) rooms: Mutex<Vec<Room>>,
+    pub(super) faults: Mutex<Vec<String>>,
+    hosts: Vec<Host>,
+}
+
+struct Host {
+    name: OwnedServerName,
+    engine: Arc<MemoryEngine>,
+    seed: u64,
+    running: Mutex<Option<Homeserver>>,
+}
+
+/// The clock of tokio, which stands still while anything is to be done.
+#[derive(Debug)]
+struct Time(Instant);
+
+impl Clock for Time {
+    fn unix_millis(&self) -> u64 {
+        START + self.0.elapsed().as_millis() as u64
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+impl Host {
+    async fn start(&self, network: &Arc<Network>, incarnation: u64) {
+        let mut config = Config {
+            server_name: self.name.clone(),
+            ..Config::default()
+        };
+        config.registration.mode = RegistrationMode::Open;
+        config.rate_limits.enabled = false;
+        config.federation.retry_max = Duration::from_mins(1);
+        let seed = self.seed.wrapping_add(incarnation << 32);
+        let runtime = Runtime {
+            clock: Arc::new(Time(Instant::now() - network.age())),
+            ..Runtime::simulated(Arc::new(ManualClock::new(START)), seed)
+        };
+        let line = Line {
+            network: Arc::clone(network),
+            from: self.name.clone(),
+        };
+        let opened = Homeserver::configured(config)
+            .engine(Arc::clone(&self.engine) as _)
+            .transport(Arc::new(line))
+            .runtime(runtime)
+            .open()
+            .await;
+        let homeserver = opened.expect("a homeserver opens");
+        network.connect(&self.name, homeserver.router());
+        *self.running.lock() = Some(homeserver);
+    }
+
+    async fn stop(&self, network: &Network) {
+        network.disconnect(&self.name);
+        let running = self.running.lock().take();
+        if let Some(homeserver) = running {
+            assert!(homeserver.shutdown().await, "{} stops well", self.name);
+        }
+    }
+}
+
+/// Plays one seed.
+pub(super) async fn play(seed: u64) -> Told {
+    let mut dice = Dice::new(seed);
+    // A few of the seeds have many servers, which then do less each.
+    let count = if seed % 20 == 19 {
+        dice.between(8, 21)
+    } else {
+        dice.between(3, 6)
+    };
+    let actions = 100 / count;
+    let network = Arc::new(Network::new(dice.throw()));
+    let host = |number| Host {
+        name: OwnedServerName::try_from(format!("s{number}.example")).unwrap(),
+        engine: Arc::new(MemoryEngine::new()),
+        seed: dice.throw(),
+        running: Mutex::default(),
+    };
+    let world = World {
+        network,
+        rooms: Mutex::default(),
+        faults: Mutex::default(),
+        hosts: (0..count).map(host).collect(),
+    };
+    let mut actors = Vec::new();
+    for host in &world.hosts {
+        host.start(&world.network, 0).await;
+        actors.push(Actor::register(&world, &host.name, dice.throw()).await);
+    }
+    for actor in actors.iter_mut().take(2) {
+        actor.create(&world).await;
+    }
+    {
+        let mut acting: FuturesUnordered<_> = actors
+            .iter_mut()
+            .map(|actor| actor.act(&world, actions))
+            .collect();
+        let acting = async { while acting.next().await.is_some() {} };
+        tokio::select! {
+            biased;
+            () = acting => {}
+            () = world.harm(Dice::new(dice.throw())) => {}
+        }
+    }
+    world.settle(&actors).await;
+    for host in &world.hosts {
+        host.stop(&world.network).await;
+    }
+    let (trace, requests) = world.network.end();
+    let mut faults = world.faults.into_inner();
+    let bound = REQUESTS_PER_ACTION * (count * count * (actions + 2)) as usize;
+    if requests > bound {
+        faults.push(format!("{requests} requests, more than {bound}"));
+    }
+    Told { trace, faults }
+}
+
+impl World {
+    /// Splits the network and restarts servers, for ever.
+    async fn harm(&self, mut dice: Dice) {
+        let mut incarnation = 0;
+        loop {
+            sleep(Duration::from_millis(dice.between(2_000, 30_000))).await;
+            let lasts = Duration::from_millis(dice.between(500, 40_000));
+            if dice.chance(600) {
+                let sides: BTreeMap<_, _> = self
+                    .hosts
+                    .iter()
+                    .map(|host| (host.name.clone(), dice.between(0, 2)))
+                    .collect();
+                self.network.note(&format!("split {sides:?}"));
+                self.network.split(sides);
+                sleep(lasts).await;
+                self.network.split(BTreeMap::new());
+            } else if let Some(host) = dice.pick(&self.hosts) {
+                incarnation += 1;
+                self.network.note(&format!("{} stops", host.name));
+                host.stop(&self.network).await;
+                sleep(lasts / 4).await;
+                host.start(&self.network, incarnation).await;
+                self.network.note(&format!("{} starts", host.name));
+            }
+        }
+    }
+
+    /// Mends everything and waits until all agree.
+    async fn settle(&self, actors: &[Actor]) {
+        self.network.heal();
+        self.network.note("healed");
+        for (number, host) in self.hosts.iter().enumerate() {
+            let down = host.running.lock().is_none();
+            if down {
+                host.start(&self.network, 1_000 + number as u64).await;
+            }
+        }
+        let mut differ = Vec::new();
+        for _ in 0..verdict::ROUNDS {
+            // What servers say makes others fetch what they lack.
+            for actor in actors {
+                actor.greet(self).await;
+            }
+            sleep(verdict::PAUSE).await;
+            differ = verdict::differences(self, actors).await;
+            if differ.is_empty() {
+                self.network.note("all agree");
+                return;
+            }
+        }
+        self.faults.lock().extend(differ);
+    }
+}
