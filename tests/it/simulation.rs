@@ -3,7 +3,7 @@
 //! and start. Afterwards the network is well, and all servers must agree.
 //!
 //! `HOMESERVER_SIMULATION_SEEDS=N` plays N seeds. `HOMESERVER_SIMULATION_SEED=S` plays seed S and
-//! prints its trace.
+//! prints its trace, after what the servers logged (`RUST_LOG`).
 
 mod actors;
 mod dice;
@@ -37,6 +37,11 @@ fn number(name: &str) -> Option<u64> {
 fn play_share(share: u64) {
     if let Some(seed) = number("HOMESERVER_SIMULATION_SEED") {
         if seed % 2 == share {
+            // What the servers say, as RUST_LOG asks for it.
+            tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .without_time()
+                .init();
             let told = play(seed);
             println!("{}", told.trace.join("\n"));
             assert!(told.faults.is_empty(), "seed {seed}: {:#?}", told.faults);
