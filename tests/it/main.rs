@@ -2,7 +2,9 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "these are tests, helpers included"
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests, helpers included; what they print shows where they fail"
 )]
 
 mod advisories;

@@ -43,8 +43,9 @@ async fn reads_all(reader: &Client, room: &str, speakers: &[&Client], parts: &[&
         let history = history(reader, room).await;
         let of = |speaker: &&Client| bodies_of(&history, speaker);
         said = speakers.iter().map(of).collect();
-        said.iter_mut()
-            .for_each(|said| said.retain(|body| body != "a word"));
+        for said in &mut said {
+            said.retain(|body| body != "a word");
+        }
         let all = said.iter().all(|said| said.len() >= expected.len());
         all.then_some(())
     })
