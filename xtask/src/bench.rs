@@ -13,6 +13,8 @@ pub(crate) enum What {
     Client,
     /// Reading in a room of a thousand events beside one of a million, seeded offline.
     Rooms,
+    /// Transactions of another server, and joins of its rooms.
+    Federation,
 }
 
 /// Runs one benchmark.
@@ -28,8 +30,16 @@ pub(crate) fn run(what: What, arguments: &[String]) -> Result<(), Error> {
         ],
         What::Client => &["run", "--release", "-p", "homeserver-bench", "--", "client"],
         What::Rooms => &["run", "--release", "-p", "homeserver-bench", "--", "rooms"],
+        What::Federation => &[
+            "run",
+            "--release",
+            "-p",
+            "homeserver-bench",
+            "--",
+            "federation",
+        ],
     };
-    if matches!(what, What::Client | What::Rooms) {
+    if matches!(what, What::Client | What::Rooms | What::Federation) {
         run_command(&mut cargo(&["build", "--release", "-p", "homeserver-cli"]))?;
     }
     if matches!(what, What::Rooms) {

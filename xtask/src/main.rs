@@ -49,7 +49,7 @@ enum Task {
         #[arg(long)]
         spec: PathBuf,
     },
-    /// Measure: `storage`, `client` or `rooms`.
+    /// Measure: `storage`, `client`, `rooms` or `federation`.
     Bench {
         /// What to measure.
         what: bench::What,

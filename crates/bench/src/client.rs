@@ -10,6 +10,24 @@ use crate::Error;
 /// No request takes longer.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// An HTTP client for servers without TLS.
+pub(crate) fn without_certificates(
+    builder: reqwest::ClientBuilder,
+) -> Result<reqwest::Client, Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::Server(error.to_string()))?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let http = builder
+        .tls_backend_preconfigured(tls)
+        .timeout(PATIENCE)
+        .tcp_nodelay(true)
+        .no_proxy();
+    Ok(http.build()?)
+}
+
 /// Somebody who talks to the server, perhaps logged in. Clones share connections.
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -21,18 +39,7 @@ pub(crate) struct Client {
 impl Client {
     /// A client with a connection pool of its own.
     pub(crate) fn new(base: &str) -> Result<Self, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::Server(error.to_string()))?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .timeout(PATIENCE)
-            .tcp_nodelay(true)
-            .no_proxy()
-            .build()?;
+        let http = without_certificates(reqwest::Client::builder())?;
         Ok(Self {
             http,
             base: base.to_owned(),

@@ -15,6 +15,7 @@
 
 mod client;
 mod disk;
+mod federation;
 mod load;
 mod process;
 mod rooms;
@@ -36,6 +37,8 @@ enum What {
     Client(LoadArguments),
     /// Reading in a room of few events beside one of many.
     Rooms(RoomsArguments),
+    /// What another server pushes, and joins of its rooms.
+    Federation(FederationArguments),
 }
 
 #[derive(Args)]
@@ -74,6 +77,25 @@ struct RoomsArguments {
     /// The program that seeds a room offline.
     #[arg(long, default_value_os_t = beside("examples/seed"))]
     seed_program: PathBuf,
+    /// The folder for the servers' data; on the disk that is to be measured.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct FederationArguments {
+    /// Storage engines to measure, in turn.
+    #[arg(long, value_delimiter = ',', default_value = "fjall")]
+    engines: Vec<String>,
+    /// Events that are pushed in each measurement.
+    #[arg(long, default_value_t = 20_000)]
+    events: usize,
+    /// Sizes of the rooms that are joined, in members.
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000")]
+    members: Vec<usize>,
+    /// The server program.
+    #[arg(long, default_value_os_t = beside("homeserver"))]
+    program: PathBuf,
     /// The folder for the servers' data; on the disk that is to be measured.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -118,6 +140,7 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
     let (engines, folder) = match &arguments.what {
         What::Client(load) => (&load.engines, &load.folder),
         What::Rooms(rooms) => (&rooms.engines, &rooms.folder),
+        What::Federation(federation) => (&federation.engines, &federation.folder),
     };
     let folder = match folder {
         Some(folder) => tempfile::tempdir_in(folder)?,
@@ -133,6 +156,9 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
                 }
             }
             What::Rooms(arguments) => rooms::compare(arguments, engine, folder.path()).await?,
+            What::Federation(arguments) => {
+                federation::measure(arguments, engine, folder.path()).await?;
+            }
         }
         println!("floor again: {}", disk::fdatasync_floor(folder.path())?);
     }

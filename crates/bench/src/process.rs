@@ -34,6 +34,8 @@ pub(crate) struct Prepared {
     program: PathBuf,
     folder: PathBuf,
     base: String,
+    /// The port of the listener for other servers, if there is one.
+    federation: Option<u16>,
 }
 
 impl Prepared {
@@ -53,7 +55,41 @@ impl Prepared {
             program: program.into(),
             folder: folder.into(),
             base: format!("http://127.0.0.1:{port}"),
+            federation: None,
         })
+    }
+
+    /// As [`Self::new`], with a listener for other servers, who trust the authority whose
+    /// certificate is in the folder.
+    pub(crate) fn federating(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
+        let mut prepared = Self::new(program, engine, folder)?;
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        let path = folder.join("conduit.toml");
+        let alone = std::fs::read_to_string(&path)?;
+        let alone = alone.replacen("\"localhost\"", &format!("\"localhost:{port}\""), 1);
+        let configuration = format!(
+            "{alone}[federation]\nextra_ca_certificates = [\"authority.pem\"]\n\
+             allowed_private_ranges = [\"127.0.0.0/8\", \"::1/128\"]\n[[listeners]]\n\
+             address = \"127.0.0.1:{port}\"\nserves = [\"federation\"]\n"
+        );
+        std::fs::write(path, configuration)?;
+        prepared.federation = Some(port);
+        Ok(prepared)
+    }
+
+    /// The name of the server.
+    pub(crate) fn name(&self) -> String {
+        match self.federation {
+            Some(port) => format!("localhost:{port}"),
+            None => "localhost".to_owned(),
+        }
+    }
+
+    /// The URL for other servers.
+    pub(crate) fn federation(&self) -> String {
+        format!("http://127.0.0.1:{}", self.federation.unwrap_or_default())
     }
 
     /// The folder with the database.
@@ -116,12 +152,21 @@ impl Server {
 
     /// Resident memory, in MiB.
     pub(crate) fn resident(&self) -> Result<f64, Error> {
+        self.mebibytes("VmRSS:")
+    }
+
+    /// The most that resident memory has been, in MiB.
+    pub(crate) fn peak_resident(&self) -> Result<f64, Error> {
+        self.mebibytes("VmHWM:")
+    }
+
+    fn mebibytes(&self, name: &str) -> Result<f64, Error> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
         kibibytes
             .map(|k| k / 1024.0)
-            .ok_or_else(|| Error::Server("no VmRSS".into()))
+            .ok_or_else(|| Error::Server(format!("no {name}")))
     }
 
     /// The folder with the database.

@@ -1,0 +1,268 @@
+//! Federation: what a server takes from another, and how long a join takes.
+//!
+//! The other server is this tool: it has a key and an HTTPS listener, makes up rooms, signs
+//! everything before the measurement begins, and pushes. Its transactions go to a listener without
+//! TLS, as from a proxy on the same machine.
+
+mod peer;
+mod room;
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use homeserver_events::Pdu;
+use ruma::OwnedEventId;
+use serde_json::json;
+
+use self::{
+    peer::{Certificates, Peer, milliseconds_since},
+    room::Generated,
+};
+use crate::{
+    Error, FederationArguments,
+    client::Client,
+    load::percentile,
+    process::{Prepared, Server},
+};
+
+/// Events of one transaction: as many as the specification allows.
+const IN_ONE: usize = 50;
+
+/// Transactions on their way at once where there are many rooms. Of one room there is one: a server
+/// sends one at a time.
+const ROOMS_AT_ONCE: usize = 8;
+
+/// How long everything that was pushed may take to be there.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A transaction, ready to be sent.
+struct Transaction {
+    target: String,
+    authorization: String,
+    body: String,
+}
+
+/// The server under test, with the tool as its peer.
+struct Scene {
+    server: Server,
+    client: Client,
+    peer: Arc<Peer>,
+    /// The name of the server under test.
+    name: String,
+    http: reqwest::Client,
+    /// Where transactions go.
+    base: String,
+}
+
+impl Scene {
+    async fn new(
+        arguments: &FederationArguments,
+        engine: &str,
+        folder: &Path,
+    ) -> Result<Self, Error> {
+        let certificates = Certificates::new().map_err(|error| Error::Server(error.to_string()))?;
+        certificates.write(folder)?;
+        let peer = Peer::start(&certificates).await?;
+        let prepared = Prepared::federating(&arguments.program, engine, folder)?;
+        let (name, base) = (prepared.name(), prepared.federation());
+        let server = prepared.start().await?;
+        let client = server.client()?.register("alice").await?;
+        let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
+        Ok(Self {
+            client,
+            peer,
+            name,
+            http: crate::client::without_certificates(http)?,
+            base,
+            server,
+        })
+    }
+
+    /// Joins a room of the peer; gives the event.
+    async fn join(&self, room: &Generated) -> Result<OwnedEventId, Error> {
+        let path = format!(
+            "/_matrix/client/v3/join/{}?via={}",
+            room.id,
+            self.peer.name.replace(':', "%3A")
+        );
+        self.client.post(&path, &json!({})).await?;
+        let member = format!(
+            "/_matrix/client/v3/rooms/{}/state/m.room.member/@alice:{}?format=event",
+            room.id, self.name
+        );
+        let event = self.client.get(&member).await?;
+        let id = event["event_id"].as_str().unwrap_or_default();
+        id.try_into()
+            .map_err(|_| Error::Server(format!("no event id: {event}")))
+    }
+
+    fn transactions(&self, events: &[Pdu]) -> Result<Vec<Transaction>, Error> {
+        let transaction = |some: &[Pdu]| {
+            let first = some.first().map_or("", |event| event.event_id().as_str());
+            let id = first.trim_start_matches('$');
+            let target = format!("/_matrix/federation/v1/send/{id}");
+            let pdus: Vec<_> = some.iter().map(Pdu::json_str).collect();
+            let body = format!(
+                "{{\"edus\":[],\"origin\":\"{}\",\"origin_server_ts\":1,\"pdus\":[{}]}}",
+                self.peer.name,
+                pdus.join(",")
+            );
+            let authorization = self
+                .peer
+                .authorization("PUT", &target, &self.name, Some(&body))?;
+            Ok(Transaction {
+                target,
+                authorization,
+                body,
+            })
+        };
+        events.chunks(IN_ONE).map(transaction).collect()
+    }
+
+    /// Sends transactions one after the other; gives how long each took.
+    async fn push(&self, transactions: &[Transaction]) -> Result<Vec<Duration>, Error> {
+        let mut times = Vec::with_capacity(transactions.len());
+        for transaction in transactions {
+            let started = Instant::now();
+            let request = self
+                .http
+                .put(format!("{}{}", self.base, transaction.target));
+            let request = request
+                .header("authorization", &transaction.authorization)
+                .header("content-type", "application/json")
+                .body(transaction.body.clone());
+            let response = request.send().await?;
+            let status = response.status().as_u16();
+            let body = response.text().await?;
+            if status != 200 || body.contains("\"error\"") {
+                let request = transaction.target.clone();
+                return Err(Error::Answer {
+                    request,
+                    status,
+                    body,
+                });
+            }
+            times.push(started.elapsed());
+        }
+        Ok(times)
+    }
+
+    /// Waits until the event can be read by a client.
+    async fn see(&self, room: &Generated, event: &Pdu) -> Result<(), Error> {
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/event/{}",
+            room.id,
+            event.event_id()
+        );
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if self.client.get(&path).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Err(Error::Server(format!(
+            "{} did not arrive",
+            event.event_id()
+        )))
+    }
+}
+
+/// Measures everything on one engine.
+pub(crate) async fn measure(
+    arguments: &FederationArguments,
+    engine: &str,
+    folder: &Path,
+) -> Result<(), Error> {
+    let scene = Scene::new(arguments, engine, &folder.join(format!("{engine}-push"))).await?;
+    taken(&scene, "1 room", 1, arguments.events).await?;
+    taken(&scene, "100 rooms", 100, arguments.events).await?;
+    for members in &arguments.members {
+        let folder = folder.join(format!("{engine}-join-{members}"));
+        let scene = Scene::new(arguments, engine, &folder).await?;
+        joined(&scene, *members).await?;
+    }
+    Ok(())
+}
+
+/// How many events a second are taken, and shown to clients.
+async fn taken(scene: &Scene, name: &str, rooms: usize, events: usize) -> Result<(), Error> {
+    let mut lines = Vec::new();
+    let peer = &scene.peer;
+    for _ in 0..rooms {
+        let room = Arc::new(Generated::new(&peer.name, &peer.key, 1)?);
+        peer.offer(Arc::clone(&room)).await;
+        let join = scene.join(&room).await?;
+        let messages = room.messages(&peer.name, &peer.key, &join, events / rooms)?;
+        let transactions = scene.transactions(&messages)?;
+        lines.push((room, messages, transactions));
+    }
+    let (cpu, started) = (scene.server.cpu()?, Instant::now());
+    let mut times = Vec::new();
+    for some in lines.chunks(ROOMS_AT_ONCE) {
+        let pushes = some
+            .iter()
+            .map(|(_, _, transactions)| scene.push(transactions));
+        for pushed in futures_util::future::join_all(pushes).await {
+            times.extend(pushed?);
+        }
+    }
+    let pushed = started.elapsed().as_secs_f64();
+    for (room, messages, _) in &lines {
+        if let Some(last) = messages.last() {
+            scene.see(room, last).await?;
+        }
+    }
+    let all = started.elapsed().as_secs_f64();
+    let cpu = scene.server.cpu()?.saturating_sub(cpu).as_secs_f64();
+    let count = (events / rooms * rooms) as f64;
+    println!(
+        "  {name:<12}{:>8.0} PDUs/s until they are seen, {:>8.0}/s until they are answered",
+        count / all,
+        count / pushed
+    );
+    println!(
+        "  {:<12}{:>8.1} µs of CPU a PDU, transaction p50 {:.2} ms, p99 {:.2} ms",
+        "",
+        cpu * 1e6 / count,
+        percentile(&mut times, 50).as_secs_f64() * 1e3,
+        percentile(&mut times, 99).as_secs_f64() * 1e3,
+    );
+    Ok(())
+}
+
+/// How long a join of a large room takes: until it is answered, and until all members are there.
+async fn joined(scene: &Scene, members: usize) -> Result<(), Error> {
+    let peer = &scene.peer;
+    let room = Arc::new(Generated::new(&peer.name, &peer.key, members)?);
+    peer.offer(Arc::clone(&room)).await;
+    let idle = scene.server.resident()?;
+    let started = Instant::now();
+    scene.join(&room).await?;
+    let answered = milliseconds_since(started);
+    let path = format!("/_matrix/client/v3/rooms/{}/joined_members", room.id);
+    loop {
+        let answer = scene.client.get(&path).await?;
+        let there = answer["joined"].as_object().map_or(0, serde_json::Map::len);
+        if there == members + 1 {
+            break;
+        }
+        if started.elapsed() > PATIENCE {
+            let text = format!("{there} of {members} members are there");
+            return Err(Error::Server(text));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    println!(
+        "  join of {members:>7} members: answered after {answered:.0} ms, whole after {:.0} ms, memory {idle:.0} → {:.0} MiB at most",
+        milliseconds_since(started),
+        scene.server.peak_resident()?,
+    );
+    Ok(())
+}
