@@ -10,6 +10,7 @@
 
 mod admit;
 mod answers;
+mod backfill;
 mod desk;
 mod edu_queue;
 mod edu_worker;
@@ -190,6 +191,7 @@ struct Inner {
     judging: Semaphore,
     filling: Semaphore,
     handing_on: Semaphore,
+    fillers: backfill::Fillers,
 }
 
 impl Inbound {
@@ -207,6 +209,7 @@ impl Inbound {
                 judging: Semaphore::new(JUDGING),
                 filling: Semaphore::new(FILLING),
                 handing_on: Semaphore::new(HANDING_ON),
+                fillers: backfill::Fillers::default(),
             }),
         }
     }

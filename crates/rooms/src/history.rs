@@ -1,6 +1,6 @@
 //! The history: pages of events in the order of the graph, for /messages, /context, /relations.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use homeserver_storage::{Direction, Position, ScanRange};
 
@@ -10,6 +10,7 @@ use crate::{
     event::StoredEvent,
     numbers::EventNumber,
     room::Room,
+    rows::GapRow,
     tables,
     token::{HistoryKey, HistoryToken, Place, Towards},
     visible::{Reader, Sights, VisibleEvent},
@@ -25,6 +26,12 @@ const PASSED_PER_PAGE: usize = 50_000;
 
 /// Rows read in one go while passing over.
 const PASSED_AT_ONCE: usize = 1000;
+
+/// Gaps of a room that are looked at, the newest ones.
+const MAX_GAPS: usize = 1000;
+
+/// Places of events over gaps, and whether something is missing there still.
+pub(crate) type Gaps = BTreeMap<HistoryKey, bool>;
 
 /// The greatest page.
 pub const MAX_PAGE: usize = 1000;
@@ -152,10 +159,22 @@ impl Rooms {
         towards: Towards,
         page: &mut Page<'_>,
     ) -> Result<(), RoomError> {
+        let gaps = match towards {
+            Towards::Older => self.gaps_of(room).await?,
+            Towards::Newer => Gaps::new(),
+        };
         let mut place = match (towards, from.place) {
-            (Towards::Older, Place::Bound) => self.below_bound(room, from.bound).await?,
+            (Towards::Older, Place::Bound) => self.below_bound(room, from.bound, &gaps).await?,
             (_, place) => place,
         };
+        let is_open = |key: &HistoryKey| gaps.get(key).is_some_and(|open| *open);
+        if let (Place::Bound, Place::Before(key)) = (from.place, place)
+            && is_open(&key)
+        {
+            page.at_gap = true;
+            page.next = Some(HistoryToken { place, ..from });
+            return Ok(());
+        }
         let mut passed = 0;
         let mut wanted = page.rows_to_read();
         // Backwards, what arrived after the bound was told by a timeline; its key says so.
@@ -166,10 +185,19 @@ impl Rooms {
             let mut rows = self.history_rows(room, place, towards, wanted).await?;
             let is_last = rows.len() < wanted;
             wanted = page.rows_to_read();
+            // Nothing is read over a gap, also where what is above it was told.
+            let end = rows.iter().position(|(key, _)| is_open(key));
+            rows.truncate(end.map_or(rows.len(), |end| end + 1));
+            let is_last = is_last && end.is_none();
             if let Some((last, _)) = rows.last()
                 && rows.iter().all(told)
             {
                 place = Place::Before(*last);
+                if end.is_some() {
+                    page.at_gap = true;
+                    page.next = Some(HistoryToken { place, ..from });
+                    return Ok(());
+                }
                 passed += rows.len();
                 if passed >= PASSED_PER_PAGE && !is_last {
                     page.next = Some(HistoryToken { place, ..from });
@@ -181,7 +209,7 @@ impl Rooms {
             let numbers: Vec<_> = rows.iter().map(|(_, number)| *number).collect();
             let events = self.events.load_all(room, &numbers).await?;
             for ((key, _), event) in rows.iter().zip(events) {
-                let gap = towards == Towards::Older && self.has_gap(&event).await?;
+                let gap = is_open(key);
                 place = match towards {
                     Towards::Older => Place::Before(*key),
                     Towards::Newer => Place::After(*key),
@@ -199,25 +227,45 @@ impl Rooms {
         }
     }
 
+    /// The gaps of a room, and whether they are open.
+    pub(crate) async fn gaps_of(&self, room: &Room) -> Result<Gaps, RoomError> {
+        let range = ScanRange::prefix(&room.number.0);
+        let scan = self
+            .store
+            .scan(&tables::GAPS, range, Direction::Backward, MAX_GAPS);
+        let gap = |((_, height, live, tie), row): ((u64, u64, u8, u64), GapRow)| {
+            let live = live == 1;
+            (HistoryKey { height, live, tie }, !row.missing.is_empty())
+        };
+        Ok(scan.await?.into_iter().map(gap).collect())
+    }
+
     /// The place above everything that had arrived at a bound, and below most of what came later:
-    /// only what was added to older branches since has to be passed over.
+    /// only what was added to older branches since has to be passed over, and what is above the
+    /// gaps that were left since: what is fetched into those never arrived.
     pub(crate) async fn below_bound(
         &self,
         room: &Room,
         bound: Position,
+        gaps: &Gaps,
     ) -> Result<Place, RoomError> {
         let range = ScanRange::prefix(&room.number.0).upto(&(room.number.0, bound));
         let backward = Direction::Backward;
         let scan = self.store.scan(&tables::ARRIVALS, range, backward, 1);
         // Without any arrival there is only what was fetched as history.
         let last = scan.await?.into_iter().next();
-        Ok(last.map_or(Place::Bound, |(_, arrival)| {
-            Place::Before(HistoryKey {
-                height: arrival.highest + 1,
-                live: false,
-                tie: 0,
-            })
-        }))
+        let Some((_, arrival)) = last else {
+            return Ok(Place::Bound);
+        };
+        let above = HistoryKey {
+            height: arrival.highest + 1,
+            live: false,
+            tie: 0,
+        };
+        let newest_gap = gaps.keys().next_back().copied();
+        Ok(Place::Before(
+            newest_gap.map_or(above, |gap| gap.max(above)),
+        ))
     }
 
     /// Rows of the history index beyond a place.
@@ -251,14 +299,15 @@ impl Rooms {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    /// Whether previous events of this one are missing.
+    /// Whether previous events of this one are missing still.
     pub(crate) async fn has_gap(&self, event: &StoredEvent) -> Result<bool, RoomError> {
         if !event.over_gap {
             return Ok(false);
         }
         let key = event.history_key();
         let row = (event.room.0, key.height, u8::from(key.live), key.tie);
-        Ok(self.store.get(&tables::GAPS, &row).await?.is_some())
+        let row = self.store.get(&tables::GAPS, &row).await?;
+        Ok(row.is_some_and(|row| !row.missing.is_empty()))
     }
 
     /// The events around one that `reader` may see, up to `limit` in all.

@@ -14,6 +14,7 @@
 
 mod acl;
 mod arrival;
+mod backfill;
 mod bulk;
 mod command;
 mod commands;
@@ -67,6 +68,7 @@ use homeserver_storage::{Batch, Bytes, CommitError, Store};
 use ruma::{OwnedServerName, RoomVersionId};
 
 pub use arrival::Arriving;
+pub use backfill::{Backfilled, Gap, MAX_BACKFILL};
 pub use command::{
     CreateRoom, InitialState, MemberProfile, MembershipChange, NewEvent, Preset, RoomAction,
     RoomAnswer, RoomCommand, TransactionKey, UpgradeRoom,

@@ -85,9 +85,9 @@ impl Generated {
         let id = create.room_id().to_owned();
         let mut state = vec![create];
         let add = |who: (&OwnedUserId, &str, Option<&str>),
-                       content: &Value,
-                       auth: &[OwnedEventId],
-                       state: &mut Vec<Pdu>|
+                   content: &Value,
+                   auth: &[OwnedEventId],
+                   state: &mut Vec<Pdu>|
          -> Result<OwnedEventId, Error> {
             let last = state.last().map(|event| event.event_id().to_owned());
             let depth = state.len() as u64 + 1;

@@ -13,11 +13,11 @@ use std::{
 };
 
 use homeserver_events::Pdu;
-use homeserver_rooms::{Incoming, Received, Room, RoomError};
+use homeserver_rooms::{Incoming, Received, Room, RoomError, Rooms};
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{Inner, desk::in_order};
-use crate::{FetchError, MissingEvents, RoomOf, StateIds, is_same_server};
+use crate::{FetchError, Fetcher, MissingEvents, RoomOf, StateIds, is_same_server};
 
 /// Events that one call for missing events asks for: what other servers ask for, too.
 const MISSING_AT_ONCE: usize = 10;
@@ -57,7 +57,7 @@ pub(super) struct Filled {
 }
 
 /// A gap while it is filled.
-struct Gap<'a> {
+pub(super) struct Gap<'a> {
     inner: &'a Inner,
     room: &'a Arc<Room>,
     servers: Vec<OwnedServerName>,
@@ -67,7 +67,8 @@ struct Gap<'a> {
 impl Inner {
     /// Fetches what is missing for an event and judges it.
     pub(super) async fn fill(&self, room: &Arc<Room>, origin: &ServerName, event: Pdu) -> Filled {
-        let servers = match self.servers_for(room, origin, &event).await {
+        let first = [origin.to_owned(), event.sender().server_name().to_owned()];
+        let servers = match self.servers_for(room, &first).await {
             Ok(servers) => servers,
             Err(error) => {
                 return Filled {
@@ -76,12 +77,7 @@ impl Inner {
                 };
             }
         };
-        let mut gap = Gap {
-            inner: self,
-            room,
-            servers,
-            judged: Vec::new(),
-        };
+        let mut gap = Gap::new(self, room, servers);
         let filled = tokio::time::timeout(PATIENCE, gap.fill(event)).await;
         let outcome = filled.unwrap_or(Err(GapError::OverLimit("ten minutes")));
         Filled {
@@ -90,12 +86,11 @@ impl Inner {
         }
     }
 
-    /// Whom to ask about an event, in this order.
-    async fn servers_for(
+    /// Whom to ask: these, then others in the room.
+    pub(super) async fn servers_for(
         &self,
         room: &Room,
-        origin: &ServerName,
-        event: &Pdu,
+        first: &[OwnedServerName],
     ) -> Result<Vec<OwnedServerName>, RoomError> {
         let mut servers: Vec<OwnedServerName> = Vec::with_capacity(MAX_SERVERS);
         let joined = self
@@ -103,8 +98,7 @@ impl Inner {
             .rooms
             .servers(room.number, MAX_SERVERS + 2)
             .await?;
-        let first = [origin.to_owned(), event.sender().server_name().to_owned()];
-        for server in first.into_iter().chain(joined) {
+        for server in first.iter().cloned().chain(joined) {
             let known = servers.iter().any(|known| is_same_server(known, &server));
             if !known && server != self.parts.own && servers.len() < MAX_SERVERS {
                 servers.push(server);
@@ -114,8 +108,34 @@ impl Inner {
     }
 }
 
-impl Gap<'_> {
-    fn of(&self) -> RoomOf<'_> {
+impl<'a> Gap<'a> {
+    /// A gap of this room, about which these servers are asked.
+    pub(super) fn new(
+        inner: &'a Inner,
+        room: &'a Arc<Room>,
+        servers: Vec<OwnedServerName>,
+    ) -> Self {
+        Self {
+            inner,
+            room,
+            servers,
+            judged: Vec::new(),
+        }
+    }
+
+    pub(super) fn room(&self) -> &'a Arc<Room> {
+        self.room
+    }
+
+    pub(super) fn rooms(&self) -> &'a Arc<Rooms> {
+        &self.inner.parts.rooms
+    }
+
+    pub(super) fn fetcher(&self) -> &'a Fetcher {
+        &self.inner.parts.fetcher
+    }
+
+    pub(super) fn of(&self) -> RoomOf<'a> {
         RoomOf::from(&**self.room)
     }
 
@@ -245,7 +265,7 @@ impl Gap<'_> {
     }
 
     /// Fetches events by their ids, and their auth events, and stores them as outliers.
-    async fn one_by_one(&self, wanted: Vec<OwnedEventId>) -> Result<(), GapError> {
+    pub(super) async fn one_by_one(&self, wanted: Vec<OwnedEventId>) -> Result<(), GapError> {
         let fetcher = &self.inner.parts.fetcher;
         let rooms = &self.inner.parts.rooms;
         let mut held: Vec<Pdu> = Vec::new();
@@ -317,7 +337,7 @@ impl Gap<'_> {
 
     /// The state before an event as a server tells it. What is not here of it is fetched, as far as
     /// somebody has it.
-    async fn state_before(
+    pub(super) async fn state_before(
         &self,
         server: &ServerName,
         event: &Pdu,

@@ -238,9 +238,18 @@ impl Foundation {
         }
     }
 
-    fn spaces(&self) -> Spaces {
+    fn room_reads(&self, inbound: &Inbound) -> RoomReads {
+        RoomReads::new(
+            Arc::clone(&self.rooms),
+            self.runtime.clone(),
+            &self.users,
+            inbound.clone(),
+        )
+    }
+
+    fn spaces(&self, reads: &RoomReads) -> Spaces {
         Spaces::new(
-            RoomReads::new(Arc::clone(&self.rooms), self.runtime.clone(), &self.users),
+            reads.clone(),
             Arc::clone(&self.rooms),
             self.federation.peers.clone(),
             Arc::clone(&self.runtime.clock),
@@ -325,7 +334,8 @@ impl Components {
         } = foundation.elsewhere();
         let invitations = foundation.invitations(config);
         let sessions = foundation.sessions(config);
-        let (spaces, remote_media) = (foundation.spaces(), foundation.remote_media());
+        let room_reads = foundation.room_reads(&inbound);
+        let (spaces, remote_media) = (foundation.spaces(&room_reads), foundation.remote_media());
         let public_rooms = foundation.public_rooms(config);
         let registration = foundation.registration(config, &invitations);
         let clock = Arc::clone(&foundation.runtime.clock);
@@ -344,7 +354,6 @@ impl Components {
         let push_rules = PushRules::new(users.clone());
         let server_name = config.server_name.clone();
         let parts = Parts {
-            inbound,
             http_config: Arc::new(config.http.clone()),
             profiles_config: Arc::new(config.profiles.clone()),
             session_config: Arc::new(config.sessions.clone()),
@@ -370,7 +379,7 @@ impl Components {
                 &users,
             ),
             spaces,
-            room_reads: RoomReads::new(Arc::clone(&rooms), runtime.clone(), &users),
+            room_reads,
             public_rooms,
             remote_media,
             reports: Reports::new(store.clone(), runtime.clone()),
@@ -392,6 +401,7 @@ impl Components {
             room_marks: RoomMarks::new(Arc::clone(&rooms), users.clone(), runtime.clone()),
             push_rules,
             history,
+            inbound,
             resident,
             memberships,
             federation,

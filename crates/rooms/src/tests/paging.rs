@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::support::{Server, event, invite, user};
 use crate::{
-    CreateRoom, HistoryKey, MembershipChange, Place, Towards, history::LOOKED_AT_PER_PAGE,
+    CreateRoom, HistoryKey, MembershipChange, Place, Towards,
+    history::{Gaps, LOOKED_AT_PER_PAGE},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +201,11 @@ async fn an_old_token_passes_over_what_came_after_it() {
     }
     let (reader, room) = (server.reader(&alice).await, server.room(&room_id).await);
     // It begins right above what had arrived, however much came later.
-    let begin = server.rooms.below_bound(&room, token.bound).await.unwrap();
+    let begin = server
+        .rooms
+        .below_bound(&room, token.bound, &Gaps::new())
+        .await
+        .unwrap();
     let shown = server
         .rooms
         .visible_by_id(&reader, &room, &old)

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use homeserver_rooms::{HistoryToken, Place, Towards, VisibleEvent};
+use homeserver_rooms::{HistoryPage, HistoryToken, Place, Towards, VisibleEvent, Wanted};
 use homeserver_storage::Position;
 use ruma::{EventId, OwnedUserId, RoomId};
 use serde::Deserialize;
@@ -21,6 +21,9 @@ use crate::{
 
 /// Events in one page at most, whatever the client asks for.
 pub(crate) const MAX_PAGE: usize = 250;
+
+/// Times that history is fetched for one page.
+const GAPS_OF_PAGE: usize = 6;
 
 const MEMBER: &str = "m.room.member";
 
@@ -133,16 +136,9 @@ impl RoomReads {
         let limit = wanted.limit.min(MAX_PAGE);
         let ignored = self.ignored_by(session).await?;
         let selection = &wanted.selection;
-        let page = self
-            .rooms
-            .history(
-                &visit.reader,
-                &visit.room,
-                Some(from),
-                (wanted.towards, limit),
-                &|event| selection.wants(event, &ignored),
-            )
-            .await?;
+        let select = |event: &VisibleEvent| selection.wants(event, &ignored);
+        let way = (wanted.towards, limit);
+        let page = self.page_over_gaps(&visit, from, way, &select).await?;
         let found = page.events.len();
         let mut events = page.events;
         if let Some(to) = to {
@@ -161,6 +157,47 @@ impl RoomReads {
                 .present(session, &visit.room, &visit.reader, &state)
                 .await?,
         })
+    }
+
+    /// A page of history. What is missing on its way is fetched from other servers, a few times;
+    /// where nobody gives it in time, the page ends. One that begins where it is missing goes on
+    /// over it: that was tried before.
+    async fn page_over_gaps(
+        &self,
+        visit: &Visit,
+        from: HistoryToken,
+        (towards, limit): (Towards, usize),
+        wanted: Wanted<'_>,
+    ) -> Result<HistoryPage, ReadError> {
+        if towards == Towards::Older {
+            self.fill_gap(visit, &from).await?;
+        }
+        let (reader, room) = (&visit.reader, &visit.room);
+        let way = (towards, limit);
+        let mut page = self
+            .rooms
+            .history(reader, room, Some(from), way, wanted)
+            .await?;
+        for _ in 0..GAPS_OF_PAGE {
+            let at = match &page.next {
+                Some(at) if page.at_gap && page.events.len() < limit => *at,
+                _ => break,
+            };
+            if !self.fill_gap(visit, &at).await? {
+                break;
+            }
+            let way = (towards, limit - page.events.len());
+            let rest = self.rooms.history(reader, room, Some(at), way, wanted);
+            let rest = rest.await?;
+            page.events.extend(rest.events);
+            (page.next, page.at_gap) = (rest.next, rest.at_gap);
+        }
+        Ok(page)
+    }
+
+    /// Has what is missing at a place fetched. Gives whether there is more to read there now.
+    async fn fill_gap(&self, visit: &Visit, at: &HistoryToken) -> Result<bool, ReadError> {
+        Ok(self.inbound.backfill(&visit.room, at).await?)
     }
 
     /// The place that a page without `from` begins at: the reader's newest, or the oldest there is.

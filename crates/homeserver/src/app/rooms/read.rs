@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use homeserver_federation::Inbound;
 use homeserver_rooms::{
     Membership, ReadableState, Reader, Room, RoomError, Rooms, UserMembership, VisibleEvent,
 };
@@ -94,6 +95,8 @@ pub(crate) struct RoomReads {
     runtime: Runtime,
     accounts: Accounts,
     account_data: AccountData,
+    /// Fetches history that is missing.
+    pub(super) inbound: Inbound,
 }
 
 /// Somebody who was let into a room to read.
@@ -106,13 +109,19 @@ pub(super) struct Visit {
 }
 
 impl RoomReads {
-    /// Reads these rooms.
-    pub(crate) fn new(rooms: Arc<Rooms>, runtime: Runtime, users: &Users) -> Self {
+    /// Reads these rooms, whose history is fetched by `inbound` where it is missing.
+    pub(crate) fn new(
+        rooms: Arc<Rooms>,
+        runtime: Runtime,
+        users: &Users,
+        inbound: Inbound,
+    ) -> Self {
         Self {
             rooms,
             runtime,
             accounts: users.accounts.clone(),
             account_data: users.account_data.clone(),
+            inbound,
         }
     }
 

@@ -1,0 +1,493 @@
+//! Events older than those that are here, as another server gave them, put where the history has a
+//! gap.
+//!
+//! What is backfilled never arrived: it has no position, is in no timeline, and changes nothing of
+//! the room as it is now. It has a place in the history, below the event over whose gap it was
+//! fetched, and a state before it, by which it is judged and shown to whom it may be shown. A gap
+//! that is filled keeps its row, with nothing missing: whoever pages back from an older token has to
+//! begin above it.
+//!
+//! Specification: server-server API, "Backfilling and retrieving missing events".
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use homeserver_events::{EventStatus, Pdu, RejectReason, StatusKind};
+use homeserver_storage::{At, Batch, Durability};
+use ruma::{EventId, OwnedEventId, OwnedUserId};
+
+use crate::{
+    ImportId, Rooms,
+    delta::{Appended, Was},
+    edit::RoomEdit,
+    error::RoomError,
+    event::StoredEvent,
+    execute::not_stored,
+    judge,
+    live::Wants,
+    numbers::EventNumber,
+    receive::lookup::{Ids, Known},
+    room::Room,
+    rows::{GapRow, RelationRow},
+    tables,
+    token::{HistoryKey, HistoryToken, Place},
+    tree::StateRoot,
+};
+
+/// Events that are taken in one go: as many as surely fit into a batch with their states.
+pub const MAX_BACKFILL: usize = 50;
+
+/// Operations of a batch that are left for the next event, and at which a batch is full.
+const FULL: usize = 700;
+
+/// Previous events that are missing below one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The event above the gap.
+    pub event: OwnedEventId,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// What it follows and is not here.
+    pub missing: Vec<OwnedEventId>,
+    key: HistoryKey,
+}
+
+/// What became of a gap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backfilled {
+    /// Events that are part of the history now.
+    pub taken: usize,
+    /// Events that nobody gave a state for, or whose auth events are not here: with all that is
+    /// above them they were left out.
+    pub left_out: Vec<OwnedEventId>,
+    /// Whether all that was missing below the gap's event is here.
+    pub closed: bool,
+}
+
+/// An event with its place.
+struct Placed {
+    pdu: Pdu,
+    height: u64,
+    tie: u64,
+}
+
+impl Rooms {
+    /// The gap right below the place of a token: where a page that is `at_gap` ended.
+    pub async fn gap_at(
+        &self,
+        room: &Room,
+        token: &HistoryToken,
+    ) -> Result<Option<Gap>, RoomError> {
+        let Place::Before(key) = token.place else {
+            return Ok(None);
+        };
+        let row = (room.number.0, key.height, u8::from(key.live), key.tie);
+        let Some(gap) = self.store.get(&tables::GAPS, &row).await? else {
+            return Ok(None);
+        };
+        let Some(above) = self.store.get(&tables::HISTORY, &row).await? else {
+            return Err(RoomError::damaged("a gap is below no event"));
+        };
+        let above = self.events.load(room, EventNumber(above)).await?;
+        Ok(Some(Gap {
+            event: above.pdu.event_id().to_owned(),
+            sender: above.pdu.sender().to_owned(),
+            missing: gap.missing,
+            key,
+        })
+        .filter(|gap| !gap.missing.is_empty()))
+    }
+
+    /// Fills a gap with events that lead down from it, at most [`MAX_BACKFILL`], in any order. Their
+    /// format, hashes and signatures were checked, and their auth events are here. `states` are the
+    /// states before some of them, of events that are here; those are needed of which no previous
+    /// event is here or among them.
+    ///
+    /// Events that do not lead down from the gap are passed over. Without any, what came in the
+    /// meantime closes the gap. Dropping the future takes nothing back.
+    pub async fn backfill(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        gap: &Gap,
+        events: Vec<Pdu>,
+        states: Vec<(OwnedEventId, Vec<OwnedEventId>)>,
+    ) -> Result<Backfilled, RoomError> {
+        if events.len() > MAX_BACKFILL {
+            let why = "too many events for one backfill".to_owned();
+            return Err(RoomError::TooLarge(why));
+        }
+        let (rooms, room, gap) = (Arc::clone(self), Arc::clone(room), gap.clone());
+        let filling = async move {
+            let mut imports = Vec::new();
+            let collected = rooms.collect_all(&room, states, &mut imports).await;
+            let filled = match collected {
+                Ok(roots) => rooms.fill(&room, &gap, events, &roots).await,
+                Err(error) => Err(error),
+            };
+            for import in imports {
+                if let Err(error) = rooms.abandon_arrival(import).await {
+                    // It is swept like any that nobody goes on with.
+                    tracing::warn!(%error, room = %room.id, "a state that was told is left behind");
+                }
+            }
+            filled
+        };
+        self.runtime.tasks.see_through(filling).await
+    }
+
+    /// The states before some events, put together from events that are here. `imports` keep them.
+    async fn collect_all(
+        &self,
+        room: &Room,
+        states: Vec<(OwnedEventId, Vec<OwnedEventId>)>,
+        imports: &mut Vec<ImportId>,
+    ) -> Result<HashMap<OwnedEventId, StateRoot>, RoomError> {
+        let mut roots = HashMap::new();
+        for (event, state) in states {
+            let import = self.collect_state(room, &state).await?;
+            imports.push(import);
+            roots.insert(event, self.import_row(import).await?.root);
+        }
+        Ok(roots)
+    }
+
+    async fn fill(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        gap: &Gap,
+        events: Vec<Pdu>,
+        roots: &HashMap<OwnedEventId, StateRoot>,
+    ) -> Result<Backfilled, RoomError> {
+        let mut filled = Backfilled {
+            taken: 0,
+            left_out: Vec::new(),
+            closed: false,
+        };
+        let mut rest = self.places(gap, leading_down(gap, events)).await?;
+        rest.reverse();
+        loop {
+            let batch = self.fill_some(room, gap, &mut rest, roots, &mut filled);
+            if batch.await? {
+                return Ok(filled);
+            }
+        }
+    }
+
+    /// Gives events, the oldest first, their places below the gap: no event is above one that
+    /// follows it, nor where it does not claim to be.
+    async fn places(&self, gap: &Gap, events: Vec<Pdu>) -> Result<Vec<Placed>, RoomError> {
+        let mut below: HashMap<OwnedEventId, u64> = HashMap::new();
+        let ceiling = gap.key.height.saturating_sub(1).max(1);
+        let mut placed = Vec::with_capacity(events.len());
+        for pdu in events.into_iter().rev() {
+            let followed = below.get(pdu.event_id()).copied().unwrap_or(ceiling);
+            let height = pdu.depth().min(followed).min(ceiling).max(1);
+            for prev in pdu.prev_events() {
+                let bound = height.saturating_sub(1).max(1);
+                let before = below.entry(prev.clone()).or_insert(bound);
+                *before = bound.min(*before);
+            }
+            // What is fetched later is older: of equal heights the lower.
+            let tie = u64::MAX - self.numbering.new_event().await?.0;
+            placed.push(Placed { pdu, height, tie });
+        }
+        placed.reverse();
+        Ok(placed)
+    }
+
+    /// One batch of events, of which the oldest stand last in `rest`. Gives whether it was the last
+    /// batch, which also says what is still missing below the gap.
+    async fn fill_some(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        gap: &Gap,
+        rest: &mut Vec<Placed>,
+        roots: &HashMap<OwnedEventId, StateRoot>,
+        filled: &mut Backfilled,
+    ) -> Result<bool, RoomError> {
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        let (head, pending) = tip.parts();
+        let mut edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
+        let mut filling = Filling::default();
+        while let Some(next) = rest.last() {
+            let redacts = next.pdu.event_type() == "m.room.redaction";
+            if edit.delta.size().0 > FULL || (redacts && !edit.delta.appended.is_empty()) {
+                break;
+            }
+            let Some(next) = rest.pop() else { break };
+            let id = next.pdu.event_id().to_owned();
+            match edit.take_backfilled(next, roots, &mut filling).await {
+                Ok(true) => filled.taken += 1,
+                Ok(false) => filled.left_out.push(id),
+                Err(error) => {
+                    tip.spoil();
+                    return Err(error);
+                }
+            }
+        }
+        let last = rest.is_empty();
+        let mut missing = Vec::new();
+        if last {
+            for id in &gap.missing {
+                if !edit.is_placed(id, &filling).await? {
+                    missing.push(id.clone());
+                }
+            }
+            filled.closed = missing.is_empty();
+        }
+        edit.delta.head.sequence += 1;
+        let delta = edit.delta;
+        let mut batch = Batch::new();
+        delta.write(&mut batch);
+        filling.write(room, &mut batch);
+        if last {
+            let key = gap_row(room, gap.key);
+            let seen = GapRow {
+                missing: gap.missing.clone(),
+            };
+            batch.assert_value(&tables::GAPS, &key, &seen);
+            batch.put(&tables::GAPS, &key, &GapRow { missing });
+        }
+        let submitted = self.store.submit(batch, Durability::Durable).await;
+        let ticket = submitted.map_err(not_stored)?;
+        let commit = live.submitted(&mut tip, delta.head.clone());
+        drop(tip);
+        let outcome = ticket.await;
+        self.remember(&outcome, std::slice::from_ref(&delta));
+        commit.settle(outcome.is_ok());
+        outcome.map_err(not_stored)?;
+        Ok(last)
+    }
+}
+
+/// Rows of backfilled events beside those that all events have.
+#[derive(Default)]
+struct Filling {
+    /// Events that are shown, with what they relate to.
+    shown: Vec<(HistoryKey, EventNumber, Option<(u64, RelationRow)>)>,
+    gaps: Vec<(HistoryKey, Vec<OwnedEventId>)>,
+    /// Events of the batch.
+    taken: HashMap<OwnedEventId, Arc<StoredEvent>>,
+}
+
+impl Filling {
+    fn write(&self, room: &Room, batch: &mut Batch) {
+        let number = room.number.0;
+        for (key, event, relation) in &self.shown {
+            batch.put(&tables::HISTORY, &gap_row(room, *key), &event.0);
+            if let Some((target, row)) = relation {
+                for rel_type in ["", row.rel_type.as_str()] {
+                    let at = At::Known(key.tie);
+                    let key = (number, *target, rel_type, key.height, 0_u8, at);
+                    batch.put(&tables::RELATIONS, &key, row);
+                }
+            }
+        }
+        for (key, missing) in &self.gaps {
+            let missing = missing.clone();
+            batch.put(&tables::GAPS, &gap_row(room, *key), &GapRow { missing });
+        }
+    }
+}
+
+fn gap_row(room: &Room, key: HistoryKey) -> (u64, u64, u8, u64) {
+    (room.number.0, key.height, u8::from(key.live), key.tie)
+}
+
+/// The events to which the missing ones of the gap lead, each after its previous events.
+fn leading_down(gap: &Gap, events: Vec<Pdu>) -> Vec<Pdu> {
+    let mut given: HashMap<OwnedEventId, Pdu> = events
+        .into_iter()
+        .map(|event| (event.event_id().to_owned(), event))
+        .collect();
+    // In depth first order, an event is put behind all that it follows.
+    let mut ordered = Vec::with_capacity(given.len());
+    let mut seen = HashSet::new();
+    let mut ahead: Vec<(OwnedEventId, bool)> =
+        gap.missing.iter().map(|id| (id.clone(), false)).collect();
+    while let Some((id, is_behind)) = ahead.pop() {
+        if is_behind {
+            ordered.extend(given.remove(&id));
+            continue;
+        }
+        let Some(event) = given.get(&id) else {
+            continue;
+        };
+        if !seen.insert(id.clone()) {
+            continue;
+        }
+        let prev = event.prev_events().iter().map(|id| (id.clone(), false));
+        let prev: Vec<_> = prev.collect();
+        ahead.push((id, true));
+        ahead.extend(prev);
+    }
+    ordered
+}
+
+impl RoomEdit<'_> {
+    async fn is_placed(&self, id: &EventId, filling: &Filling) -> Result<bool, RoomError> {
+        if filling.taken.contains_key(id) {
+            return Ok(true);
+        }
+        Ok(self.placed_here(id).await?.is_some())
+    }
+
+    /// An event that has a place in the graph on disk.
+    async fn placed_here(&self, id: &EventId) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let mut ids = Ids::new();
+        let names = std::iter::once(id);
+        self.rooms
+            .event_numbers(self.room(), names, &mut ids)
+            .await?;
+        match self.known(id, &ids).await? {
+            Known::Placed(event) => Ok(Some(event)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Judges an event and makes it part of the edit; `false` if it has no state before it, or not
+    /// all of its auth events are here.
+    async fn take_backfilled(
+        &mut self,
+        placed: Placed,
+        roots: &HashMap<OwnedEventId, StateRoot>,
+        filling: &mut Filling,
+    ) -> Result<bool, RoomError> {
+        let Placed { pdu, height, tie } = placed;
+        let (room, id) = (Arc::clone(self.room()), pdu.event_id().to_owned());
+        if pdu.room_id() != room.id {
+            return Ok(false);
+        }
+        let mut ids = Ids::new();
+        let names = pdu.auth_events().iter().map(|id| &**id);
+        let names = names.chain([&*id]).chain(pdu.redacts());
+        self.rooms.event_numbers(&room, names, &mut ids).await?;
+        let known = self.known(&id, &ids).await?;
+        if matches!(known, Known::Placed(_) | Known::Underway) {
+            return Ok(true);
+        }
+        let (on, _) = self.foundations(&pdu, &ids).await?;
+        if on.auth.len() < pdu.auth_events().len() {
+            return Ok(false);
+        }
+        let (mut prev, mut missing) = (Vec::new(), Vec::new());
+        for id in pdu.prev_events() {
+            let here = match filling.taken.get(id) {
+                Some(event) => Some(Arc::clone(event)),
+                None => self.placed_here(id).await?,
+            };
+            match here {
+                Some(event) => prev.push(event),
+                None => missing.push(id.clone()),
+            }
+        }
+        // Of a fork in the past the branch that is higher stands for both: nothing is built on it.
+        let higher = prev.iter().max_by_key(|event| event.height);
+        let first = pdu.prev_events().is_empty().then_some(StateRoot::EMPTY);
+        let given = first.or(roots.get(&id).copied());
+        let before = given.or(higher.map(|event| event.after));
+        let Some(before) = before else {
+            return Ok(false);
+        };
+        let (number, pdu, redacted_by) = match &known {
+            Known::Outlier(known) => (known.number, known.body_of(&pdu), known.redacted_by),
+            Known::Mentioned(number) => (*number, pdu, None),
+            _ => (self.rooms.numbering.new_event().await?, pdu, None),
+        };
+        let status = match &known {
+            Known::Outlier(known) if known.status.kind() == StatusKind::Rejected => {
+                known.status.clone()
+            }
+            _ => self.status_in_history(&pdu, &on.auth, before).await?,
+        };
+        let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
+        let mut event = StoredEvent {
+            number,
+            room: room.number,
+            pdu,
+            status,
+            after: before,
+            position: None,
+            height,
+            backfill_tie: Some(tie),
+            auth_height: auth_heights.max().unwrap_or(0),
+            auth: on.auth.iter().map(|event| event.number).collect(),
+            prev: prev.iter().map(|event| event.number).collect(),
+            over_gap: !missing.is_empty(),
+            replaces: None,
+            redacted_by,
+            origin: None,
+        };
+        let accepted = event.status.kind() == StatusKind::Accepted;
+        if let (Some((event_type, state_key)), true) = (event.pdu.state_pair(), accepted) {
+            let replaced = self.state_in(before, event_type, state_key).await?;
+            event.replaces = replaced.map(|event| event.number);
+            event.after = self.edit_state(before, &[&event]).await?;
+        }
+        let mut appended = Appended::plain(event);
+        appended.shown = false;
+        appended.was = match known {
+            Known::Outlier(_) => Was::Outlier,
+            Known::Mentioned(_) => Was::Mentioned,
+            _ => Was::Unknown,
+        };
+        if accepted {
+            self.note_relation(&mut appended).await?;
+            self.note_redaction(&appended).await?;
+        }
+        self.apply_waiting(&mut appended).await?;
+        let key = appended.event.history_key();
+        let relation = appended.relation.take().map(|relation| {
+            let row = RelationRow {
+                event: appended.event.number,
+                rel_type: relation.rel_type,
+                event_type: appended.event.pdu.event_type().to_owned(),
+                key: relation.key,
+                sender: appended.event.pdu.sender().to_owned(),
+            };
+            (relation.target.0, row)
+        });
+        if accepted {
+            filling.shown.push((key, number, relation));
+        }
+        if !missing.is_empty() {
+            filling.gaps.push((key, missing));
+        }
+        let event = self.push(appended);
+        self.pending.mentioned.insert(id.clone(), number);
+        self.pending.events.insert(number, Arc::clone(&event));
+        filling.taken.insert(id, event);
+        Ok(true)
+    }
+
+    /// Judged by its auth events and by the state before it.
+    async fn status_in_history(
+        &self,
+        pdu: &Pdu,
+        auth: &[Arc<StoredEvent>],
+        before: StateRoot,
+    ) -> Result<EventStatus<StateRoot>, RoomError> {
+        let rules = self.room().rules;
+        let rejected = |why| EventStatus::Rejected {
+            why,
+            partial: false,
+        };
+        let create = self.event(self.room().create).await?;
+        if let Err(why) = judge::by_auth_events(rules, &create, pdu, auth) {
+            return Ok(rejected(why));
+        }
+        let is_create = pdu.event_id() == create.pdu.event_id();
+        let state = self.auth_state_in(before, pdu).await?;
+        if !is_create && state.check(rules, pdu).is_err() {
+            return Ok(rejected(RejectReason::StateBefore));
+        }
+        Ok(EventStatus::Accepted {
+            before,
+            partial: false,
+        })
+    }
+}
