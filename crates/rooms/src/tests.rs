@@ -1,6 +1,7 @@
 //! Rooms on the memory engine: what commands do, and what readers see of it.
 
 mod arrivals;
+mod backfills;
 mod batches;
 mod commands;
 mod convergence;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use homeserver_events::{Draft, Pdu, SigningKey};
 use homeserver_storage::{Direction, ScanRange, engines::memory::MemoryEngine};
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomVersionId, UserId, owned_server_name, owned_user_id, server_name,
+    EventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId, owned_server_name, owned_user_id,
+    server_name,
 };
 use serde_json::{Value, json, value::to_raw_value};
 
@@ -16,14 +17,14 @@ use crate::{
 };
 
 /// A server elsewhere with a public room.
-struct There {
-    server: Server,
-    room: OwnedRoomId,
-    host: OwnedUserId,
+pub(super) struct There {
+    pub(super) server: Server,
+    pub(super) room: OwnedRoomId,
+    pub(super) host: OwnedUserId,
 }
 
 impl There {
-    async fn of_version(version: &str) -> Self {
+    pub(super) async fn of_version(version: &str) -> Self {
         let name = owned_server_name!("there.example");
         let server = Server::named(name, Arc::new(MemoryEngine::new()))
             .await
@@ -50,6 +51,28 @@ impl There {
         events.iter().map(|event| event.pdu.clone()).collect()
     }
 
+    /// All events of the room, as they arrived.
+    pub(super) async fn all(&self) -> Vec<Pdu> {
+        let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
+        let upto = rooms.durable();
+        let arrivals = rooms.arrivals(room.number, 0, upto, 10_000).await.unwrap();
+        let numbers: Vec<_> = arrivals.iter().map(|arrival| arrival.event).collect();
+        let events = rooms.events.load_all(&room, &numbers).await.unwrap();
+        events.iter().map(|event| event.pdu.clone()).collect()
+    }
+
+    /// The state before an event, each event after those that authorise it.
+    pub(super) async fn state_before(&self, id: &EventId) -> Vec<Pdu> {
+        let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
+        let number = rooms.events.number(room.number, id).await.unwrap();
+        let event = rooms.events.load(&room, number.unwrap()).await.unwrap();
+        let all = rooms.state_all(&room, event.before()).await.unwrap();
+        let numbers: Vec<_> = all.into_iter().map(|(_, number)| number).collect();
+        let mut events = rooms.events.load_all(&room, &numbers).await.unwrap();
+        events.sort_by_key(|event| (event.auth_height, event.number));
+        events.iter().map(|event| event.pdu.clone()).collect()
+    }
+
     /// What bans of the past left in the auth chains, newest first.
     async fn replaced(&self) -> Vec<Pdu> {
         let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
@@ -70,7 +93,7 @@ impl There {
     }
 
     /// A membership event of a user here, after what the room has now.
-    async fn member(&self, sender: &UserId, target: &UserId, membership: &str) -> Pdu {
+    pub(super) async fn member(&self, sender: &UserId, target: &UserId, membership: &str) -> Pdu {
         let room = self.server.room(&self.room).await;
         let live = self.server.rooms.live.room(room.number);
         let mut tip = live
@@ -132,7 +155,7 @@ impl There {
 }
 
 /// Prepares the state of a room elsewhere.
-async fn prepare(here: &Server, there: &There) -> Arriving {
+pub(super) async fn prepare(here: &Server, there: &There) -> Arriving {
     let state = there.state().await;
     let create = state[0].clone();
     let version = there.server.room(&there.room).await.version.clone();
