@@ -267,8 +267,10 @@ impl Rooms {
 /// Rows of backfilled events beside those that all events have.
 #[derive(Default)]
 struct Filling {
-    /// Events that are shown, with what they relate to.
-    shown: Vec<(HistoryKey, EventNumber, Option<(u64, RelationRow)>)>,
+    /// Events that are shown.
+    shown: Vec<(HistoryKey, EventNumber)>,
+    /// The targets to which events at these places relate, and how.
+    relations: Vec<(HistoryKey, EventNumber, RelationRow)>,
     gaps: Vec<(HistoryKey, Vec<OwnedEventId>)>,
     /// Events of the batch.
     taken: HashMap<OwnedEventId, Arc<StoredEvent>>,
@@ -277,14 +279,14 @@ struct Filling {
 impl Filling {
     fn write(&self, room: &Room, batch: &mut Batch) {
         let number = room.number.0;
-        for (key, event, relation) in &self.shown {
+        for (key, event) in &self.shown {
             batch.put(&tables::HISTORY, &gap_row(room, *key), &event.0);
-            if let Some((target, row)) = relation {
-                for rel_type in ["", row.rel_type.as_str()] {
-                    let at = At::Known(key.tie);
-                    let key = (number, *target, rel_type, key.height, 0_u8, at);
-                    batch.put(&tables::RELATIONS, &key, row);
-                }
+        }
+        for (key, target, row) in &self.relations {
+            for rel_type in ["", row.rel_type.as_str()] {
+                let at = At::Known(key.tie);
+                let key = (number, target.0, rel_type, key.height, 0_u8, at);
+                batch.put(&tables::RELATIONS, &key, row);
             }
         }
         for (key, missing) in &self.gaps {
@@ -429,30 +431,45 @@ impl RoomEdit<'_> {
             event.after = self.edit_state(before, &[&event]).await?;
         }
         let mut appended = Appended::plain(event);
-        appended.shown = false;
         appended.was = match known {
             Known::Outlier(_) => Was::Outlier,
             Known::Mentioned(_) => Was::Mentioned,
             _ => Was::Unknown,
         };
+        self.push_backfilled(appended, missing, filling).await?;
+        Ok(true)
+    }
+
+    /// Makes a judged event part of the edit.
+    async fn push_backfilled(
+        &mut self,
+        mut appended: Appended,
+        missing: Vec<OwnedEventId>,
+        filling: &mut Filling,
+    ) -> Result<(), RoomError> {
+        let id = appended.event.pdu.event_id().to_owned();
+        let number = appended.event.number;
+        let accepted = appended.event.status.kind() == StatusKind::Accepted;
+        // It does not arrive.
+        appended.shown = false;
         if accepted {
             self.note_relation(&mut appended).await?;
             self.note_redaction(&appended).await?;
         }
         self.apply_waiting(&mut appended).await?;
         let key = appended.event.history_key();
-        let relation = appended.relation.take().map(|relation| {
+        if let Some(relation) = appended.relation.take() {
             let row = RelationRow {
-                event: appended.event.number,
+                event: number,
                 rel_type: relation.rel_type,
                 event_type: appended.event.pdu.event_type().to_owned(),
                 key: relation.key,
                 sender: appended.event.pdu.sender().to_owned(),
             };
-            (relation.target.0, row)
-        });
+            filling.relations.push((key, relation.target, row));
+        }
         if accepted {
-            filling.shown.push((key, number, relation));
+            filling.shown.push((key, number));
         }
         if !missing.is_empty() {
             filling.gaps.push((key, missing));
@@ -461,7 +478,7 @@ impl RoomEdit<'_> {
         self.pending.mentioned.insert(id.clone(), number);
         self.pending.events.insert(number, Arc::clone(&event));
         filling.taken.insert(id, event);
-        Ok(true)
+        Ok(())
     }
 
     /// Judged by its auth events and by the state before it.

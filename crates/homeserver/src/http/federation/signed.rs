@@ -46,7 +46,8 @@ pub(crate) struct SignedBody {
     pub(crate) origin: OwnedServerName,
     /// The whole body.
     pub(crate) body: Held,
-    _place: Place,
+    /// Among what is worked on for that server; given back with the argument.
+    place: Place,
 }
 
 impl<T: IncomingRequest> FromRequest<Components> for Signed<T> {
@@ -70,7 +71,7 @@ impl<T: IncomingRequest> FromRequest<Components> for Signed<T> {
         Ok(Self {
             origin: proven.origin,
             request: arrived.parse()?,
-            _place: proven._place,
+            _place: proven.place,
         })
     }
 }
@@ -93,13 +94,13 @@ async fn prove(parts: &Parts, body: Body, state: &Components) -> Result<SignedBo
     let front = &state.federation.front;
     let address = state.proxies.client(&parts.extensions, &parts.headers);
     let claim = front.claim(&parts.headers)?;
-    let keys = match front.keys_at_hand(&claim).await? {
-        Some(keys) => keys,
-        None => {
-            let client = LimitKey::address(address);
-            state.limits.take(LimitClass::Other, client)?;
-            front.keys_of(&claim).await?
-        }
+    let at_hand = front.keys_at_hand(&claim).await?;
+    let keys = if let Some(keys) = at_hand {
+        keys
+    } else {
+        let client = LimitKey::address(address);
+        state.limits.take(LimitClass::Other, client)?;
+        front.keys_of(&claim).await?
     };
     let client = LimitKey::server(address);
     let body = state.bodies.read_at_most(body, client, MAX_BODY).await?;
@@ -114,7 +115,7 @@ async fn prove(parts: &Parts, body: Body, state: &Components) -> Result<SignedBo
     Ok(SignedBody {
         origin,
         body,
-        _place: place,
+        place,
     })
 }
 
