@@ -50,7 +50,7 @@ pub(super) async fn a_partition_ends_in_one_state(stage: Stage) {
     promote(&alice, &room, &bob).await;
     topic(&alice, &room, "before").await;
     let dave = user(&stage.far, "dave").await;
-    dave.join(&room).await;
+    dave.join_via(&room, stage.near.name()).await.ok();
     is_member(&alice, &room, &dave, "join").await;
     agree(&[&alice, &bob], &room).await;
 
@@ -91,7 +91,7 @@ pub(super) async fn who_was_banned_meanwhile_stays_out(stage: Stage) {
     let room = stage.shared_room(&alice, &bob).await;
     promote(&alice, &room, &bob).await;
     let mallory = user(&stage.far, "mallory").await;
-    mallory.join(&room).await;
+    mallory.join_via(&room, stage.near.name()).await.ok();
     is_member(&alice, &room, &mallory, "join").await;
     agree(&[&alice, &bob], &room).await;
 

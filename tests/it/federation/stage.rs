@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 /// What was done on one server shows on the other within this time, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
 /// How often a server is asked again.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
