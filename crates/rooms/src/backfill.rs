@@ -29,6 +29,7 @@ use crate::{
     live::Wants,
     numbers::EventNumber,
     receive::lookup::{Ids, Known},
+    resolving::Prepared,
     room::Room,
     rows::{GapRow, RelationRow},
     tables,
@@ -38,6 +39,9 @@ use crate::{
 
 /// Events that are taken in one go: as many as surely fit into a batch with their states.
 pub const MAX_BACKFILL: usize = 50;
+
+/// Events without a place in the history that are looked through for what is missing below them.
+const MAX_HIDDEN: usize = 200;
 
 /// Operations of a batch that are left for the next event, and at which a batch is full.
 const FULL: usize = 700;
@@ -64,6 +68,14 @@ pub struct Backfilled {
     pub left_out: Vec<OwnedEventId>,
     /// Whether all that was missing below the gap's event is here.
     pub closed: bool,
+}
+
+/// What was told about the states before events.
+struct Told {
+    roots: HashMap<OwnedEventId, StateRoot>,
+    /// Events whose state is that after some of their previous events only, or builds on such a
+    /// one: it says who may see them, and rejects nothing.
+    approximate: HashSet<EventNumber>,
 }
 
 /// An event with its place.
@@ -123,7 +135,13 @@ impl Rooms {
             let mut imports = Vec::new();
             let collected = rooms.collect_all(&room, states, &mut imports).await;
             let filled = match collected {
-                Ok(roots) => rooms.fill(&room, &gap, events, &roots).await,
+                Ok(roots) => {
+                    let mut told = Told {
+                        roots,
+                        approximate: HashSet::new(),
+                    };
+                    rooms.fill(&room, &gap, events, &mut told).await
+                }
                 Err(error) => Err(error),
             };
             for import in imports {
@@ -158,7 +176,7 @@ impl Rooms {
         room: &Arc<Room>,
         gap: &Gap,
         events: Vec<Pdu>,
-        roots: &HashMap<OwnedEventId, StateRoot>,
+        told: &mut Told,
     ) -> Result<Backfilled, RoomError> {
         let mut filled = Backfilled {
             taken: 0,
@@ -168,7 +186,7 @@ impl Rooms {
         let mut rest = self.places(gap, leading_down(gap, events)).await?;
         rest.reverse();
         loop {
-            let batch = self.fill_some(room, gap, &mut rest, roots, &mut filled);
+            let batch = self.fill_some(room, gap, &mut rest, told, &mut filled);
             if batch.await? {
                 return Ok(filled);
             }
@@ -204,7 +222,7 @@ impl Rooms {
         room: &Arc<Room>,
         gap: &Gap,
         rest: &mut Vec<Placed>,
-        roots: &HashMap<OwnedEventId, StateRoot>,
+        told: &mut Told,
         filled: &mut Backfilled,
     ) -> Result<bool, RoomError> {
         let live = self.live.room(room.number);
@@ -220,7 +238,7 @@ impl Rooms {
             }
             let Some(next) = rest.pop() else { break };
             let id = next.pdu.event_id().to_owned();
-            match edit.take_backfilled(next, roots, &mut filling).await {
+            match edit.take_backfilled(next, told, &mut filling).await {
                 Ok(true) => filled.taken += 1,
                 Ok(false) => filled.left_out.push(id),
                 Err(error) => {
@@ -232,11 +250,7 @@ impl Rooms {
         let last = rest.is_empty();
         let mut missing = Vec::new();
         if last {
-            for id in &gap.missing {
-                if !edit.is_placed(id, &filling).await? {
-                    missing.push(id.clone());
-                }
-            }
+            missing = edit.missing_among(&gap.missing, &filling).await?;
             filled.closed = missing.is_empty();
         }
         edit.delta.head.sequence += 1;
@@ -264,13 +278,17 @@ impl Rooms {
     }
 }
 
+/// An event that is shown, with the number of what it relates to.
+struct Shown {
+    key: HistoryKey,
+    number: EventNumber,
+    relation: Option<(u64, RelationRow)>,
+}
+
 /// Rows of backfilled events beside those that all events have.
 #[derive(Default)]
 struct Filling {
-    /// Events that are shown.
-    shown: Vec<(HistoryKey, EventNumber)>,
-    /// The targets to which events at these places relate, and how.
-    relations: Vec<(HistoryKey, EventNumber, RelationRow)>,
+    shown: Vec<Shown>,
     gaps: Vec<(HistoryKey, Vec<OwnedEventId>)>,
     /// Events of the batch.
     taken: HashMap<OwnedEventId, Arc<StoredEvent>>,
@@ -279,14 +297,15 @@ struct Filling {
 impl Filling {
     fn write(&self, room: &Room, batch: &mut Batch) {
         let number = room.number.0;
-        for (key, event) in &self.shown {
-            batch.put(&tables::HISTORY, &gap_row(room, *key), &event.0);
-        }
-        for (key, target, row) in &self.relations {
-            for rel_type in ["", row.rel_type.as_str()] {
-                let at = At::Known(key.tie);
-                let key = (number, target.0, rel_type, key.height, 0_u8, at);
-                batch.put(&tables::RELATIONS, &key, row);
+        for shown in &self.shown {
+            let key = shown.key;
+            batch.put(&tables::HISTORY, &gap_row(room, key), &shown.number.0);
+            if let Some((target, row)) = &shown.relation {
+                for rel_type in ["", row.rel_type.as_str()] {
+                    let at = At::Known(key.tie);
+                    let key = (number, *target, rel_type, key.height, 0_u8, at);
+                    batch.put(&tables::RELATIONS, &key, row);
+                }
             }
         }
         for (key, missing) in &self.gaps {
@@ -331,11 +350,61 @@ fn leading_down(gap: &Gap, events: Vec<Pdu>) -> Vec<Pdu> {
 }
 
 impl RoomEdit<'_> {
-    async fn is_placed(&self, id: &EventId, filling: &Filling) -> Result<bool, RoomError> {
-        if filling.taken.contains_key(id) {
-            return Ok(true);
+    /// Those of some events that are not here, and those that are missing below the ones that are
+    /// here and not in the history: rejected and soft-failed ones.
+    async fn missing_among(
+        &self,
+        ids: &[OwnedEventId],
+        filling: &Filling,
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let (mut missing, mut ahead) = (Vec::new(), ids.to_vec());
+        let mut seen = HashSet::new();
+        while let Some(id) = ahead.pop() {
+            if seen.len() >= MAX_HIDDEN {
+                break;
+            }
+            if !seen.insert(id.clone()) {
+                continue;
+            }
+            let here = match filling.taken.get(&id) {
+                Some(event) => Some(Arc::clone(event)),
+                None => self.placed_here(&id).await?,
+            };
+            match here {
+                None => missing.push(id),
+                Some(event) if event.status.is_shown() => {}
+                Some(event) => ahead.extend(event.pdu.prev_events().iter().cloned()),
+            }
         }
-        Ok(self.placed_here(id).await?.is_some())
+        Ok(missing)
+    }
+
+    /// The state before an event, and whether that is only about so; `None` if nothing is known.
+    async fn state_in_history(
+        &mut self,
+        pdu: &Pdu,
+        prev: &[Arc<StoredEvent>],
+        told: &Told,
+    ) -> Result<Option<(StateRoot, bool)>, RoomError> {
+        if pdu.prev_events().is_empty() {
+            return Ok(Some((StateRoot::EMPTY, false)));
+        }
+        let given = told.roots.get(pdu.event_id()).copied();
+        let whole = prev.len() == pdu.prev_events().len();
+        let given = given.filter(|_| !whole);
+        let Some(higher) = prev.iter().max_by_key(|event| event.height) else {
+            return Ok(given.map(|root| (root, false)));
+        };
+        let vague = |event: &Arc<StoredEvent>| told.approximate.contains(&event.number);
+        let approximate = (!whole && given.is_none()) || prev.iter().any(vague);
+        let states = prev.iter().map(|event| event.after).chain(given);
+        match self.resolved(states, &Prepared::in_place()).await {
+            Ok(Ok(root)) => Ok(Some((root, approximate))),
+            // Of a fork in the past that is too large one branch stands for all: nothing is built
+            // on it.
+            Ok(Err(_)) | Err(RoomError::Unresolved(_)) => Ok(Some((higher.after, true))),
+            Err(error) => Err(error),
+        }
     }
 
     /// An event that has a place in the graph on disk.
@@ -356,7 +425,7 @@ impl RoomEdit<'_> {
     async fn take_backfilled(
         &mut self,
         placed: Placed,
-        roots: &HashMap<OwnedEventId, StateRoot>,
+        told: &mut Told,
         filling: &mut Filling,
     ) -> Result<bool, RoomError> {
         let Placed { pdu, height, tie } = placed;
@@ -387,14 +456,14 @@ impl RoomEdit<'_> {
                 None => missing.push(id.clone()),
             }
         }
-        // Of a fork in the past the branch that is higher stands for both: nothing is built on it.
-        let higher = prev.iter().max_by_key(|event| event.height);
-        let first = pdu.prev_events().is_empty().then_some(StateRoot::EMPTY);
-        let given = first.or(roots.get(&id).copied());
-        let before = given.or(higher.map(|event| event.after));
-        let Some(before) = before else {
+        let state = self.state_in_history(&pdu, &prev, told).await?;
+        let Some((before, approximate)) = state else {
             return Ok(false);
         };
+        let hidden = prev.iter().filter(|event| !event.status.is_shown());
+        let hidden = hidden.map(|event| event.pdu.event_id().to_owned());
+        let hidden: Vec<_> = hidden.collect();
+        missing.extend(self.missing_among(&hidden, filling).await?);
         let (number, pdu, redacted_by) = match &known {
             Known::Outlier(known) => (known.number, known.body_of(&pdu), known.redacted_by),
             Known::Mentioned(number) => (*number, pdu, None),
@@ -404,10 +473,16 @@ impl RoomEdit<'_> {
             Known::Outlier(known) if known.status.kind() == StatusKind::Rejected => {
                 known.status.clone()
             }
-            _ => self.status_in_history(&pdu, &on.auth, before).await?,
+            _ => {
+                let state = (before, approximate);
+                self.status_in_history(&pdu, &on.auth, state).await?
+            }
         };
+        if approximate {
+            told.approximate.insert(number);
+        }
         let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
-        let mut event = StoredEvent {
+        let event = StoredEvent {
             number,
             room: room.number,
             pdu,
@@ -424,6 +499,25 @@ impl RoomEdit<'_> {
             redacted_by,
             origin: None,
         };
+        let was = match known {
+            Known::Outlier(_) => Was::Outlier,
+            Known::Mentioned(_) => Was::Mentioned,
+            _ => Was::Unknown,
+        };
+        self.insert_judged(event, was, missing, filling).await?;
+        Ok(true)
+    }
+
+    /// Makes a judged event part of the edit and, if it is accepted, of the history.
+    async fn insert_judged(
+        &mut self,
+        mut event: StoredEvent,
+        was: Was,
+        missing: Vec<OwnedEventId>,
+        filling: &mut Filling,
+    ) -> Result<(), RoomError> {
+        let (number, before) = (event.number, event.after);
+        let id = event.pdu.event_id().to_owned();
         let accepted = event.status.kind() == StatusKind::Accepted;
         if let (Some((event_type, state_key)), true) = (event.pdu.state_pair(), accepted) {
             let replaced = self.state_in(before, event_type, state_key).await?;
@@ -431,47 +525,33 @@ impl RoomEdit<'_> {
             event.after = self.edit_state(before, &[&event]).await?;
         }
         let mut appended = Appended::plain(event);
-        appended.was = match known {
-            Known::Outlier(_) => Was::Outlier,
-            Known::Mentioned(_) => Was::Mentioned,
-            _ => Was::Unknown,
-        };
-        self.push_backfilled(appended, missing, filling).await?;
-        Ok(true)
-    }
-
-    /// Makes a judged event part of the edit.
-    async fn push_backfilled(
-        &mut self,
-        mut appended: Appended,
-        missing: Vec<OwnedEventId>,
-        filling: &mut Filling,
-    ) -> Result<(), RoomError> {
-        let id = appended.event.pdu.event_id().to_owned();
-        let number = appended.event.number;
-        let accepted = appended.event.status.kind() == StatusKind::Accepted;
-        // It does not arrive.
         appended.shown = false;
+        appended.was = was;
         if accepted {
             self.note_relation(&mut appended).await?;
             self.note_redaction(&appended).await?;
         }
         self.apply_waiting(&mut appended).await?;
         let key = appended.event.history_key();
-        if let Some(relation) = appended.relation.take() {
+        let relation = appended.relation.take().map(|relation| {
             let row = RelationRow {
-                event: number,
+                event: appended.event.number,
                 rel_type: relation.rel_type,
                 event_type: appended.event.pdu.event_type().to_owned(),
                 key: relation.key,
                 sender: appended.event.pdu.sender().to_owned(),
             };
-            filling.relations.push((key, relation.target, row));
-        }
+            (relation.target.0, row)
+        });
         if accepted {
-            filling.shown.push((key, number));
+            filling.shown.push(Shown {
+                key,
+                number,
+                relation,
+            });
         }
-        if !missing.is_empty() {
+        // What is missing below one that is not in the history is found from above.
+        if accepted && !missing.is_empty() {
             filling.gaps.push((key, missing));
         }
         let event = self.push(appended);
@@ -486,7 +566,7 @@ impl RoomEdit<'_> {
         &self,
         pdu: &Pdu,
         auth: &[Arc<StoredEvent>],
-        before: StateRoot,
+        (before, approximate): (StateRoot, bool),
     ) -> Result<EventStatus<StateRoot>, RoomError> {
         let rules = self.room().rules;
         let rejected = |why| EventStatus::Rejected {
@@ -499,7 +579,7 @@ impl RoomEdit<'_> {
         }
         let is_create = pdu.event_id() == create.pdu.event_id();
         let state = self.auth_state_in(before, pdu).await?;
-        if !is_create && state.check(rules, pdu).is_err() {
+        if !is_create && !approximate && state.check(rules, pdu).is_err() {
             return Ok(rejected(RejectReason::StateBefore));
         }
         Ok(EventStatus::Accepted {

@@ -19,12 +19,12 @@ use crate::{
     numbers::{EventNumber, RoomNumber, UserNumber},
     room::Room,
     rows::{
-        ArrivalRow, GapRow, Head, JoinedUsers, Membership, MembershipRow, RelationKey, RelationRow,
-        StateLogRow, StrippedRow,
+        ArrivalRow, GapRow, Head, IndexDebtRow, JoinedUsers, Membership, MembershipRow,
+        RelationKey, RelationRow, StateLogRow, StrippedRow,
     },
     states::write_nodes,
     tables,
-    tree::SealedNode,
+    tree::{SealedNode, StateRoot},
 };
 
 /// Journal entries of the rooms, by kind.
@@ -64,6 +64,9 @@ pub mod journal {
     }
 }
 
+/// Number of an import that never was: of a debt without events to be named.
+const NO_IMPORT: u64 = 0;
+
 /// What one event does to its room.
 #[derive(Debug)]
 pub(crate) struct Appended {
@@ -85,6 +88,8 @@ pub(crate) struct Appended {
     pub(crate) shown: bool,
     /// What the store had of it before.
     pub(crate) was: Was,
+    /// States between which so many memberships change that their indexes are written later.
+    pub(crate) debt: Option<(StateRoot, StateRoot)>,
 }
 
 /// What the store has of an event before it is appended.
@@ -304,6 +309,7 @@ impl Appended {
             gap: Vec::new(),
             shown: true,
             was: Was::Nothing,
+            debt: None,
         }
     }
 
@@ -331,6 +337,7 @@ impl Appended {
             + usize::from(self.count.writer.is_some())
             + self.count.mentions.len()
             + usize::from(!self.gap.is_empty())
+            + usize::from(self.debt.is_some())
     }
 
     fn write(&self, batch: &mut Batch) -> Option<AppendRef> {
@@ -367,6 +374,15 @@ impl Appended {
         );
         if let Some(log) = &self.log {
             batch.put(&tables::STATE_LOG, &(room, at()), log);
+        }
+        if let Some((from, to)) = self.debt {
+            let debt = IndexDebtRow {
+                import: NO_IMPORT,
+                from,
+                to,
+                done: 0,
+            };
+            batch.put(&tables::INDEX_DEBTS, &(room, at()), &debt);
         }
         let (first, further) = self.members_by_entry();
         for member in first {

@@ -7,7 +7,11 @@
 //!
 //! Specification: server-server API, "Backfilling and retrieving missing events".
 
-use std::{collections::HashSet, slice, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    slice,
+    sync::Arc,
+};
 
 use homeserver_events::{EventStatus, Pdu};
 use homeserver_storage::{At, Batch, CommitError};
@@ -24,6 +28,7 @@ use crate::{
     import::{ATTEMPTS, IMPORT_PART},
     judge,
     live::Wants,
+    numbers::EventNumber,
     receive::{
         MAX_JUDGEMENTS, MAX_PREPARED,
         judging::{Hands, Taken},
@@ -34,6 +39,9 @@ use crate::{
     tables,
     tree::StateRoot,
 };
+
+/// Outliers stored by one batch: four operations each, and none is larger than 64 KiB.
+const OUTLIERS_AT_ONCE: usize = 60;
 
 /// What became of outliers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,20 +112,24 @@ impl Rooms {
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         let received = async move {
             let mut taken = OutliersTaken::default();
-            for pdu in &events {
-                if pdu.room_id() != room.id || !rooms.take_outlier(&room, pdu).await? {
-                    taken.left_out.push(pdu.event_id().to_owned());
-                }
+            for some in events.chunks(OUTLIERS_AT_ONCE) {
+                taken
+                    .left_out
+                    .extend(rooms.take_outliers(&room, some).await?);
             }
             Ok(taken)
         };
         self.runtime.tasks.see_through(received).await
     }
 
-    /// Stores one, unless its auth events are missing.
-    async fn take_outlier(&self, room: &Room, pdu: &Pdu) -> Result<bool, RoomError> {
+    /// Stores some in one batch. Gives those whose auth events are missing.
+    async fn take_outliers(
+        &self,
+        room: &Room,
+        events: &[Pdu],
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
         for _ in 0..ATTEMPTS {
-            match self.try_outlier(room, pdu).await {
+            match self.try_outliers(room, events).await {
                 Err(RoomError::NotStored(CommitError::Conflict { .. })) => {}
                 outcome => return outcome,
             }
@@ -125,62 +137,53 @@ impl Rooms {
         Err(RoomError::Contended)
     }
 
-    async fn try_outlier(&self, room: &Room, pdu: &Pdu) -> Result<bool, RoomError> {
-        let id = pdu.event_id();
-        let known = self.events.number(room.number, id).await?;
-        if let Some(number) = known
-            && self.events.find(room, number).await?.is_some()
-        {
-            return Ok(true);
-        }
-        let mut auth = Vec::with_capacity(pdu.auth_events().len());
-        for (_, event) in self.found(room, pdu.auth_events()).await? {
-            match event {
-                Some(event) => auth.push(event),
-                None => return Ok(false),
-            }
-        }
+    async fn try_outliers(
+        &self,
+        room: &Room,
+        events: &[Pdu],
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let names = events.iter().flat_map(|pdu| {
+            let auth = pdu.auth_events().iter().cloned();
+            auth.chain([pdu.event_id().to_owned()])
+        });
+        let names: Vec<_> = names.collect();
+        let mut numbers = Ids::new();
+        self.event_numbers(room, names.iter().map(|id| &**id), &mut numbers)
+            .await?;
+        let found = self.found(room, &names).await?.into_iter();
+        let mut here: HashMap<_, _> = found.filter_map(|(id, event)| Some((id, event?))).collect();
         let create = self.events.load(room, room.create).await?;
-        let status = match judge::by_auth_events(room.rules, &create, pdu, &auth) {
-            Ok(()) => EventStatus::Outlier,
-            Err(why) => EventStatus::Rejected {
-                why,
-                partial: false,
-            },
-        };
-        let number = match known {
-            Some(number) => number,
-            None => self.numbering.new_event().await?,
-        };
-        let auth_heights = auth.iter().map(|event| event.auth_height + 1);
-        let event = StoredEvent {
-            number,
-            room: room.number,
-            pdu: pdu.clone(),
-            status,
-            after: StateRoot::EMPTY,
-            position: None,
-            height: 0,
-            backfill_tie: None,
-            auth_height: auth_heights.max().unwrap_or(0),
-            auth: auth.iter().map(|event| event.number).collect(),
-            // They are linked when it is received with them.
-            prev: SmallVec::new(),
-            over_gap: false,
-            replaces: None,
-            redacted_by: None,
-            origin: None,
-        };
-        let mut batch = Batch::new();
-        if known.is_none() {
-            let key = (room.number.0, id.as_str());
-            batch.assert_absent(&tables::EVENT_IDS, &key);
-            batch.put(&tables::EVENT_IDS, &key, &number.0);
+        let (mut batch, mut left_out) = (Batch::new(), Vec::new());
+        for pdu in events {
+            let id = pdu.event_id();
+            if here.contains_key(id) {
+                continue;
+            }
+            let auth = pdu.auth_events().iter();
+            let auth: Option<Vec<_>> = auth.map(|id| here.get(id).cloned()).collect();
+            let (Some(auth), true) = (auth, pdu.room_id() == room.id) else {
+                left_out.push(id.to_owned());
+                continue;
+            };
+            let known = numbers.get(id).copied();
+            let number = match known {
+                Some(number) => number,
+                None => self.numbering.new_event().await?,
+            };
+            let event = outlier(room, &create, (pdu, number), &auth);
+            if known.is_none() {
+                let key = (room.number.0, id.as_str());
+                batch.assert_absent(&tables::EVENT_IDS, &key);
+                batch.put(&tables::EVENT_IDS, &key, &number.0);
+            }
+            batch.assert_absent(&tables::EVENTS, &(room.number.0, number.0));
+            put_event(&mut batch, &event, At::Known(0));
+            here.insert(id.to_owned(), Arc::new(event));
         }
-        batch.assert_absent(&tables::EVENTS, &(room.number.0, number.0));
-        put_event(&mut batch, &event, At::Known(0));
-        self.store.commit(batch).await.map_err(not_stored)?;
-        Ok(true)
+        if !batch.is_empty() {
+            self.store.commit(batch).await.map_err(not_stored)?;
+        }
+        Ok(left_out)
     }
 
     /// Judges an event by the state before it that another server told, and stores it, whether or
@@ -265,6 +268,7 @@ impl Rooms {
         }
         let live = self.live.room(room.number);
         let (mut prepared, mut number) = (Prepared::default(), None);
+        let followed = self.followed_over_gaps(room).await?;
         for attempt in 0..MAX_JUDGEMENTS {
             prepared.in_place = attempt >= MAX_PREPARED;
             let place = live.queue()?;
@@ -277,6 +281,7 @@ impl Rooms {
                 ids: &ids,
                 number: &mut number,
                 prepared: &prepared,
+                followed: &followed,
                 settled: true,
                 gap: Some(row.root),
             };
@@ -287,11 +292,15 @@ impl Rooms {
             let delta = edit.delta;
             match taken {
                 Ok(Taken::Judged(status, positions)) => {
+                    let debts = delta.appended.iter().any(|event| event.debt.is_some());
                     let outcome = self.send_off(&live, &mut tip, delta).await;
                     tip.spoil();
                     drop((tip, place));
                     match outcome?.await.map_err(|_| RoomError::Stopping)? {
                         Ok(committed) => {
+                            if debts {
+                                self.pay_debts_of(room).await?;
+                            }
                             let position = committed.positions.first().copied();
                             let position = position.filter(|_| positions > 0);
                             return Ok(Received::Judged { status, position });
@@ -321,5 +330,40 @@ impl Rooms {
             }
         }
         Err(RoomError::Contended)
+    }
+}
+
+/// An event without a place, as its auth events have it.
+fn outlier(
+    room: &Room,
+    create: &Arc<StoredEvent>,
+    (pdu, number): (&Pdu, EventNumber),
+    auth: &[Arc<StoredEvent>],
+) -> StoredEvent {
+    let status = match judge::by_auth_events(room.rules, create, pdu, auth) {
+        Ok(()) => EventStatus::Outlier,
+        Err(why) => EventStatus::Rejected {
+            why,
+            partial: false,
+        },
+    };
+    let auth_heights = auth.iter().map(|event| event.auth_height + 1);
+    StoredEvent {
+        number,
+        room: room.number,
+        pdu: pdu.clone(),
+        status,
+        after: StateRoot::EMPTY,
+        position: None,
+        height: 0,
+        backfill_tie: None,
+        auth_height: auth_heights.max().unwrap_or(0),
+        auth: auth.iter().map(|event| event.number).collect(),
+        // They are linked when it is received with them.
+        prev: SmallVec::new(),
+        over_gap: false,
+        replaces: None,
+        redacted_by: None,
+        origin: None,
     }
 }

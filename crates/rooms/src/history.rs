@@ -1,8 +1,12 @@
 //! The history: pages of events in the order of the graph, for /messages, /context, /relations.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use homeserver_storage::{Direction, Position, ScanRange};
+use ruma::OwnedEventId;
 
 use crate::{
     Rooms,
@@ -238,6 +242,19 @@ impl Rooms {
             (HistoryKey { height, live, tie }, !row.missing.is_empty())
         };
         Ok(scan.await?.into_iter().map(gap).collect())
+    }
+
+    /// The events that are missing at gaps of a room: what is here follows them.
+    pub(crate) async fn followed_over_gaps(
+        &self,
+        room: &Room,
+    ) -> Result<HashSet<OwnedEventId>, RoomError> {
+        let range = ScanRange::prefix(&room.number.0);
+        let scan = self
+            .store
+            .scan(&tables::GAPS, range, Direction::Backward, MAX_GAPS);
+        let rows = scan.await?.into_iter();
+        Ok(rows.flat_map(|(_, row): (_, GapRow)| row.missing).collect())
     }
 
     /// The place above everything that had arrived at a bound, and below most of what came later:

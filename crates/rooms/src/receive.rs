@@ -171,6 +171,8 @@ struct Judged {
 
 /// A batch on its way.
 struct Sent {
+    /// It leaves indexes of members to be written.
+    debts: bool,
     judged: Vec<Judged>,
     outcome: Outcome,
 }
@@ -310,6 +312,7 @@ impl<'a> Receiving<'a> {
             return Ok(());
         }
         if !judged.is_empty() {
+            let debts = delta.appended.iter().any(|event| event.debt.is_some());
             let outcome = self.rooms.send_off(&live, &mut tip, delta).await;
             let outcome = outcome.inspect_err(|_| tip.spoil())?;
             for Judged { index, .. } in &judged {
@@ -317,7 +320,11 @@ impl<'a> Receiving<'a> {
                     self.stands[*index] = Stand::Sent(times);
                 }
             }
-            self.sent.push_back(Sent { judged, outcome });
+            self.sent.push_back(Sent {
+                debts,
+                judged,
+                outcome,
+            });
             self.settled = !matches!(stop, Stop::Full);
             if self.settled {
                 tip.spoil();
@@ -350,6 +357,10 @@ impl<'a> Receiving<'a> {
     /// Judges events from one on while they fit into one batch.
     async fn fill(&mut self, edit: &mut RoomEdit<'_>, at: usize) -> (Vec<Judged>, Stop) {
         let mut judged = Vec::new();
+        let followed = match self.rooms.followed_over_gaps(self.room).await {
+            Ok(followed) => followed,
+            Err(error) => return (judged, Stop::Failed(at, error)),
+        };
         let mut looked_up = at;
         for index in at..self.events.len() {
             if !matches!(self.stands[index], Stand::Waiting(_)) {
@@ -374,6 +385,7 @@ impl<'a> Receiving<'a> {
                 ids: &self.ids,
                 number: &mut self.numbers[index],
                 prepared: &self.prepared,
+                followed: &followed,
                 settled: self.settled && judged.is_empty(),
                 gap: None,
             };
@@ -402,11 +414,16 @@ impl<'a> Receiving<'a> {
 
     /// Waits for the batch that was sent first. If it met another writer, so did all after it.
     async fn collect(&mut self) {
-        let Some(Sent { judged, outcome }) = self.sent.pop_front() else {
+        let Some(sent) = self.sent.pop_front() else {
             return;
         };
-        match outcome.await {
+        let (judged, debts) = (sent.judged, sent.debts);
+        match sent.outcome.await {
             Ok(Ok(committed)) => {
+                if debts && let Err(error) = self.rooms.pay_debts_of(self.room).await {
+                    // The next sweep does it.
+                    tracing::warn!(%error, room = %self.room.id, "indexes of members are left");
+                }
                 let mut positions = committed.positions.iter().copied();
                 for event in judged {
                     let mut own = positions.by_ref().take(event.positions);

@@ -156,6 +156,14 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// Nothing was found out: what is needed is resolved while the tip is held.
+    pub(crate) fn in_place() -> Self {
+        Self {
+            in_place: true,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add(&mut self, roots: Roots, resolved: Counted) {
         self.resolved.insert(roots, resolved);
     }

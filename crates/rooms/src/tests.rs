@@ -10,6 +10,7 @@ mod crash;
 mod fetched;
 mod forks;
 mod fuzz;
+mod gaps;
 mod imports;
 mod member_state;
 mod mortal;

@@ -27,6 +27,8 @@ use super::{
 
 /// How long whoever pages waits for what is missing.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Answers that are asked for at one place: what leads down from there may not fit into one.
+const MAX_ROUNDS: usize = 4;
 /// Events below which nothing is known, of one answer, whose states are asked for.
 const MAX_ENDS: usize = 5;
 
@@ -76,7 +78,21 @@ impl Inbound {
         filled.unwrap_or(Ok(false))
     }
 
+    /// Fills until nothing is missing there, or nothing more is given.
     async fn fill_below(&self, room: &Arc<Room>, place: &HistoryToken) -> Result<bool, RoomError> {
+        let rooms = &self.inner.parts.rooms;
+        for round in 0..MAX_ROUNDS {
+            if !self.fill_once(room, place).await? {
+                return Ok(round > 0);
+            }
+            if rooms.gap_at(room, place).await?.is_none() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn fill_once(&self, room: &Arc<Room>, place: &HistoryToken) -> Result<bool, RoomError> {
         let rooms = &self.inner.parts.rooms;
         let Some(hole) = rooms.gap_at(room, place).await? else {
             return Ok(true);

@@ -134,11 +134,15 @@ impl RoomEdit<'_> {
         if target.redacted_by.is_some() {
             return Ok(());
         }
-        if let (Some(relation), Some(position)) = (declared_relation(target), target.position) {
+        let (live, tie) = match target.position {
+            Some(position) => (1, Some(position)),
+            None => (0, target.backfill_tie),
+        };
+        if let (Some(relation), Some(tie)) = (declared_relation(target), tie) {
             let (room, height) = (self.room().number.0, target.height);
             let related = self.mention(&relation.target).await?.0;
             for rel_type in [String::new(), relation.rel_type] {
-                let key = (room, related, rel_type, height, 1, position);
+                let key = (room, related, rel_type, height, live, tie);
                 self.delta.unrelated.push(key);
             }
         }

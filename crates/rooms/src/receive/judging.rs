@@ -1,6 +1,9 @@
 //! Judging one received event, and what it does to the tip.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use homeserver_events::{EventStatus, Pdu, RejectReason, SoftFailReason, StatusKind, auth};
 use ruma::OwnedEventId;
@@ -13,19 +16,28 @@ use super::{
 use crate::{
     decide::AuthState,
     delta::{Appended, Was},
-    edit::RoomEdit,
+    edit::{RoomEdit, member::count},
     error::RoomError,
     event::StoredEvent,
     judge,
+    numbering::StateKey,
     numbers::EventNumber,
     resolving::{Prepared, Roots},
     rows::{Extremity, StateLogRow},
-    tree::StateRoot,
+    tree::{Difference, StateRoot},
+    visible::membership_of,
 };
 
 /// Forward extremities of a room at most: each costs room in the head, and its state a part of
 /// every resolution.
 pub(crate) const MAX_EXTREMITIES: usize = 20;
+
+/// Memberships that the batch of an event changes at most. Where two branches differ in more of
+/// them, their indexes are written afterwards: see `debts`.
+pub(crate) const MAX_MEMBERS: usize = 30;
+
+/// Members whose events are loaded in one go.
+const MEMBERS_AT_ONCE: usize = 200;
 
 /// What judging an event is given.
 pub(crate) struct Hands<'a> {
@@ -34,6 +46,8 @@ pub(crate) struct Hands<'a> {
     /// The number that the event gets if it has none.
     pub(crate) number: &'a mut Option<EventNumber>,
     pub(crate) prepared: &'a Prepared,
+    /// Events that others which are here follow, over a gap.
+    pub(crate) followed: &'a HashSet<OwnedEventId>,
     /// The edit is empty, and all before it is on disk.
     pub(crate) settled: bool,
     /// The state before the event as another server told it: where previous ones are missing.
@@ -116,7 +130,12 @@ impl RoomEdit<'_> {
             (_, None) => self.rooms.numbering.new_event().await?,
         };
         *hands.number = Some(number);
-        let mut event = self.assess(incoming, &known, on, (number, before)).await?;
+        let now = match self.state_now(told.is_some(), before, prepared).await? {
+            Ok(now) => now,
+            Err(roots) => return Ok(Taken::Unresolved(roots)),
+        };
+        let at = (number, before, now);
+        let mut event = self.assess(incoming, &known, on, at).await?;
         if !unseen.is_empty() {
             event.over_gap = true;
             event.height = self.height_over_gap(&event.pdu);
@@ -133,7 +152,9 @@ impl RoomEdit<'_> {
         let event = Arc::new(appended.event.clone());
         self.pending.events.insert(number, event);
         let tip = if appended.shown {
-            match self.followed_by(&appended.event, prepared).await? {
+            let followed = hands.followed.contains(appended.event.pdu.event_id());
+            let tip = self.followed_by(&appended.event, followed, prepared);
+            match tip.await? {
                 Ok(tip) => Some(tip),
                 Err(roots) => return Ok(Taken::Unresolved(roots)),
             }
@@ -167,13 +188,32 @@ impl RoomEdit<'_> {
         Ok(Taken::Judged(status, positions))
     }
 
+    /// The state that an event must be allowed by now, or states that have to be resolved first.
+    ///
+    /// Of an event over a gap, the state of the room lacks what was missed, as who joined
+    /// meanwhile: the state before the event counts as that of another extremity.
+    async fn state_now(
+        &mut self,
+        over_gap: bool,
+        before: StateRoot,
+        prepared: &Prepared,
+    ) -> Result<Result<StateRoot, Roots>, RoomError> {
+        let head = &self.delta.head;
+        if !over_gap {
+            return Ok(Ok(head.root));
+        }
+        let extremities = head.extremities.iter().map(|extremity| extremity.after);
+        let roots: Vec<_> = extremities.chain(head.apart).chain([before]).collect();
+        self.resolved(roots.into_iter(), prepared).await
+    }
+
     /// The event with what is decided about it, and the state after it.
     async fn assess(
         &mut self,
         incoming: &Incoming,
         known: &Known,
         on: Foundations,
-        (number, before): (EventNumber, StateRoot),
+        (number, before, now): (EventNumber, StateRoot, StateRoot),
     ) -> Result<StoredEvent, RoomError> {
         let (pdu, redacted_by) = match known {
             Known::Outlier(known) => (known.body_of(&incoming.pdu), known.redacted_by),
@@ -184,7 +224,10 @@ impl RoomEdit<'_> {
             Known::Outlier(known) if known.status.kind() == StatusKind::Rejected => {
                 known.status.clone()
             }
-            _ => self.status(&pdu, incoming.refused, &on, before).await?,
+            _ => {
+                let states = (before, now);
+                self.status(&pdu, incoming.refused, &on, states).await?
+            }
         };
         let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
         let mut event = StoredEvent {
@@ -219,7 +262,7 @@ impl RoomEdit<'_> {
         pdu: &Pdu,
         refused: Option<SoftFailReason>,
         on: &Foundations,
-        before: StateRoot,
+        (before, now): (StateRoot, StateRoot),
     ) -> Result<EventStatus<StateRoot>, RoomError> {
         let rules = self.room().rules;
         let rejected = |why| EventStatus::Rejected {
@@ -241,7 +284,6 @@ impl RoomEdit<'_> {
             why,
             partial: false,
         };
-        let now = self.delta.head.root;
         if now != before {
             let state_now = self.auth_state_in(now, pdu).await?;
             let same = state_now.is_made_of(state_before.events());
@@ -263,6 +305,7 @@ impl RoomEdit<'_> {
     async fn followed_by(
         &mut self,
         event: &StoredEvent,
+        followed: bool,
         prepared: &Prepared,
     ) -> Result<Result<NewTip, Roots>, RoomError> {
         let reference = event.pdu.reference();
@@ -270,14 +313,17 @@ impl RoomEdit<'_> {
         let mut apart = self.delta.head.apart;
         let mut extremities = self.delta.head.extremities.clone();
         extremities.retain(|extremity| !event.prev.contains(&extremity.number));
-        extremities.push(Extremity {
-            number: event.number,
-            id: event.pdu.event_id().to_owned(),
-            reference_hash: reference.reference_hash,
-            height: event.height,
-            depth: event.pdu.depth(),
-            after: event.after,
-        });
+        // What was received over a gap before follows this one already.
+        if !followed || extremities.is_empty() {
+            extremities.push(Extremity {
+                number: event.number,
+                id: event.pdu.event_id().to_owned(),
+                reference_hash: reference.reference_hash,
+                height: event.height,
+                depth: event.pdu.depth(),
+                after: event.after,
+            });
+        }
         let roots: Vec<_> = extremities
             .iter()
             .map(|extremity| extremity.after)
@@ -329,11 +375,18 @@ impl RoomEdit<'_> {
             .states
             .difference(room, &self.pending.nodes, roots)
             .await?;
+        let mut members = Vec::new();
         for change in changes {
             let key = self.rooms.numbering.key_name(change.key).await?;
-            if key.event_type() != "m.room.member" {
-                continue;
+            if key.event_type() == "m.room.member" {
+                members.push((key, change));
             }
+        }
+        if members.len() > MAX_MEMBERS {
+            appended.debt = Some(roots);
+            return self.count_members(&members).await;
+        }
+        for (key, change) in members {
             let load = async |value: Option<(EventNumber, u64)>| match value {
                 Some((number, _)) => self.event(number).await.map(Some),
                 None => Ok(None),
@@ -342,6 +395,27 @@ impl RoomEdit<'_> {
             let (before, after) = (before.as_deref(), after.as_deref());
             self.note_member_change(appended, key.state_key(), before, after)
                 .await?;
+        }
+        Ok(())
+    }
+
+    /// Counts members in which two states differ. What is written for each of them is left to do.
+    async fn count_members(&mut self, members: &[(StateKey, Difference)]) -> Result<(), RoomError> {
+        for some in members.chunks(MEMBERS_AT_ONCE) {
+            let values = some
+                .iter()
+                .flat_map(|(_, change)| [change.before, change.after]);
+            let numbers: Vec<_> = values.flatten().map(|(number, _)| number).collect();
+            // Into the cache, in one go.
+            self.rooms.events.find_all(self.room(), &numbers).await?;
+            for (_, change) in some {
+                for (value, by) in [(change.before, -1), (change.after, 1)] {
+                    if let Some((number, _)) = value {
+                        let membership = membership_of(&*self.event(number).await?);
+                        count(&mut self.delta.head, membership, by);
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ async fn picture(server: &Server, room: &OwnedRoomId) -> Vec<String> {
 }
 
 /// A conversation with everything in it that changes a room.
-async fn conversation(peer: &mut Peer, turns: usize) {
+pub(super) async fn conversation(peer: &mut Peer, turns: usize) {
     for turn in 0..turns {
         let said = peer.say(&format!("turn {turn}")).await;
         let thread = json!({

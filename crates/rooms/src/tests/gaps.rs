@@ -1,0 +1,340 @@
+//! Events over gaps: what is fetched below one is read once and in its order, and what comes late
+//! leaves the room as if it had come in time.
+
+use std::collections::BTreeMap;
+
+use homeserver_events::{Pdu, StatusKind};
+use homeserver_storage::{Direction, ScanRange};
+use proptest::prelude::*;
+use ruma::{EventId, OwnedEventId, OwnedRoomId};
+use serde_json::json;
+
+use super::{
+    batches::{conversation, receive_all},
+    forks::Elsewhere,
+    mortal::copy,
+    peer::{Peer, peer},
+    support::{Server, event, user},
+};
+use crate::{Backfilled, Gap, Incoming, Received, Towards, VisibleEvent, tables};
+
+/// The state before an event, as the peer tells it, made known here.
+async fn state_before(server: &Server, peer: &Peer, id: &EventId) -> Vec<OwnedEventId> {
+    let (theirs, there) = (&peer.server.rooms, peer.server.room(&peer.room).await);
+    let number = theirs.events.number(there.number, id).await.unwrap();
+    let event = theirs.events.load(&there, number.unwrap()).await.unwrap();
+    // A rejected one has no state of its own; nothing is changed by it.
+    let root = event.status.before().copied().unwrap_or(event.after);
+    let mut events = Vec::new();
+    let mut ahead: Vec<_> = theirs.state_all(&there, root).await.unwrap();
+    while let Some((key, number)) = ahead.pop() {
+        let event = theirs.events.load(&there, number).await.unwrap();
+        ahead.extend(event.auth.iter().map(|number| (key.clone(), *number)));
+        events.push(event);
+    }
+    events.sort_by_key(|event| event.auth_height);
+    let pdus: Vec<Pdu> = events.iter().map(|event| event.pdu.clone()).collect();
+    let room = server.room(&peer.room).await;
+    let taken = server.rooms.receive_outliers(&room, pdus).await.unwrap();
+    assert!(taken.left_out.is_empty());
+    let state = theirs.state_all(&there, root).await.unwrap();
+    let mut ids = Vec::new();
+    for (_, number) in state {
+        let event = theirs.events.load(&there, number).await.unwrap();
+        ids.push(event.pdu.event_id().to_owned());
+    }
+    ids
+}
+
+/// Receives an event with the state before it, and nothing of what it follows.
+async fn over_gap(server: &Server, peer: &Peer, pdu: &Pdu) -> StatusKind {
+    let state = state_before(server, peer, pdu.event_id()).await;
+    let room = server.room(&peer.room).await;
+    let event = Incoming::from(pdu.clone());
+    let received = server.rooms.receive_over_gap(&room, event, state).await;
+    match received.unwrap() {
+        Received::Judged { status, .. } => status,
+        missing @ Received::Missing { .. } => panic!("{missing:?}"),
+    }
+}
+
+/// Fetches up to `count` events below a gap.
+async fn fetch(server: &Server, peer: &Peer, gap: &Gap, count: usize) -> Backfilled {
+    let mut some: Vec<Pdu> = Vec::new();
+    let mut next = gap.missing.clone();
+    while let Some(id) = next.pop() {
+        let known = |pdu: &&Pdu| pdu.event_id() == id;
+        let Some(pdu) = peer.made.iter().find(known) else {
+            continue;
+        };
+        if some.len() < count {
+            next.extend(pdu.prev_events().to_vec());
+            some.push(pdu.clone());
+        }
+    }
+    let lowest = some.last().unwrap().event_id().to_owned();
+    let state = state_before(server, peer, &lowest).await;
+    let auth = some.iter().flat_map(Pdu::auth_events);
+    let auth = auth.filter_map(|id| peer.made.iter().find(|pdu| pdu.event_id() == id));
+    let auth: Vec<_> = auth.cloned().collect();
+    let room = server.room(&peer.room).await;
+    server.rooms.receive_outliers(&room, auth).await.unwrap();
+    let states = vec![(lowest, state)];
+    let filled = server.rooms.backfill(&room, gap, some, states).await;
+    let filled = filled.unwrap();
+    assert_eq!(filled.left_out, [] as [OwnedEventId; 0]);
+    filled
+}
+
+fn ids(events: &[VisibleEvent]) -> impl Iterator<Item = OwnedEventId> + '_ {
+    events.iter().map(|event| event.pdu().event_id().to_owned())
+}
+
+/// The timeline and all pages before it, newest first. What is missing on the way is fetched, if
+/// anything is.
+async fn all(server: &Server, peer: &Peer, fetched: Option<usize>) -> Vec<OwnedEventId> {
+    let (rooms, room) = (&server.rooms, server.room(&peer.room).await);
+    let reader = server.reader(&user("alice")).await;
+    let slice = rooms.timeline(&reader, &room, 0, 500, &|_| true);
+    let slice = slice.await.unwrap();
+    let mut found: Vec<_> = ids(&slice.events).collect();
+    found.reverse();
+    let mut token = Some(rooms.token_at(slice.start));
+    while let Some(from) = token {
+        let way = (Towards::Older, 5);
+        let page = rooms.history(&reader, &room, Some(from), way, &|_| true);
+        let page = page.await.unwrap();
+        found.extend(ids(&page.events));
+        token = page.next;
+        if let (Some(count), Some(place), true) = (fetched, page.next, page.at_gap) {
+            while let Some(gap) = rooms.gap_at(&room, &place).await.unwrap() {
+                let filled = fetch(server, peer, &gap, count).await;
+                assert!(filled.taken > 0);
+            }
+        }
+    }
+    found
+}
+
+/// The state of a room now, by ids, with what is counted of it.
+async fn state(server: &Server, room: &OwnedRoomId) -> BTreeMap<String, String> {
+    let (rooms, here) = (&server.rooms, server.room(room).await);
+    let now = rooms.state_at(here.number, rooms.durable()).await.unwrap();
+    let mut state = BTreeMap::new();
+    for (key, number) in rooms.state_all(&here, now.root).await.unwrap() {
+        let event = rooms.events.load(&here, number).await.unwrap();
+        let key = format!("{:?}", key.pair());
+        state.insert(key, event.pdu.event_id().to_string());
+    }
+    let mut servers = rooms.servers(here.number, 99).await.unwrap();
+    servers.sort();
+    state.insert("servers".to_owned(), format!("{servers:?}"));
+    state.insert("joined".to_owned(), now.joined.to_string());
+    state.insert("invited".to_owned(), now.invited.to_string());
+    state
+}
+
+#[tokio::test]
+async fn what_is_fetched_below_a_gap_is_read_once_and_in_its_order() {
+    for version in ["10", "12"] {
+        let (memory, mut peer) = peer(version).await;
+        let before = Server::on(copy(&memory).await).await;
+        let before = before.timeline(&user("alice"), &peer.room).await;
+        for turn in 0..20 {
+            let said = peer.say(&turn.to_string()).await;
+            if turn % 4 == 0 {
+                let topic = json!({ "topic": turn.to_string() });
+                peer.set("m.room.topic", "", topic).await;
+                let reaction = json!({ "m.relates_to": {
+                    "rel_type": "m.annotation", "event_id": said.event_id(), "key": "+",
+                } });
+                let zed = peer.zed.clone();
+                peer.send(&zed, event("m.reaction", None, &reaction)).await;
+            }
+        }
+        let mut expected: Vec<_> = ids(&before).collect();
+        expected.extend(peer.made.iter().map(|pdu| pdu.event_id().to_owned()));
+        expected.reverse();
+        let last = peer.made.last().unwrap().clone();
+        for count in [1, 3, 7, 50] {
+            let server = Server::on(copy(&memory).await).await;
+            assert_eq!(over_gap(&server, &peer, &last).await, StatusKind::Accepted);
+            let topic = server.state(&peer.room, "m.room.topic", "").await;
+            assert_eq!(topic.unwrap()["topic"], "16");
+            // Without anybody to ask there is what is here.
+            let here = all(&server, &peer, None).await;
+            assert_eq!(here[0], expected[0]);
+            assert_eq!(here[1..], expected[peer.made.len()..]);
+            assert_eq!(all(&server, &peer, Some(count)).await, expected, "{count}");
+            // Once it is here nothing is asked for, by another process neither.
+            let again = server.restart().await;
+            assert_eq!(all(&again, &peer, None).await, expected, "{count}");
+            let topic = again.state(&peer.room, "m.room.topic", "").await;
+            assert_eq!(topic.unwrap()["topic"], "16");
+            again.say(&user("alice"), &peer.room, "on").await;
+        }
+    }
+}
+
+/// A rejected event has no place to hang a gap on; what is below it is found from above.
+#[tokio::test]
+async fn history_goes_on_below_a_rejected_event() {
+    let (memory, mut peer) = peer("11").await;
+    for turn in 0..5 {
+        peer.say(&turn.to_string()).await;
+    }
+    let mut next = peer.made.last().unwrap().event_id().to_owned();
+    let mut made = Vec::new();
+    let mut elsewhere = Elsewhere {
+        server: &peer.server,
+        room: peer.room.clone(),
+        user: peer.zed.clone(),
+        time: 1_700_000_100_000,
+    };
+    let levels = json!({ "users": { "@zed:there.example": 100 } });
+    let body = json!({ "body": "on" });
+    for (event_type, key, content) in [
+        ("m.room.power_levels", Some(""), levels),
+        ("m.room.message", None, body.clone()),
+        ("m.room.message", None, body),
+    ] {
+        let prev = std::slice::from_ref(&next);
+        let pdu = elsewhere.make(prev, event_type, key, content).await;
+        let rejected = key.is_some();
+        let status = elsewhere.receive(&pdu).await;
+        assert_eq!(status == StatusKind::Rejected, rejected, "{status:?}");
+        next = pdu.event_id().to_owned();
+        made.push(pdu);
+    }
+    peer.made.extend(made);
+    let server = Server::on(copy(&memory).await).await;
+    let last = peer.made.last().unwrap().clone();
+    let old = server.timeline(&user("alice"), &peer.room).await;
+    let mut expected: Vec<_> = ids(&old).collect();
+    let shown = peer
+        .made
+        .iter()
+        .filter(|pdu| pdu.event_type() != "m.room.power_levels");
+    expected.extend(shown.map(|pdu| pdu.event_id().to_owned()));
+    expected.reverse();
+    for count in [1, 2, 50] {
+        let server = Server::on(copy(&memory).await).await;
+        assert_eq!(over_gap(&server, &peer, &last).await, StatusKind::Accepted);
+        assert_eq!(all(&server, &peer, Some(count)).await, expected, "{count}");
+        let levels = server.state(&peer.room, "m.room.power_levels", "").await;
+        assert_eq!(levels.unwrap()["users"]["@zed:there.example"], 50);
+    }
+}
+
+#[tokio::test]
+async fn what_was_missing_is_no_extremity_when_it_comes() {
+    let (memory, mut peer) = peer("12").await;
+    for turn in 0..6 {
+        let topic = json!({ "topic": turn.to_string() });
+        peer.set("m.room.topic", "", topic).await;
+    }
+    let server = Server::on(copy(&memory).await).await;
+    let last = peer.made.last().unwrap().clone();
+    assert_eq!(over_gap(&server, &peer, &last).await, StatusKind::Accepted);
+    for answer in receive_all(&server, &peer.room, &peer.made).await {
+        let judged = matches!(
+            answer,
+            Ok(Received::Judged {
+                status: StatusKind::Accepted,
+                ..
+            })
+        );
+        assert!(judged, "{answer:?}");
+    }
+    let room = server.room(&peer.room).await;
+    let extremities = server.rooms.extremities(&room).await.unwrap();
+    assert_eq!(extremities, [last.event_id()]);
+    assert_eq!(
+        state(&server, &peer.room).await,
+        state(&peer.server, &peer.room).await
+    );
+}
+
+/// More memberships than a batch holds.
+#[tokio::test]
+async fn a_crowd_that_came_meanwhile_is_in_the_room() {
+    let (memory, mut peer) = peer("11").await;
+    for guest in 0..200 {
+        peer.member(&format!("guest{guest}"), "join").await;
+    }
+    let said = peer.say("quite a crowd").await;
+    let server = Server::on(copy(&memory).await).await;
+    assert_eq!(over_gap(&server, &peer, &said).await, StatusKind::Accepted);
+    let theirs = state(&peer.server, &peer.room).await;
+    assert_eq!(theirs["joined"], "202");
+    assert_eq!(state(&server, &peer.room).await, theirs);
+    let left = peer.member("guest7", "leave").await;
+    receive_all(&server, &peer.room, &[left]).await;
+    assert_eq!(
+        state(&server, &peer.room).await,
+        state(&peer.server, &peer.room).await
+    );
+    let store = &server.rooms.store;
+    let forward = Direction::Forward;
+    let debts = store
+        .scan(&tables::INDEX_DEBTS, ScanRange::all(), forward, 9)
+        .await;
+    assert!(debts.unwrap().is_empty());
+    let imports = store
+        .scan(&tables::IMPORTS, ScanRange::all(), forward, 9)
+        .await;
+    assert!(imports.unwrap().is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Whichever events are left out at first, and whether they come later or never.
+    #[test]
+    fn servers_agree_on_the_state_however_they_came_by_the_events(
+        version in prop::sample::select(&["10", "12"][..]),
+        left_out in prop::collection::vec(any::<bool>(), 40),
+        late in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (memory, mut peer) = peer(version).await;
+            conversation(&mut peer, 4).await;
+            let server = Server::on(copy(&memory).await).await;
+            let (last, rest) = peer.made.split_last().unwrap();
+            let mut skipped = Vec::new();
+            for (pdu, left_out) in rest.iter().zip(left_out.iter().cycle()) {
+                if *left_out {
+                    skipped.push(pdu.clone());
+                    continue;
+                }
+                let answer = receive_all(&server, &peer.room, std::slice::from_ref(pdu)).await;
+                if matches!(answer[..], [Ok(Received::Missing { .. })]) {
+                    assert_eq!(over_gap(&server, &peer, pdu).await, StatusKind::Accepted);
+                }
+            }
+            let answer = receive_all(&server, &peer.room, std::slice::from_ref(last)).await;
+            if matches!(answer[..], [Ok(Received::Missing { .. })]) {
+                over_gap(&server, &peer, last).await;
+            }
+            if late {
+                receive_all(&server, &peer.room, &skipped).await;
+            }
+            // What stayed an extremity is joined by the next event of either server.
+            let said = server.say(&user("alice"), &peer.room, "whole again").await;
+            let room = server.room(&peer.room).await;
+            let number = server.rooms.events.number(room.number, &said).await.unwrap();
+            let said = server.rooms.events.load(&room, number.unwrap()).await.unwrap();
+            let answers = receive_all(&peer.server, &peer.room, std::slice::from_ref(&said.pdu)).await;
+            let accepted = matches!(
+                answers[..],
+                [Ok(Received::Judged { status: StatusKind::Accepted, .. })]
+            );
+            assert!(accepted, "{answers:?}");
+            let (ours, theirs) = (
+                state(&server, &peer.room).await,
+                state(&peer.server, &peer.room).await,
+            );
+            assert_eq!(ours, theirs);
+        });
+    }
+}
