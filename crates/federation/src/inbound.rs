@@ -2,7 +2,7 @@
 //!
 //! A transaction is answered when what it brought is on disk, whatever its rooms are doing: here
 //! only its form, signatures by keys that are at hand, and the right to send at all are looked at.
-//! A worker for each room ([`worker`]) then fetches what is missing and has the events judged; one
+//! A worker for each room then fetches what is missing and has the events judged; one
 //! for each server hands its EDUs on.
 //!
 //! Specification: server-server API, "Transactions", "Checks performed on receipt of a PDU",
