@@ -153,12 +153,11 @@ impl Rooms {
         let ids: Vec<_> = ids.collect();
         let known = self.store.multi_get(&tables::EVENT_IDS, &ids).await?;
         let mut named = Vec::with_capacity(events.len());
+        let numbers: Vec<_> = known.iter().flatten().copied().map(EventNumber).collect();
+        let mut found = self.events.find_all(room, &numbers).await?.into_iter();
         for ((number, id), known) in events.into_iter().zip(known) {
             let known = known.map(EventNumber);
-            let here = match known {
-                Some(known) => self.events.find(room, known).await?,
-                None => None,
-            };
+            let here = known.and_then(|_| found.next().flatten());
             let number = *number;
             named.push(Named {
                 number,

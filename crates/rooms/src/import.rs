@@ -22,6 +22,7 @@ use crate::{
     judge,
     live::Wants,
     numbers::{EventNumber, RoomNumber},
+    receive::lookup::Ids,
     room::Room,
     rows::{ImportPartRow, ImportRow},
     states::{PendingNodes, write_nodes},
@@ -75,6 +76,8 @@ struct Part<'a> {
     import: ImportId,
     room: &'a Room,
     create: Arc<StoredEvent>,
+    /// Numbers of events that are mentioned in the room; those that are not here keep them.
+    numbers: Ids,
     /// Events of it, and those that were looked up.
     at_hand: HashMap<OwnedEventId, Arc<StoredEvent>>,
     new: Vec<Arc<StoredEvent>>,
@@ -197,11 +200,13 @@ impl Rooms {
             import,
             room: &room,
             create: self.events.load(&room, room.create).await?,
+            numbers: Ids::new(),
             at_hand: HashMap::new(),
             new: Vec::new(),
             changes: Vec::with_capacity(events.len()),
             missing: Vec::new(),
         };
+        self.look_up_part(events, &mut part).await?;
         for event in events {
             self.import_event(event, &mut part).await?;
         }
@@ -237,8 +242,8 @@ impl Rooms {
     /// Judges and prepares one event, unless it is here already.
     async fn import_event(&self, event: &Imported, part: &mut Part<'_>) -> Result<(), RoomError> {
         let pdu = event.pdu();
-        let prepared = match self.imported(pdu.event_id(), part).await? {
-            Some(known) => known,
+        let prepared = match part.at_hand.get(pdu.event_id()) {
+            Some(known) => Arc::clone(known),
             None => match self.judge_imported(pdu, part).await? {
                 Some(judged) => part.take(judged),
                 None => return Ok(()),
@@ -260,29 +265,41 @@ impl Rooms {
         Ok(())
     }
 
-    /// An event that the import may build on: one of the room, or an earlier one of the import.
-    async fn imported(
+    /// Looks up what the import may build on: events of the room, and earlier ones of the import.
+    async fn look_up_part(
         &self,
-        id: &EventId,
+        events: &[Imported],
         part: &mut Part<'_>,
-    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        if let Some(found) = part.at_hand.get(id) {
-            return Ok(Some(Arc::clone(found)));
-        }
-        let mut found = None;
-        if let Some(number) = self.events.number(part.room.number, id).await? {
-            found = self.events.find(part.room, number).await?;
-        }
-        if found.is_none() {
-            let key = (part.import.0, id.as_str());
-            if let Some(number) = self.store.get(&tables::IMPORT_IDS, &key).await? {
-                found = self.events.find(part.room, EventNumber(number)).await?;
-            }
-        }
-        if let Some(found) = &found {
-            part.at_hand.insert(id.to_owned(), Arc::clone(found));
-        }
-        Ok(found)
+    ) -> Result<(), RoomError> {
+        let pdus = events.iter().map(Imported::pdu);
+        let names = pdus.flat_map(|pdu| {
+            let auth = pdu.auth_events().iter().map(|id| &**id);
+            auth.chain([pdu.event_id()])
+        });
+        let mut names: Vec<&EventId> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        let named = names.iter().copied();
+        self.event_numbers(part.room, named, &mut part.numbers)
+            .await?;
+        let here = names.iter().filter_map(|id| part.numbers.get(*id).copied());
+        let here: Vec<_> = here.collect();
+        let found = self.events.find_all(part.room, &here).await?;
+        part.have(found);
+        names.retain(|id| !part.at_hand.contains_key(*id));
+        let keys: Vec<_> = names
+            .iter()
+            .map(|id| (part.import.0, id.as_str()))
+            .collect();
+        let earlier = self.store.multi_get(&tables::IMPORT_IDS, &keys).await?;
+        let earlier: Vec<_> = earlier.into_iter().flatten().map(EventNumber).collect();
+        let found = self.events.find_all(part.room, &earlier).await?;
+        part.have(found);
+        let keys = events
+            .iter()
+            .filter(|event| matches!(event, Imported::State(_)));
+        let keys: Vec<_> = keys.filter_map(|event| event.pdu().state_pair()).collect();
+        self.numbering.prepare_keys(&keys).await
     }
 
     /// An event as its auth events have it; `None` if some of those are missing.
@@ -293,8 +310,8 @@ impl Rooms {
     ) -> Result<Option<StoredEvent>, RoomError> {
         let mut auth = Vec::with_capacity(pdu.auth_events().len());
         for id in pdu.auth_events() {
-            match self.imported(id, part).await? {
-                Some(event) => auth.push(event),
+            match part.at_hand.get(id) {
+                Some(event) => auth.push(Arc::clone(event)),
                 None => part.missing.push(id.clone()),
             }
         }
@@ -310,7 +327,11 @@ impl Rooms {
         };
         let auth_heights = auth.iter().map(|event| event.auth_height + 1);
         Ok(Some(StoredEvent {
-            number: self.numbering.new_event().await?,
+            // One that is mentioned already keeps its number: relations name it.
+            number: match part.numbers.get(pdu.event_id()) {
+                Some(number) => *number,
+                None => self.numbering.new_event().await?,
+            },
             room: part.room.number,
             pdu: pdu.clone(),
             status,
@@ -331,6 +352,13 @@ impl Rooms {
 }
 
 impl Part<'_> {
+    /// Has events at hand that were found.
+    fn have(&mut self, found: Vec<Option<Arc<StoredEvent>>>) {
+        for event in found.into_iter().flatten() {
+            self.at_hand.insert(event.pdu.event_id().to_owned(), event);
+        }
+    }
+
     /// Makes an event part of it.
     fn take(&mut self, event: StoredEvent) -> Arc<StoredEvent> {
         let event = Arc::new(event);
@@ -348,6 +376,10 @@ impl Part<'_> {
             row.events.push((number, id.to_owned()));
             let key = (self.room.number.0, number.0);
             let stored = Positioned::new(At::Known(0), event.row());
+            if self.numbers.contains_key(id) {
+                // Somebody else may bring it at the same time.
+                batch.assert_absent(&tables::EVENTS, &key);
+            }
             batch.put(&tables::EVENTS, &key, &stored);
             let key = (self.import.0, id.as_str());
             batch.put(&tables::IMPORT_IDS, &key, &number.0);

@@ -159,6 +159,19 @@ impl Numbering {
         Ok(KeyNumber(number))
     }
 
+    /// Sees to it that state keys have numbers, in few commits.
+    pub(crate) async fn prepare_keys(&self, pairs: &[(&str, &str)]) -> Result<(), RoomError> {
+        let types: Vec<_> = pairs.iter().map(|(of_type, _)| *of_type).collect();
+        let types = self.types.numbers(&types).await?;
+        let names = types.iter().zip(pairs);
+        let names: Vec<_> = names
+            .map(|(of_type, (_, state_key))| key_name(*of_type, state_key))
+            .collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        self.keys.numbers(&names).await?;
+        Ok(())
+    }
+
     /// The number of a state key, if one was given.
     pub(crate) async fn known_key(
         &self,

@@ -20,6 +20,8 @@ use crate::{
 pub const BLOCK: u64 = 65_536;
 /// Names and numbers of one kind that are kept in memory, each way.
 const CACHED: usize = 65_536;
+/// Names that are given numbers by one batch: three operations each.
+const AT_ONCE: usize = 300;
 /// How often a lost race is run again.
 const ATTEMPTS: usize = 16;
 
@@ -86,6 +88,57 @@ impl Interner {
             }
         }
         Err(StorageError::Contended("giving a number"))
+    }
+
+    /// The numbers of `names`, given now to those that have none: in few commits, however many
+    /// there are.
+    pub async fn numbers(&self, names: &[&str]) -> Result<Vec<u64>, StorageError> {
+        let mut unknown: Vec<&str> = names.to_vec();
+        unknown.retain(|name| self.known.numbers.get(*name).is_none());
+        unknown.sort_unstable();
+        unknown.dedup();
+        for some in unknown.chunks(AT_ONCE) {
+            self.give(some).await?;
+        }
+        let mut numbers = Vec::with_capacity(names.len());
+        for name in names {
+            // Mostly from memory; one by one where somebody else was faster.
+            numbers.push(self.number(name).await?);
+        }
+        Ok(numbers)
+    }
+
+    /// Remembers the numbers of some names, and gives those that have none one. If somebody else
+    /// gives one of them a number at the same time, none is given.
+    async fn give(&self, names: &[&str]) -> Result<(), StorageError> {
+        let keys: Vec<_> = names.iter().map(|name| (self.kind(), *name)).collect();
+        let found = self.store.multi_get(&NUMBERS, &keys).await?;
+        let (mut batch, mut given) = (Batch::new(), Vec::new());
+        for (name, found) in names.iter().zip(found) {
+            if let Some(number) = found {
+                self.remember(name, number);
+                continue;
+            }
+            let number = self.next().await?;
+            batch.assert_absent(&NUMBERS, &(self.kind(), *name));
+            batch.put(&NUMBERS, &(self.kind(), *name), &number);
+            let stored = Bytes::copy_from_slice(name.as_bytes());
+            batch.put(&NAMES, &(self.kind(), number), &stored);
+            given.push((*name, number));
+        }
+        if given.is_empty() {
+            return Ok(());
+        }
+        match self.store.submit(batch, Durability::Lazy).await?.await {
+            Ok(_) => {
+                for (name, number) in given {
+                    self.remember(name, number);
+                }
+                Ok(())
+            }
+            Err(CommitError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The number of `name`, if it has one.

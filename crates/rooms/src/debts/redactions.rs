@@ -40,8 +40,8 @@ impl Rooms {
             let Some(known) = event.known else { continue };
             let imported = self.events.load(room, event.number).await?;
             let redaction = match &event.here {
-                Some(here) => here.redacted_by,
-                None => self.waited_for(known, &imported, &mut batch).await?,
+                Some(here) if here.number != event.number => here.redacted_by,
+                _ => self.waited_for(known, &imported, &mut batch).await?,
             };
             if let (Some(redaction), None) = (redaction, imported.redacted_by) {
                 let mut imported = StoredEvent::clone(&imported);

@@ -63,9 +63,16 @@ impl Rooms {
             let Some((key, part)) = parts.into_iter().next() else {
                 break;
             };
+            let keys: Vec<_> = part.events.iter().map(|(n, _)| (room.0, n.0)).collect();
+            let rows = self.store.multi_get(&tables::EVENTS, &keys).await?;
             let mut batch = Batch::new();
-            for (number, id) in &part.events {
-                batch.delete(&tables::EVENTS, &(room.0, number.0));
+            for ((number, id), row) in part.events.iter().zip(rows) {
+                // What was received meanwhile under the same number is of the room.
+                if let Some(row) = row.filter(|row| row.value.height == 0) {
+                    let key = (room.0, number.0);
+                    batch.assert_value(&tables::EVENTS, &key, &row);
+                    batch.delete(&tables::EVENTS, &key);
+                }
                 batch.delete(&tables::IMPORT_IDS, &(import, id.as_str()));
             }
             batch.delete(table, &key);

@@ -227,3 +227,64 @@ async fn an_import_that_begins_moves_the_head() {
     assert!(matches!(late, Err(CommitError::Conflict { .. })));
     server.say(&user("alice"), &id, "on").await;
 }
+
+/// Relations and redactions that came before name it by the number that it was mentioned under.
+#[tokio::test]
+async fn what_was_mentioned_before_it_is_imported_keeps_its_number() {
+    let server = Server::start().await;
+    let (mut zed, join) = shared_room(&server, "11").await;
+    let room = server.room(&zed.room).await;
+    let topic = json!({ "topic": "t" });
+    let topic = zed
+        .make(std::slice::from_ref(&join), "m.room.topic", Some(""), topic)
+        .await;
+    let reference = json!({
+        "body": "look",
+        "m.relates_to": { "rel_type": "m.reference", "event_id": topic.event_id() },
+    });
+    let prev = std::slice::from_ref(&join);
+    let on_it = zed.make(prev, "m.room.message", None, reference).await;
+    assert_eq!(zed.receive(&on_it).await, StatusKind::Accepted);
+    let number = async || {
+        let number = server.rooms.events.number(room.number, topic.event_id());
+        number.await.unwrap().unwrap()
+    };
+    let mentioned = number().await;
+    // An import that comes to nothing leaves the mention.
+    let begun = begin(&zed).await;
+    part(&server, begun, 0, std::slice::from_ref(&topic))
+        .await
+        .unwrap();
+    assert!(
+        server
+            .rooms
+            .events
+            .find(&room, mentioned)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    server.rooms.abandon_arrival(begun).await.unwrap();
+    assert_eq!(number().await, mentioned);
+    assert!(
+        server
+            .rooms
+            .events
+            .find(&room, mentioned)
+            .await
+            .unwrap()
+            .is_none()
+    );
+
+    imported(&zed, std::slice::from_ref(&topic)).await;
+    assert_eq!(number().await, mentioned);
+    let now = server.rooms.durable();
+    let now = server.rooms.state_at(room.number, now).await.unwrap();
+    let in_state = server
+        .rooms
+        .state_value(&room, now.root, "m.room.topic", "");
+    assert_eq!(in_state.await.unwrap(), Some(mentioned));
+    // Received with what it follows it is the same event still.
+    assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
+    assert_eq!(number().await, mentioned);
+}

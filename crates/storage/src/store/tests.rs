@@ -209,6 +209,27 @@ async fn two_stores_on_one_engine_share_positions_and_numbers() {
 }
 
 #[tokio::test]
+async fn many_names_are_given_their_numbers_at_once() {
+    let engine = Arc::new(MemoryEngine::new());
+    let (first, second) = (open(&engine).await, open(&engine).await);
+    let (one, other) = (first.numbers(NumberKind(3)), second.numbers(NumberKind(3)));
+    let known = one.number("name 7").await.unwrap();
+    let names: Vec<_> = (0..700).map(|name| format!("name {name}")).collect();
+    let mut names: Vec<_> = names.iter().map(String::as_str).collect();
+    names.push("name 3");
+    let numbers = other.numbers(&names).await.unwrap();
+    assert_eq!(numbers.len(), 701);
+    assert_eq!((numbers[7], numbers[700]), (known, numbers[3]));
+    let different: std::collections::BTreeSet<_> = numbers[..700].iter().collect();
+    assert_eq!(different.len(), 700);
+    for (name, number) in names.iter().zip(&numbers) {
+        assert_eq!(one.number(name).await.unwrap(), *number);
+        assert_eq!(one.name(*number).await.unwrap().as_deref(), Some(*name));
+    }
+    assert_eq!(other.numbers(&[]).await.unwrap(), [] as [u64; 0]);
+}
+
+#[tokio::test]
 async fn a_table_cannot_change_its_meaning() {
     let engine = Arc::new(MemoryEngine::new());
     drop(open(&engine).await);
