@@ -29,6 +29,8 @@ const NEWEST: &[Scenario] = scenarios![
 
 /// What is tried in rooms of versions 10, 11 and 12.
 const EVERY_VERSION: &[Scenario] = scenarios![
+    membership::a_room_is_joined_by_its_alias,
+    membership::who_comes_back_reads_what_was_missed,
     membership::an_invited_user_joins_or_rejects,
     membership::a_knock_is_answered,
     membership::a_restricted_room_is_joined_by_members_of_another,
@@ -43,11 +45,7 @@ const CUTS: &[Scenario] = scenarios![
 ];
 
 /// What is known to fail: played only where `HOMESERVER_SCENARIO` names it, or in a control.
-const AWAITED: &[Scenario] = scenarios![
-    small_talk::presence,
-    membership::a_room_is_joined_by_its_alias,
-    membership::who_comes_back_reads_what_was_missed,
-];
+const AWAITED: &[Scenario] = scenarios![small_talk::presence,];
 
 async fn between(near: Kind, far: Kind) {
     let stage = Stage::of(near, far).await;
