@@ -198,6 +198,12 @@ impl Rooms {
             if known.pdu.event_id() == event.pdu.event_id() {
                 return Ok(seen.known());
             }
+            // A server takes no invite over that another one made: whoever made it revokes it.
+            let by = |event: &StoredEvent| event.pdu.sender().server_name().to_owned();
+            let invited = (seen.value.membership, membership);
+            if invited == (Membership::Invite, Membership::Invite) && by(&known) != by(&event) {
+                return Ok(seen.known());
+            }
         }
         let before = seen.as_ref().map(|seen| seen.value.membership);
         check_change(before, membership)?;

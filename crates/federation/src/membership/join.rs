@@ -89,10 +89,17 @@ impl Inner {
         let join = self
             .signed_by_them(server, (template, join), told.event.clone())
             .await?;
-        let checked = self.check_state(&room, template.rules, told).await?;
-        let create = checked.create(template)?;
-        let of_room = (&*room, template.rules);
-        let events = self.complete(server, of_room, checked).await?;
+        // Many servers may have signed it, and each may be slow.
+        let checking = async {
+            let checked = self.check_state(&room, template.rules, told).await?;
+            let create = checked.create(template)?;
+            let of_room = (&*room, template.rules);
+            let events = self.complete(server, of_room, checked).await?;
+            Ok::<_, Failure>((create, events))
+        };
+        let checked = tokio::time::timeout(STATE_PATIENCE, checking).await;
+        let too_slow = |_| Failure::answer("its state could not be checked in time");
+        let (create, events) = checked.map_err(too_slow)??;
         let begun = self.rooms.begin_arrival(&room, &template.version, &create);
         let begun = begun.await.map_err(of_answer)?;
         let arrived = self.arrive(&begun, &events, join).await;

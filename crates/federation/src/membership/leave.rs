@@ -118,7 +118,7 @@ impl Inner {
         servers.truncate(MAX_TOLD);
         let mut passed_on = None;
         for server in &servers {
-            match self.leave_through(server, wanted).await {
+            match self.leave_through(server, wanted, &standing).await {
                 Ok(leave) => {
                     passed_on = Some(leave);
                     break;
@@ -146,8 +146,17 @@ impl Inner {
         }
     }
 
-    async fn leave_through(&self, server: &ServerName, wanted: &Wanted) -> Result<Pdu, Failure> {
+    async fn leave_through(
+        &self,
+        server: &ServerName,
+        wanted: &Wanted,
+        standing: &Standing,
+    ) -> Result<Pdu, Failure> {
         let template = self.template(server, Step::Leave, wanted).await?;
+        // Its event would be unreadable here.
+        if template.version != standing.room.version {
+            return Err(Failure::answer("the room is of another version"));
+        }
         let leave = self.seal(&template, Step::Leave, wanted)?;
         let path = Path::v2("send_leave")
             .segment(wanted.room.as_str())

@@ -14,7 +14,10 @@ use futures_util::{StreamExt as _, stream};
 use homeserver_events::{Pdu, Rules, rules::RoomIdFormat};
 use homeserver_rooms::Imported;
 use ruma::{EventId, OwnedEventId, RoomId, ServerName};
-use serde::Deserialize;
+use serde::{
+    Deserialize,
+    de::{self, Deserializer, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::{Failure, Inner, Template, usual};
@@ -45,13 +48,43 @@ pub(super) struct Told {
 #[derive(Deserialize)]
 struct Raw<'a> {
     #[serde(borrow)]
-    state: Vec<&'a RawValue>,
+    state: Listed<'a>,
     #[serde(borrow)]
-    auth_chain: Vec<&'a RawValue>,
+    auth_chain: Listed<'a>,
     #[serde(borrow)]
     event: Option<&'a RawValue>,
     #[serde(default)]
     members_omitted: bool,
+}
+
+/// A list of at most [`MAX_EVENTS`] values, which is given up where it is longer.
+struct Listed<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Listed<'de>;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(to, "at most {MAX_EVENTS} events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut events = Vec::new();
+                while let Some(event) = list.next_element()? {
+                    if events.len() == MAX_EVENTS {
+                        return Err(de::Error::invalid_length(MAX_EVENTS + 1, &self));
+                    }
+                    events.push(event);
+                }
+                Ok(Listed(events))
+            }
+        }
+
+        deserializer.deserialize_seq(Reader)
+    }
 }
 
 impl Told {
@@ -63,7 +96,7 @@ impl Told {
             return Err(Failure::answer("not a JSON object"));
         }
         let raw: Raw<'_> = serde_json::from_slice(body).map_err(Failure::answer)?;
-        if raw.state.len() + raw.auth_chain.len() > MAX_EVENTS {
+        if raw.state.0.len() + raw.auth_chain.0.len() > MAX_EVENTS {
             return Err(Failure::answer("too many events"));
         }
         if raw.members_omitted {
@@ -71,8 +104,8 @@ impl Told {
         }
         let cut = |raw: &RawValue| body.slice_ref(raw.get().as_bytes());
         Ok(Self {
-            state: raw.state.into_iter().map(cut).collect(),
-            auth_chain: raw.auth_chain.into_iter().map(cut).collect(),
+            state: raw.state.0.into_iter().map(cut).collect(),
+            auth_chain: raw.auth_chain.0.into_iter().map(cut).collect(),
             event: raw.event.map(cut),
         })
     }

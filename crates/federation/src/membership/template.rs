@@ -103,7 +103,8 @@ impl Inner {
             redacts: None,
         };
         let sealed = draft.seal(template.rules, self.own.server(), self.own.signing_key());
-        sealed.map_err(|error| Failure::Own(error.into()))
+        // What the template names is not as it must be.
+        sealed.map_err(Failure::answer)
     }
 }
 

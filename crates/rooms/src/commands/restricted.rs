@@ -3,6 +3,7 @@
 
 use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     Rooms, edit::RoomEdit, error::RoomError, rows::Membership, tables::CURRENT_MEMBERSHIPS,
@@ -19,7 +20,18 @@ const MAX_VOUCHERS: usize = 200;
 struct JoinRules {
     join_rule: String,
     #[serde(default)]
-    allow: Vec<Condition>,
+    allow: Value,
+}
+
+impl JoinRules {
+    /// Who is admitted. What is no condition admits nobody, and takes none of the others away.
+    fn conditions(self) -> Vec<Condition> {
+        let Value::Array(allow) = self.allow else {
+            return Vec::new();
+        };
+        let conditions = allow.into_iter().map(serde_json::from_value);
+        conditions.filter_map(Result::ok).collect()
+    }
 }
 
 #[derive(Deserialize)]
@@ -51,7 +63,7 @@ impl Rooms {
             return Ok(None);
         };
         let restricted = matches!(rules.join_rule.as_str(), "restricted" | "knock_restricted");
-        Ok(restricted.then_some(rules.allow))
+        Ok(restricted.then(|| rules.conditions()))
     }
 
     /// The user who vouches for a join, where somebody has to.

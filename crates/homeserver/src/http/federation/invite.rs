@@ -49,6 +49,17 @@ struct Unsigned {
     invite_room_state: Vec<Box<RawValue>>,
 }
 
+/// Bytes of an invite with its stripped state at most: each entry costs more where it is read.
+const MAX_BYTES: usize = 1024 * 1024;
+
+fn check_size(signed: &SignedBody) -> Result<(), ApiError> {
+    if signed.body.bytes.len() > MAX_BYTES {
+        let message = format!("An invite has at most {MAX_BYTES} bytes");
+        return Err(ApiError::too_large(message));
+    }
+    Ok(())
+}
+
 /// Room and event as the path names them.
 type Named = Path<(String, String)>;
 
@@ -57,6 +68,7 @@ async fn invite_v2(
     named: Named,
     signed: SignedBody,
 ) -> Result<Response, ApiError> {
+    check_size(&signed)?;
     let body: Body = serde_json::from_slice(&signed.body.bytes)?;
     let event = receive(&changes, named, signed, body).await?;
     Ok(answer(format!("{{\"event\":{}}}", json(&event))))
@@ -69,6 +81,7 @@ async fn invite_v1(
     named: Named,
     signed: SignedBody,
 ) -> Result<Response, ApiError> {
+    check_size(&signed)?;
     let read: Event = serde_json::from_slice(&signed.body.bytes)?;
     let body = Body {
         room_version: "1".to_owned(),
