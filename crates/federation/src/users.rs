@@ -49,7 +49,7 @@ use crate::{CallError, Peers, is_same_server};
 const SERVERS_REMEMBERED: usize = 1_000;
 
 /// Profiles that are remembered.
-const PROFILES_REMEMBERED: usize = 10_000;
+const PROFILES_REMEMBERED: usize = 500;
 
 /// What is asked for could not be found out, or not be stored.
 #[derive(Debug, thiserror::Error)]

@@ -144,10 +144,15 @@ async fn fill_from(filling: &Gap<'_>, server: &ServerName, hole: &Hole) -> Resul
     }
     let mut states = Vec::new();
     for end in ends(filling, &events).await? {
-        match filling.state_before(server, end).await {
-            Ok(state) => states.push((end.event_id().to_owned(), state)),
-            Err(error) => {
-                tracing::debug!(%error, %server, event = %end.event_id(), "no state");
+        for server in filling.maker_first(end) {
+            match filling.state_before(&server, end).await {
+                Ok(state) => {
+                    states.push((end.event_id().to_owned(), state));
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, %server, event = %end.event_id(), "no state");
+                }
             }
         }
     }

@@ -149,10 +149,12 @@ impl Desk {
     /// When the next row is due, if nothing happens before.
     pub(super) fn next_due(&self, now: Duration) -> Option<Duration> {
         let due = self.stuck.values().filter(|stuck| !stuck.busy);
-        let due = due.map(|stuck| match &stuck.waits {
-            // What is due already waits for its turn.
-            Waits::For(_) if stuck.due <= now => stuck.due + PATIENCE,
-            Waits::For(_) | Waits::Until => stuck.due,
+        let due = due.filter_map(|stuck| match &stuck.waits {
+            // What is due already waits for its turn, which comes when another ends.
+            Waits::For(_) if stuck.due <= now => {
+                Some(stuck.due + PATIENCE).filter(|patient| *patient > now)
+            }
+            Waits::For(_) | Waits::Until => Some(stuck.due),
         });
         due.min()
     }

@@ -309,11 +309,7 @@ impl<'a> Gap<'a> {
     async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
         let rooms = &self.inner.parts.rooms;
         // Whoever made the event knows best what was before it.
-        let makers = event.sender().server_name();
-        let (first, then): (Vec<_>, Vec<_>) = (self.servers.iter())
-            .cloned()
-            .partition(|server| is_same_server(server, makers));
-        for server in first.iter().chain(&then) {
+        for server in &self.maker_first(event) {
             let state = match self.state_before(server, event).await {
                 Ok(state) => state,
                 Err(GapError::Room(error)) => return Err(error.into()),
@@ -333,6 +329,17 @@ impl<'a> Gap<'a> {
             }
         }
         Err(GapError::NotGiven("the state"))
+    }
+
+    /// Whom to ask about an event: its maker, also if it is not among those that are asked for the
+    /// rest, then these.
+    pub(super) fn maker_first(&self, event: &Pdu) -> Vec<OwnedServerName> {
+        let maker = event.sender().server_name();
+        let is_own = is_same_server(maker, &self.inner.parts.own);
+        let others = self.servers.iter();
+        let others = others.filter(|server| !is_same_server(server, maker));
+        let first = (!is_own).then(|| maker.to_owned()).into_iter();
+        first.chain(others.cloned()).collect()
     }
 
     /// The state before an event as a server tells it. What is not here of it is fetched, as far as

@@ -83,7 +83,7 @@ struct Queue {
 
 impl Queue {
     fn is_idle(&self) -> bool {
-        self.rows == 0 && self.ready.is_empty() && !self.working
+        self.rows == 0 && self.ready.is_empty() && self.noted.is_empty() && !self.working
     }
 }
 
@@ -191,7 +191,9 @@ impl Queues {
     /// Puts rows back that are to be judged again.
     pub(crate) fn put_back(&self, room: RoomNumber, rows: &[u64]) {
         let mut state = self.state.lock();
-        state.rooms.entry(room).or_default().ready.extend(rows);
+        let queue = state.rooms.entry(room).or_default();
+        queue.ready.extend(rows);
+        queue.changed.notify_one();
     }
 
     /// Tells when rows arrive.
@@ -206,7 +208,7 @@ impl Queues {
         let Some(queue) = state.rooms.get_mut(&room) else {
             return true;
         };
-        if !queue.ready.is_empty() {
+        if !queue.ready.is_empty() || !queue.noted.is_empty() {
             return false;
         }
         queue.working = false;

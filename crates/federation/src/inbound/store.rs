@@ -48,6 +48,8 @@ impl Batches {
 struct Written {
     pdus: BTreeMap<RoomNumber, Vec<u64>>,
     edus: Vec<u64>,
+    /// The events of the rows, for their workers.
+    read: Vec<((RoomNumber, u64), ReadRow)>,
 }
 
 impl Inner {
@@ -86,7 +88,12 @@ impl Inner {
         };
         let outcome = finish(tickets).await;
         match outcome {
-            Ok(()) => places.into_iter().for_each(Place::keep),
+            Ok(()) => {
+                places.into_iter().for_each(Place::keep);
+                for (key, row) in written.read.drain(..) {
+                    self.read.insert(key, row);
+                }
+            }
             Err(_) => self.after_failure(origin, &mut written, places).await,
         }
         self.wake(origin, written);
@@ -154,7 +161,8 @@ impl Inner {
             attempts: 0,
             pdu,
         };
-        self.read.insert((room.number, number), read);
+        // Not before it is on disk: the number may turn out to be another's.
+        written.read.push(((room.number, number), read));
         written.pdus.entry(room.number).or_default().push(number);
         place
     }
@@ -199,8 +207,9 @@ impl Inner {
 
     /// After a commit of which some may be on disk: looks which rows are there.
     async fn after_failure(&self, origin: &ServerName, written: &mut Written, places: Vec<Place>) {
+        // Numbers are not given again: they may have holes.
+        written.read.clear();
         for (room, numbers) in &mut written.pdus {
-            self.queues.set_next(*room, None);
             let keys: Vec<_> = numbers.iter().map(|number| (room.0, *number)).collect();
             let rows = self.parts.store.multi_get(&INBOUND_PDUS, &keys).await;
             let Ok(rows) = rows else {

@@ -131,12 +131,11 @@ impl Worker {
                 continue;
             }
             worker.start_fills().await;
-            if worker.jobs.is_empty()
-                && worker.desk.is_empty()
-                && worker.inner.queues.may_end(number)
-            {
+            if worker.jobs.is_empty() && worker.desk.is_empty() {
                 worker.inner.fetch_noted(&worker.room).await;
-                return;
+                if worker.inner.queues.may_end(number) {
+                    return;
+                }
             }
             tokio::select! {
                 () = tasks.stopping() => return,
@@ -343,6 +342,7 @@ impl Worker {
             let row = self.inner.rows(&self.room, &[number]).await;
             let row = row.ok().and_then(|mut rows| rows.pop());
             let Some((_, row)) = row else {
+                tokio::time::sleep(OWN_PAUSE).await;
                 self.desk.remove(number);
                 self.inner.queues.put_back(self.room.number, &[number]);
                 return;

@@ -202,7 +202,9 @@ async fn add_backlog(
     while *pages > 0 && !selection.is_full(limit) && span.from <= span.last {
         if span.is_enough() {
             // They are told last, so that what came before them has arrived.
-            for event in rooms.newest_for(&room, server).await? {
+            let newest = rooms.newest_for(&room, server).await?;
+            let left = limit.saturating_sub(selection.events.len());
+            for event in newest.into_iter().take(left) {
                 selection.add(event);
             }
             selection.passed.push(rest_of(number, span));

@@ -13,6 +13,8 @@ use tokio_util::io::StreamReader;
 
 /// Media that are fetched at once.
 const AT_ONCE: usize = 64;
+/// Of those, media of one server: a slow one leaves room for the others.
+const OF_ONE_SERVER: usize = 16;
 
 /// Why a medium of another server is not here.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +75,9 @@ impl RemoteMedia {
         let key = (server.to_owned(), id.to_string());
         let turn = {
             let mut underway = self.underway.lock();
-            if underway.len() >= AT_ONCE && !underway.contains_key(&key) {
+            let of_server = underway.keys().filter(|(of, _)| is_same_server(of, server));
+            let crowded = underway.len() >= AT_ONCE || of_server.count() >= OF_ONE_SERVER;
+            if crowded && !underway.contains_key(&key) {
                 return Err(RemoteMediaError::Crowded);
             }
             Arc::clone(underway.entry(key.clone()).or_default())

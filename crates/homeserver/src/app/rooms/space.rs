@@ -129,7 +129,8 @@ pub(crate) struct Spaces {
     rooms: Arc<Rooms>,
     peers: Peers,
     clock: Arc<dyn Clock>,
-    kept: Arc<Cache<OwnedRoomId, Arc<Kept>>>,
+    /// By who told it, and of which room.
+    kept: Arc<Cache<(OwnedServerName, OwnedRoomId), Arc<Kept>>>,
 }
 
 /// What one walk has found out.
@@ -265,12 +266,17 @@ impl Spaces {
     ) -> Option<(RoomSummary, Vec<Link>)> {
         let now = self.clock.unix_millis();
         let fresh = |kept: &Arc<Kept>| now.saturating_sub(kept.since) < KEPT_FOR;
-        let mut found = self.kept.get(id).filter(fresh);
+        let mut found = None;
         for server in via.iter().take(MAX_VIA) {
+            let key = (server.clone(), id.to_owned());
+            found = self.kept.get(&key).filter(fresh);
             if found.is_some() || Instant::now() >= walk.until {
                 break;
             }
             found = self.ask(server, id).await;
+            if found.is_some() {
+                break;
+            }
         }
         let found = found?;
         let children = found.children.iter();
@@ -302,17 +308,24 @@ impl Spaces {
         let links = answered.room.children_state.iter().take(MAX_CHILDREN);
         let mut links: Vec<_> = links.filter_map(Link::read).collect();
         links.sort_by(Link::order);
+        // A space says nothing of rooms that are not below it.
+        let below: HashSet<_> = links.iter().map(|link| link.room.clone()).collect();
+        let inaccessible = answered.inaccessible_children.into_iter();
+        let inaccessible = inaccessible.filter(|id| below.contains(id));
+        let inaccessible: Vec<_> = inaccessible.take(MAX_CHILDREN).collect();
         let children = answered.children.into_iter().take(MAX_CHILDREN);
         let kept = Arc::new(Kept {
             summary: answered.room.summary,
             links,
             children: children
-                .filter_map(|child| serde_json::from_value(child).ok())
+                .filter_map(|child| serde_json::from_value::<RoomSummary>(child).ok())
+                .filter(|child| below.contains(&child.room_id))
                 .collect(),
-            inaccessible: answered.inaccessible_children,
+            inaccessible,
             since: self.clock.unix_millis(),
         });
-        self.kept.insert(id.to_owned(), Arc::clone(&kept));
+        let key = (server.to_owned(), id.to_owned());
+        self.kept.insert(key, Arc::clone(&kept));
         Some(kept)
     }
 
@@ -402,7 +415,8 @@ impl Spaces {
         id: &RoomId,
         via: &[OwnedServerName],
     ) -> Result<Option<RoomSummary>, ReadError> {
-        if self.here(id).await?.is_some() {
+        // Strangers have no other servers called.
+        if session.is_none() || self.here(id).await?.is_some() {
             return Ok(None);
         }
         let mut found = None;

@@ -55,6 +55,16 @@ impl Link {
             (1..=MAX_ORDER).contains(&order.len())
                 && order.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
         };
+        let order = order.filter(valid);
+        let suggested = content.get("suggested") == Some(&Value::Bool(true));
+        // No more than the specification names: the rest has no bound.
+        let mut content = json!({ "via": via });
+        if let Some(order) = order {
+            content["order"] = order.into();
+        }
+        if suggested {
+            content["suggested"] = true.into();
+        }
         let shown = json!({
             "type": "m.space.child",
             "state_key": text("state_key")?,
@@ -65,8 +75,8 @@ impl Link {
         (!via.is_empty()).then_some(Self {
             room: RoomId::parse(text("state_key")?).ok()?,
             via,
-            suggested: content.get("suggested") == Some(&Value::Bool(true)),
-            order: order.filter(valid).map(str::to_owned),
+            suggested,
+            order: order.map(str::to_owned),
             time: event.get("origin_server_ts")?.as_u64()?,
             shown,
         })
