@@ -8,12 +8,12 @@ use std::cell::RefCell;
 
 use axum::body::Body;
 use homeserver_fuzz::Target;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json, value::RawValue};
 use tower::ServiceExt as _;
 
-use crate::http::tests::{Fresh, LoggedIn, fresh, own_password};
+use crate::http::tests::{Fresh, LoggedIn, fresh_with, own_password};
 
 const ENDPOINTS: &str = include_str!("../../../../tests/data/endpoints.tsv");
 
@@ -231,7 +231,9 @@ async fn ask(server: &Fresh, request: Request<Body>) -> bool {
     let is_json = is_json.is_some_and(|kind| kind == "application/json");
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     let shown = String::from_utf8_lossy(&body);
-    assert!(!status.is_server_error(), "{status}: {shown}");
+    // Other servers, whom nobody reaches here, are no fault of this one.
+    let is_fault = status.is_server_error() && status != StatusCode::BAD_GATEWAY;
+    assert!(!is_fault, "{status}: {shown}");
     if is_json && !is_head {
         // A value of any depth: events may be nested as deeply as serde_json reads, and answers hold
         // them some levels further down.
@@ -253,7 +255,7 @@ fn requests_of_clients() {
         .start_paused(true)
         .build()
         .unwrap();
-    let server = runtime.block_on(fresh());
+    let server = runtime.block_on(fresh_with(|config| config.federation.enabled = false));
     let asking = RefCell::new(runtime.block_on(Asking::begin(&server, 0)));
     let number = RefCell::new(0);
     let words = [
