@@ -41,9 +41,6 @@ use crate::{
     visible::membership_of,
 };
 
-/// Members whose events are loaded in one go.
-const MEMBERS_AT_ONCE: usize = 200;
-
 /// A room that is being taken in.
 #[derive(Clone, Debug)]
 pub struct Arriving {
@@ -168,6 +165,7 @@ impl Rooms {
             root: StateRoot::EMPTY,
             generation: head.generation,
             abandoned: false,
+            planted: first_part,
         };
         batch.assert_absent(&tables::IMPORTS, &import.0);
         batch.put(&tables::IMPORTS, &import.0, &row);
@@ -250,7 +248,7 @@ impl Rooms {
     ) -> Result<(Arc<Room>, Position), RoomError> {
         let row = self.import_row(import).await?;
         let room = self.room_by_number(RoomNumber(row.room)).await?;
-        let counts = self.counted_members(&room, row.root).await?;
+        let counts = self.imported_counts(import, &row).await?;
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
@@ -308,27 +306,6 @@ impl Rooms {
         batch.put(&tables::INDEX_DEBTS, &(room.0, At::Append(*append)), &debt);
         batch.put(&tables::TREE_SWEEPS, &room.0, &TreeSweepRow::ASKED);
         Ok(())
-    }
-
-    /// How many users are joined in a state, and how many invited.
-    async fn counted_members(
-        &self,
-        room: &Room,
-        root: StateRoot,
-    ) -> Result<StateLogRow, RoomError> {
-        let members = self.state_of_type(room, root, MEMBER).await?;
-        let mut counted = Head::default();
-        for some in members.chunks(MEMBERS_AT_ONCE) {
-            let numbers: Vec<_> = some.iter().map(|(_, event)| *event).collect();
-            for event in self.events.load_all(room, &numbers).await? {
-                count(&mut counted, membership_of(&event), 1);
-            }
-        }
-        Ok(StateLogRow {
-            root,
-            joined: counted.joined,
-            invited: counted.invited,
-        })
     }
 
     /// An event of the room, or one that the import brings.

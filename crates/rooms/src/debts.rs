@@ -18,7 +18,7 @@ use homeserver_storage::{
 use ruma::{EventId, OwnedUserId};
 
 use crate::{
-    Rooms, UserMembership,
+    ImportId, Rooms, UserMembership,
     delta::{append_members_changed, put_member},
     error::RoomError,
     event::StoredEvent,
@@ -27,6 +27,7 @@ use crate::{
     live::Wants,
     members::MEMBER,
     numbers::{EventNumber, RoomNumber, UserNumber},
+    plant::ImportedMembers,
     room::Room,
     rows::{Head, ImportPartRow, IndexDebtRow, Membership, MembershipRow},
     switch::ChangedMember,
@@ -35,7 +36,7 @@ use crate::{
 };
 
 /// Parts of an import whose ids are written by one batch: two operations an event.
-const PARTS_AT_ONCE: usize = 4;
+const PARTS_AT_ONCE: usize = 1;
 
 /// Changed keys that are looked at in one go.
 const KEYS_AT_ONCE: usize = 100;
@@ -97,8 +98,9 @@ impl Rooms {
             .scan(&tables::INDEX_DEBTS, range, Direction::Forward, ATTEMPTS)
             .await?;
         for ((_, position), debt) in debts {
-            let mut conflicts = 0;
-            while let Some(paid) = self.pay_some_ids(room, debt.import).await? {
+            let (mut conflicts, mut paid_parts) = (0, None);
+            let import = debt.import;
+            while let Some(paid) = self.pay_some_ids(room, import, &mut paid_parts).await? {
                 count_conflict(paid, &mut conflicts)?;
             }
             self.pay_members(room, position, debt).await?;
@@ -106,21 +108,29 @@ impl Rooms {
         Ok(())
     }
 
-    /// Makes some events of a switched import findable by id. Gives whether that was stored; `None`
-    /// when there are none.
-    async fn pay_some_ids(&self, room: &Room, import: u64) -> Result<Option<bool>, RoomError> {
+    /// Makes some events of a switched import findable by id, of the parts after `paid`, to which it
+    /// adds. Gives whether that was stored; `None` when there are none.
+    async fn pay_some_ids(
+        &self,
+        room: &Room,
+        import: u64,
+        paid: &mut Option<(u64, u64)>,
+    ) -> Result<Option<bool>, RoomError> {
         let live = self.live.room(room.number);
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (head, _) = tip.parts();
-        let range = ScanRange::prefix(&import);
-        let table = &tables::IMPORT_PARTS;
+        let (table, mut range) = (&tables::IMPORT_PARTS, ScanRange::prefix(&import));
+        if let Some(paid) = &*paid {
+            // No scan over what was deleted.
+            range = range.after(paid);
+        }
         let scan = self
             .store
             .scan(table, range, Direction::Forward, PARTS_AT_ONCE);
         let parts = scan.await?;
-        if parts.is_empty() {
+        let Some(last) = parts.last().map(|(key, _)| *key) else {
             return Ok(None);
-        }
+        };
         let named = self.named(room, &parts).await?;
         if let Some(redacted) = self.redact_some(room, &head, &named).await? {
             return Ok(Some(redacted));
@@ -139,7 +149,12 @@ impl Rooms {
         for (key, _) in &parts {
             batch.delete(&tables::IMPORT_PARTS, key);
         }
-        stored(self.store.commit(batch).await).map(Some)
+        // Paid for good with the last members.
+        let stored = stored(self.write_prepared(batch).await)?;
+        if stored {
+            *paid = Some(last);
+        }
+        Ok(Some(stored))
     }
 
     /// The events of these parts, with what the room knows under their ids.
@@ -177,6 +192,8 @@ impl Rooms {
         debt: IndexDebtRow,
     ) -> Result<(), RoomError> {
         let changes = self.changed_keys(room, (debt.from, debt.to)).await?;
+        let import = ImportId(debt.import);
+        let known = self.imported_members(import).await?;
         let live = self.live.room(room.number);
         let key = (room.number.0, position);
         let mut debt = debt;
@@ -189,7 +206,7 @@ impl Rooms {
             let mut batch = Batch::new();
             batch.assert_value(&tables::INDEX_DEBTS, &key, &debt);
             let taken = self
-                .index_members(room, (position, &head), rest, &mut batch)
+                .index_members(room, (position, &head), (rest, &known), &mut batch)
                 .await?;
             let further = IndexDebtRow {
                 done: debt.done + taken as u64,
@@ -197,11 +214,20 @@ impl Rooms {
             };
             let is_last = taken == rest.len();
             if is_last {
+                // Without them members are read from their events.
+                let states = ScanRange::prefix(&import.0);
+                self.store
+                    .drop_range(&tables::IMPORT_STATES, states)
+                    .await?;
                 batch.delete(&tables::INDEX_DEBTS, &key);
             } else {
                 batch.put(&tables::INDEX_DEBTS, &key, &further);
             }
-            let paid = stored(self.store.commit(batch).await)?;
+            let paid = if is_last || batch.appends() > 0 {
+                stored(self.store.commit(batch).await.map_err(not_stored))?
+            } else {
+                stored(self.write_prepared(batch).await)?
+            };
             if paid && is_last {
                 return Ok(());
             }
@@ -220,7 +246,7 @@ impl Rooms {
         &self,
         room: &Room,
         (position, head): (Position, &Head),
-        changes: &[Difference],
+        (changes, known): (&[Difference], &ImportedMembers),
         batch: &mut Batch,
     ) -> Result<usize, RoomError> {
         batch.assert_value(&tables::HEADS, &room.number.0, head);
@@ -230,7 +256,7 @@ impl Rooms {
             if indexing.operations() > FULL || taken >= KEYS_A_BATCH {
                 break;
             }
-            for change in self.members_among(room, some).await? {
+            for change in self.members_among(room, some, known).await? {
                 self.index_member(change, &mut indexing).await?;
             }
             taken += some.len();
@@ -333,10 +359,10 @@ fn count_conflict(paid: bool, conflicts: &mut usize) -> Result<(), RoomError> {
 }
 
 /// Whether a batch is on disk; not if another process changed the room.
-fn stored<T>(outcome: Result<T, CommitError>) -> Result<bool, RoomError> {
+fn stored<T>(outcome: Result<T, RoomError>) -> Result<bool, RoomError> {
     match outcome {
         Ok(_) => Ok(true),
-        Err(CommitError::Conflict { .. }) => Ok(false),
-        Err(error) => Err(not_stored(error)),
+        Err(RoomError::NotStored(CommitError::Conflict { .. })) => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -1,8 +1,11 @@
 //! Preparing a change of state that is larger than a batch.
 //!
-//! An *import* writes events and tree nodes part by part; each part is one batch that also counts
-//! it, so a caller that was killed goes on where the import says. Nothing refers to what it wrote
-//! until [`Rooms::switch`]. An import that is not touched for a day is swept.
+//! An *import* writes events part by part; each part is one batch that also counts it, so a caller
+//! that was killed goes on where the import says. Its state events are put into a tree all at once,
+//! when somebody asks for the tree (see `plant`). No part waits for the disk: whatever makes use of
+//! an import is a durable commit, and what was committed before that is on disk with it. Nothing
+//! refers to what an import wrote until [`Rooms::switch`]. One that is not touched for a day is
+//! swept.
 //!
 //! Each event is judged by its auth events, which are in the room or came before it in the import;
 //! so its links are whole, as the resolution of states needs them. What they do not allow is stored
@@ -21,17 +24,21 @@ use crate::{
     execute::not_stored,
     judge,
     live::Wants,
+    members::MEMBER,
     numbers::{EventNumber, RoomNumber},
     receive::lookup::Ids,
     room::Room,
-    rows::{ImportPartRow, ImportRow},
-    states::{PendingNodes, write_nodes},
+    rows::{ImportPartRow, ImportRow, ImportStateRow, ImportedState},
     tables,
-    tree::{Change, StateRoot},
+    tree::StateRoot,
+    visible::membership_of,
 };
 
-/// Events of one part of an import: as many as surely fit into a batch with their nodes.
-pub const IMPORT_PART: usize = 100;
+/// Events of one part of an import: as many as surely fit into a batch, with three operations each.
+pub const IMPORT_PART: usize = 300;
+
+/// Bytes of the events of one part, so that they fit into a batch with all that is around them.
+pub const IMPORT_PART_BYTES: usize = 4_000_000;
 
 /// Times a step is tried while others change the same room.
 pub(crate) const ATTEMPTS: usize = 16;
@@ -53,10 +60,28 @@ pub enum Imported {
 }
 
 impl Imported {
-    fn pdu(&self) -> &Pdu {
+    pub(crate) fn pdu(&self) -> &Pdu {
         match self {
             Self::State(pdu) | Self::Auth(pdu) => pdu,
         }
+    }
+
+    /// Cuts events into parts for [`Rooms::import_part`]; the same events are always cut in the same
+    /// way.
+    pub fn parts(events: &[Self]) -> impl Iterator<Item = &[Self]> {
+        let mut rest = events;
+        std::iter::from_fn(move || {
+            let mut bytes = 0;
+            let fits = |event: &&Self| {
+                bytes += event.pdu().json().len();
+                bytes <= IMPORT_PART_BYTES
+            };
+            let taken = rest.iter().take(IMPORT_PART).take_while(fits).count();
+            // One event is never larger than a part.
+            let (part, later) = rest.split_at(taken.max(1).min(rest.len()));
+            rest = later;
+            Some(part).filter(|part| !part.is_empty())
+        })
     }
 }
 
@@ -64,7 +89,7 @@ impl Imported {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum PartTaken {
-    /// It is on disk.
+    /// It is stored, and on disk before anything that makes use of it.
     Stored,
     /// It names auth events that are neither in the room nor earlier in the import. Nothing was
     /// stored.
@@ -81,7 +106,7 @@ struct Part<'a> {
     /// Events of it, and those that were looked up.
     at_hand: HashMap<OwnedEventId, Arc<StoredEvent>>,
     new: Vec<Arc<StoredEvent>>,
-    changes: Vec<Change>,
+    state: Vec<ImportedState>,
     missing: Vec<OwnedEventId>,
 }
 
@@ -130,6 +155,7 @@ impl Rooms {
             root: root.unwrap_or(seen.root),
             generation: seen.generation,
             abandoned: false,
+            planted: 0,
         };
         // The head moves: a sweep of nodes that looked for imports before this one, here or in
         // another process, must not begin its generation after it.
@@ -150,16 +176,16 @@ impl Rooms {
         Ok(())
     }
 
-    /// How many parts of an import are on disk; `None` if it was switched in or abandoned.
+    /// How many parts of an import are stored; `None` if it was switched in or abandoned.
     pub async fn import_progress(&self, import: ImportId) -> Result<Option<u64>, RoomError> {
         let row = self.store.get(&tables::IMPORTS, &import.0).await?;
         let open = row.filter(|row: &ImportRow| !row.abandoned);
         Ok(open.map(|row| row.parts))
     }
 
-    /// Adds events, at most [`IMPORT_PART`], as part number `ordinal`: each after its auth events,
-    /// and of the state events with one key, the one that counts last. A part that is on disk
-    /// already is passed over.
+    /// Adds events, at most [`IMPORT_PART`] and [`IMPORT_PART_BYTES`], as part number `ordinal`: each
+    /// after its auth events, and of the state events with one key, the one that counts last. A part
+    /// that is stored already is passed over.
     pub async fn import_part(
         &self,
         import: ImportId,
@@ -171,7 +197,7 @@ impl Rooms {
             return Err(RoomError::TooLarge(why));
         }
         for _ in 0..ATTEMPTS {
-            let row = self.import_row(import).await?;
+            let row = self.open_import(import).await?;
             if ordinal < row.parts {
                 return Ok(PartTaken::Stored);
             }
@@ -203,7 +229,7 @@ impl Rooms {
             numbers: Ids::new(),
             at_hand: HashMap::new(),
             new: Vec::new(),
-            changes: Vec::with_capacity(events.len()),
+            state: Vec::with_capacity(events.len()),
             missing: Vec::new(),
         };
         self.look_up_part(events, &mut part).await?;
@@ -213,30 +239,24 @@ impl Rooms {
         if !part.missing.is_empty() {
             return Ok(PartTaken::Missing(part.missing));
         }
-        let pending = PendingNodes::new();
-        let changes = &part.changes;
-        let edit = self.states.edit(room.number, &pending, row.root, changes);
-        let edited = edit.await?;
         let mut batch = Batch::new();
-        write_nodes(&mut batch, (room.number, row.generation), &edited.written);
         let next = ImportRow {
             touched: self.clock.unix_millis(),
             parts: row.parts + 1,
-            root: edited.root,
             ..row.clone()
         };
         batch.assert_value(&tables::IMPORTS, &import.0, row);
         batch.put(&tables::IMPORTS, &import.0, &next);
         part.write(row.parts, &mut batch);
-        self.store.commit(batch).await.map_err(not_stored)?;
+        self.write_prepared(batch).await?;
         Ok(PartTaken::Stored)
     }
 
-    /// An import that is open.
-    pub(crate) async fn import_row(&self, import: ImportId) -> Result<ImportRow, RoomError> {
-        let row = self.store.get(&tables::IMPORTS, &import.0).await?;
-        row.filter(|row: &ImportRow| !row.abandoned)
-            .ok_or_else(|| RoomError::damaged("there is no such import"))
+    /// Commits what is on disk before whatever refers to it.
+    pub(crate) async fn write_prepared(&self, batch: Batch) -> Result<(), RoomError> {
+        let submitted = self.store.submit(batch, Durability::Lazy).await;
+        submitted.map_err(not_stored)?.await.map_err(not_stored)?;
+        Ok(())
     }
 
     /// Judges and prepares one event, unless it is here already.
@@ -256,10 +276,13 @@ impl Rooms {
         if let (Imported::State(_), Some((event_type, state_key)), false) =
             (event, prepared.pdu.state_pair(), rejected)
         {
-            part.changes.push(Change {
+            let is_member = event_type == MEMBER;
+            part.state.push(ImportedState {
                 hash: self.states.place(event_type, state_key),
                 key: self.numbering.key(event_type, state_key).await?,
-                value: Some((prepared.number, prepared.auth_height)),
+                event: prepared.number,
+                auth_height: prepared.auth_height,
+                membership: is_member.then(|| membership_of(&prepared)).flatten(),
             });
         }
         Ok(())
@@ -384,6 +407,11 @@ impl Part<'_> {
             let key = (self.import.0, id.as_str());
             batch.put(&tables::IMPORT_IDS, &key, &number.0);
         }
-        batch.put(&tables::IMPORT_PARTS, &(self.import.0, ordinal), &row);
+        let key = (self.import.0, ordinal);
+        batch.put(&tables::IMPORT_PARTS, &key, &row);
+        if !self.state.is_empty() {
+            let events = self.state.clone();
+            batch.put(&tables::IMPORT_STATES, &key, &ImportStateRow { events });
+        }
     }
 }

@@ -17,7 +17,7 @@ use ruma::{OwnedServerName, ServerName, UserId};
 use serde::Deserialize;
 
 use crate::{
-    Rooms,
+    ImportId, Rooms,
     error::RoomError,
     event::StoredEvent,
     members::MEMBER,
@@ -365,11 +365,12 @@ impl Rooms {
         counts: &mut BTreeMap<String, JoinedUsers>,
     ) -> Result<(), RoomError> {
         let changes = self.changed_keys(room, (debt.from, debt.to)).await?;
+        let known = self.imported_members(ImportId(debt.import)).await?;
         let done = usize::try_from(debt.done).unwrap_or(usize::MAX);
         let unpaid = changes.get(done..).unwrap_or_default();
         let joined = |membership| i64::from(membership == Some(Membership::Join));
         for some in unpaid.chunks(KEYS_AT_ONCE) {
-            for change in self.members_among(room, some).await? {
+            for change in self.members_among(room, some, &known).await? {
                 let by = joined(change.after) - joined(change.before);
                 let server = change.user.server_name().to_string();
                 let count = counts.entry(server).or_default();

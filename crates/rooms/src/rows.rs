@@ -3,16 +3,19 @@
 //! Fields are only ever added with a new row version; see the snapshot tests.
 
 use homeserver_events::EventStatus;
-use homeserver_storage::{Batch, Bytes, Position, row};
+use homeserver_storage::{
+    Batch, Bytes, DecodeError, Position, Row, RowWriter, row,
+    row::{decode_versioned, encode_versioned},
+};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::{
-    numbers::EventNumber,
+    numbers::{EventNumber, KeyNumber},
     tables::SERVER_COUNTS,
     tally::{ClassCounts, Tally},
-    tree::StateRoot,
+    tree::{KeyHash, StateRoot},
 };
 
 /// What never changes about a room.
@@ -307,8 +310,48 @@ pub(crate) struct ImportRow {
     pub(crate) generation: u64,
     /// Nothing is added any more and it cannot be switched in: what it prepared is being removed.
     pub(crate) abandoned: bool,
+    /// Parts whose state events are in `root`. Those of the others wait in their rows.
+    pub(crate) planted: u64,
 }
-row!(ImportRow, 1);
+
+/// Version 1 had no `planted`: every part put its state events into the tree at once.
+#[derive(Deserialize)]
+struct ImportRow1 {
+    room: u64,
+    touched: u64,
+    parts: u64,
+    base: StateRoot,
+    root: StateRoot,
+    generation: u64,
+    abandoned: bool,
+}
+
+impl Row for ImportRow {
+    fn encode(&self) -> Vec<u8> {
+        encode_versioned(2, self)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.first() != Some(&1) {
+            return decode_versioned(2, "ImportRow", bytes);
+        }
+        let row: ImportRow1 = decode_versioned(1, "ImportRow", bytes)?;
+        Ok(Self {
+            room: row.room,
+            touched: row.touched,
+            parts: row.parts,
+            base: row.base,
+            root: row.root,
+            generation: row.generation,
+            abandoned: row.abandoned,
+            planted: row.parts,
+        })
+    }
+
+    fn write(&self, writer: &mut RowWriter<'_>) {
+        writer.versioned(2, self);
+    }
+}
 
 /// Events that an import wrote and that nothing refers to before its switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,6 +360,24 @@ pub(crate) struct ImportPartRow {
     pub(crate) events: Vec<(EventNumber, OwnedEventId)>,
 }
 row!(ImportPartRow, 1);
+
+/// State events of one part of an import.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImportStateRow {
+    pub(crate) events: Vec<ImportedState>,
+}
+row!(ImportStateRow, 1);
+
+/// A state event of an import: where it stands, and what readers of many ask about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImportedState {
+    pub(crate) hash: KeyHash,
+    pub(crate) key: KeyNumber,
+    pub(crate) event: EventNumber,
+    pub(crate) auth_height: u64,
+    /// Of a member event.
+    pub(crate) membership: Option<Membership>,
+}
 
 /// A switch of state whose member indexes are written by a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

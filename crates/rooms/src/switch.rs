@@ -21,6 +21,7 @@ use crate::{
     import::{ATTEMPTS, ImportId},
     live::Wants,
     numbers::{EventNumber, KeyNumber, RoomNumber},
+    plant::ImportedMembers,
     room::Room,
     rows::{Head, ImportRow, IndexDebtRow, Membership, StateLogRow, TreeSweepRow},
     states::{PendingNodes, write_nodes},
@@ -63,7 +64,7 @@ impl Rooms {
     ) -> Result<Option<(Arc<Room>, Position)>, RoomError> {
         let row = self.import_row(import).await?;
         let room = self.room_by_number(RoomNumber(row.room)).await?;
-        let prepared = self.prepared_members(&room, &row).await?;
+        let prepared = self.prepared_members(&room, import, &row).await?;
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
@@ -133,12 +134,14 @@ impl Rooms {
     async fn prepared_members(
         &self,
         room: &Room,
+        import: ImportId,
         row: &ImportRow,
     ) -> Result<PreparedMembers, RoomError> {
         let found = self.changed_keys(room, (row.base, row.root)).await?;
+        let known = self.imported_members(import).await?;
         let mut members = PreparedMembers::new();
         for some in found.chunks(MEMBERS_AT_ONCE) {
-            for change in self.members_among(room, some).await? {
+            for change in self.members_among(room, some, &known).await? {
                 members.insert(change.key, (change.before, change.after));
             }
         }
@@ -158,11 +161,13 @@ impl Rooms {
         Ok(found)
     }
 
-    /// The members among changed keys.
+    /// The members among changed keys. The memberships of some events are known; the others' events
+    /// are read.
     pub(crate) async fn members_among(
         &self,
         room: &Room,
         found: &[Difference],
+        known: &ImportedMembers,
     ) -> Result<Vec<ChangedMember>, RoomError> {
         let mut users = Vec::with_capacity(found.len());
         for difference in found {
@@ -173,14 +178,23 @@ impl Rooms {
             }
         }
         let values = users.iter().flat_map(|(_, d)| [d.before, d.after]);
-        let numbers: Vec<_> = values.flatten().map(|(event, _)| event).collect();
+        let numbers = values.flatten().map(|(event, _)| event);
+        let numbers: Vec<_> = numbers
+            .filter(|number| !known.contains_key(number))
+            .collect();
         let events = self.events.load_all(room, &numbers).await?;
-        let memberships: HashMap<_, _> = events
+        let read: HashMap<_, _> = events
             .iter()
             .map(|event| (event.number, membership_of(event)))
             .collect();
-        let membership =
-            |value: Option<(EventNumber, u64)>| memberships.get(&value?.0).copied().flatten();
+        let membership = |value: Option<(EventNumber, u64)>| {
+            let event = value?.0;
+            known
+                .get(&event)
+                .or_else(|| read.get(&event))
+                .copied()
+                .flatten()
+        };
         let change = |(user, difference): (_, &Difference)| {
             let value = difference.after.or(difference.before);
             ChangedMember {

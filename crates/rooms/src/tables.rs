@@ -8,9 +8,9 @@
 use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, TableSpec};
 
 use crate::rows::{
-    AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, IndexDebtRow,
-    JoinedUsers, MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow, StateLogRow,
-    StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
+    AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, ImportStateRow,
+    IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow,
+    StateLogRow, StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
 };
 use crate::tally::ClassCounts;
 
@@ -77,6 +77,10 @@ pub(crate) const IMPORT_PARTS: Table<(u64, u64), ImportPartRow> = Table::new(0x2
 /// (import id, event id) → the number of an event that the import wrote: before the switch nothing
 /// else finds it.
 pub(crate) const IMPORT_IDS: Table<(u64, String), u64> = Table::new(0x32, "import_ids");
+/// (import id, ordinal) → the state events of a part, in their order. They are put into the tree all
+/// at once, and kept until the members of the switch are indexed. See `import`.
+pub(crate) const IMPORT_STATES: Table<(u64, u64), ImportStateRow> =
+    Table::new(0x33, "import_states");
 /// (kind of number) → the first number not yet handed out.
 pub(crate) const NUMBER_BLOCKS: Table<u8, u64> = Table::new(0x29, "number_blocks");
 /// (name) → a secret of this database.
@@ -145,6 +149,7 @@ pub const TABLES: &[TableSpec] = &[
     TREE_SWEEPS.spec(),
     TREE_MARKS.spec(),
     IMPORT_IDS.spec(),
+    IMPORT_STATES.spec(),
     OUTSIDE_ROOMS.spec(),
     OUTSIDE_VIA.spec(),
     ARRIVING.spec(),

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homeserver_events::{Pdu, Step, handshake::with_signatures_of};
-use homeserver_rooms::{Arriving, IMPORT_PART, Imported, PartTaken, RoomError};
+use homeserver_rooms::{Arriving, Imported, PartTaken, RoomError};
 use ruma::ServerName;
 
 use super::{
@@ -117,7 +117,7 @@ impl Inner {
         events: &[Imported],
         join: Pdu,
     ) -> Result<(), Failure> {
-        for (ordinal, part) in (begun.first_part..).zip(events.chunks(IMPORT_PART)) {
+        for (ordinal, part) in (begun.first_part..).zip(Imported::parts(events)) {
             match self.rooms.import_part(begun.import, ordinal, part).await? {
                 PartTaken::Stored => {}
                 PartTaken::Missing(ids) => {

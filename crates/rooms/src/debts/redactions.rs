@@ -12,6 +12,7 @@ use crate::{
     edit::redact::{BY_POWER, make_redacted},
     error::RoomError,
     event::StoredEvent,
+    execute::not_stored,
     numbers::EventNumber,
     room::Room,
     rows::Head,
@@ -53,7 +54,7 @@ impl Rooms {
         if batch.len() == 1 {
             return Ok(None);
         }
-        let outcome = self.store.commit(batch).await;
+        let outcome = self.store.commit(batch).await.map_err(not_stored);
         self.events.rewritten(room.number, &redacted);
         self.resolutions.forget(room.number);
         stored(outcome).map(Some)

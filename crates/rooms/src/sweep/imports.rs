@@ -80,6 +80,10 @@ impl Rooms {
             let numbers: Vec<_> = part.events.iter().map(|(number, _)| *number).collect();
             self.events.rewritten(room, &numbers);
         }
+        let states = ScanRange::prefix(&import);
+        self.store
+            .drop_range(&tables::IMPORT_STATES, states)
+            .await?;
         let mut batch = Batch::new();
         batch.delete(&tables::IMPORTS, &import);
         batch.put(&tables::TREE_SWEEPS, &room.0, &TreeSweepRow::ASKED);

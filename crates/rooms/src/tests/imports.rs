@@ -288,3 +288,42 @@ async fn what_was_mentioned_before_it_is_imported_keeps_its_number() {
     assert_eq!(zed.receive(&topic).await, StatusKind::Accepted);
     assert_eq!(number().await, mentioned);
 }
+
+/// As many as fit, whatever their size; nothing is lost, and nothing is in another order.
+#[test]
+fn parts_keep_to_their_bounds() {
+    let key = SigningKey::from_seed("far", &[9; 32]).unwrap();
+    let event = |body: usize| {
+        let draft = Draft {
+            room_id: Some(ruma::owned_room_id!("!r:there.example")),
+            sender: ruma::owned_user_id!("@a:there.example"),
+            event_type: "m.room.topic".to_owned(),
+            state_key: Some(String::new()),
+            content: to_raw_value(&json!({ "topic": "x".repeat(body) })).unwrap(),
+            origin_server_ts: body as u64,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            depth: 1,
+            redacts: None,
+        };
+        let rules = homeserver_events::RoomVersion::V11.rules();
+        let sealed = draft.seal(rules, server_name!("there.example"), &key);
+        Imported::State(sealed.unwrap())
+    };
+    let (large, small) = (event(64_000), event(1));
+    let mut events = vec![large.clone(); 200];
+    events.extend(std::iter::repeat_n(small, 700));
+    events.push(large);
+    let parts: Vec<_> = Imported::parts(&events).collect();
+    let mut back = Vec::new();
+    for part in &parts {
+        let bytes: usize = part.iter().map(|event| event.pdu().json().len()).sum();
+        assert!(!part.is_empty() && part.len() <= crate::IMPORT_PART);
+        assert!(bytes <= crate::IMPORT_PART_BYTES);
+        back.extend(part.iter().map(|event| event.pdu().origin_server_ts()));
+    }
+    let given = events.iter().map(|event| event.pdu().origin_server_ts());
+    assert_eq!(back, given.collect::<Vec<_>>());
+    assert!(parts.len() < 10, "{} parts", parts.len());
+    assert_eq!(Imported::parts(&[]).count(), 0);
+}

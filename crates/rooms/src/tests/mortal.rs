@@ -23,14 +23,30 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub(super) struct MortalEngine {
     inner: Arc<dyn Engine>,
-    /// Durable commits that are left to it.
+    /// Commits that are left to it.
     left: AtomicU64,
+    /// Whether those count that need not be on disk.
+    lazy_too: bool,
 }
 
 impl MortalEngine {
     pub(super) fn new(inner: Arc<dyn Engine>, commits: u64) -> Arc<Self> {
-        let left = AtomicU64::new(commits);
-        Arc::new(Self { inner, left })
+        let (left, lazy_too) = (AtomicU64::new(commits), false);
+        Arc::new(Self {
+            inner,
+            left,
+            lazy_too,
+        })
+    }
+
+    /// One whose life is measured in commits of all kinds.
+    pub(super) fn of_any_commits(inner: Arc<dyn Engine>, commits: u64) -> Arc<Self> {
+        let (left, lazy_too) = (AtomicU64::new(commits), true);
+        Arc::new(Self {
+            inner,
+            left,
+            lazy_too,
+        })
     }
 
     fn dead(&self) -> bool {
@@ -76,7 +92,7 @@ impl Engine for MortalEngine {
         if self.dead() {
             return Err(CommitFailure::NotApplied(Arc::new(EngineError::Closed)));
         }
-        if group.durability == Durability::Durable {
+        if self.lazy_too || group.durability == Durability::Durable {
             self.left.fetch_sub(1, Ordering::SeqCst);
         }
         self.inner.commit(group).await

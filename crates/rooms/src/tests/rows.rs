@@ -7,14 +7,15 @@ use ruma::{RoomVersionId, owned_event_id, owned_room_id, owned_server_name, owne
 use smallvec::smallvec;
 
 use crate::{
-    EventNumber, Membership, Origin, StateLogRow, StateRoot,
+    EventNumber, KeyNumber, Membership, Origin, StateLogRow, StateRoot,
     rows::{
         AliasRow, ArrivalRow, Effect, EventRow, Extremity, GapRow, Head, ImportPartRow, ImportRow,
-        IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, RelationRow, RoomRow, StrippedRow,
-        TransactionRow, TreeSweepRow, TreeSweepStep, ViaRow,
+        ImportStateRow, ImportedState, IndexDebtRow, JoinedUsers, MembershipRow, NodeRow,
+        RelationRow, RoomRow, StrippedRow, TransactionRow, TreeSweepRow, TreeSweepStep, ViaRow,
     },
     tables,
     tally::Tally,
+    tree::KeyHash,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -204,6 +205,35 @@ fn rows_of_rooms_and_their_states() {
     insta::assert_snapshot!(lines.join("\n"));
 }
 
+fn imported(fill: u8, membership: Option<Membership>) -> ImportedState {
+    ImportedState {
+        hash: KeyHash::from_bytes([fill; 12]),
+        key: KeyNumber(7),
+        event: EventNumber(5),
+        auth_height: 4,
+        membership,
+    }
+}
+
+/// Before the state events of parts were noted, each part had put its own into the tree.
+#[test]
+fn imports_of_the_first_row_version_have_their_tree() {
+    let row = ImportRow {
+        room: 3,
+        touched: 1000,
+        parts: 2,
+        base: root(b'b'),
+        root: root(b'r'),
+        generation: 4,
+        abandoned: false,
+        planted: 2,
+    };
+    let mut bytes = row.encode();
+    assert_eq!((bytes[0], bytes.pop()), (2, Some(2)));
+    bytes[0] = 1;
+    assert_eq!(ImportRow::decode(&bytes).unwrap(), row);
+}
+
 #[test]
 fn rows_of_imports() {
     let import = ImportRow {
@@ -214,6 +244,10 @@ fn rows_of_imports() {
         root: root(b'r'),
         generation: 4,
         abandoned: true,
+        planted: 1,
+    };
+    let state = ImportStateRow {
+        events: vec![imported(b'k', Some(Membership::Join)), imported(b'l', None)],
     };
     let part = ImportPartRow {
         events: vec![(EventNumber(5), owned_event_id!("$e"))],
@@ -229,6 +263,7 @@ fn rows_of_imports() {
         line(&tables::IMPORT_PARTS, &(9_u64, 1_u64), &part),
         line(&tables::INDEX_DEBTS, &(3_u64, 12_u64), &debt),
         line(&tables::IMPORT_IDS, &(9_u64, "$e"), &5),
+        line(&tables::IMPORT_STATES, &(9_u64, 1_u64), &state),
     ];
     insta::assert_snapshot!(lines.join("\n"));
 }
