@@ -126,6 +126,9 @@ impl Rooms {
         events: Vec<Pdu>,
         states: Vec<(OwnedEventId, Vec<OwnedEventId>)>,
     ) -> Result<Backfilled, RoomError> {
+        if self.is_partial(room.number) {
+            return Err(RoomError::PartialState);
+        }
         if events.len() > MAX_BACKFILL {
             let why = "too many events for one backfill".to_owned();
             return Err(RoomError::TooLarge(why));

@@ -308,6 +308,10 @@ impl<'a> Gap<'a> {
     /// Judges an event by the state that another server has before it.
     async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
         let rooms = &self.inner.parts.rooms;
+        if rooms.is_partial(self.room.number) {
+            // That state would be told with all the members that are on their way.
+            return Err(RoomError::PartialState.into());
+        }
         // Whoever made the event knows best what was before it.
         for server in &self.maker_first(event) {
             let state = match self.state_before(server, event).await {
