@@ -26,7 +26,7 @@ const SERVERS_AN_ATTEMPT: usize = 4;
 /// Servers among which the others are chosen in turn.
 const SERVERS_IN_TURN: usize = 100;
 /// The pause after the first attempt that came to nothing; doubled after each one.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause: who waits for the members of a room waits for no longer than that once a
 /// server is back.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);

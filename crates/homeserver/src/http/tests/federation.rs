@@ -4,6 +4,7 @@ mod elsewhere;
 mod history;
 mod invites;
 mod media;
+mod partial;
 mod peer;
 mod resident;
 mod sending;
