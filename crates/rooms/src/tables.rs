@@ -10,8 +10,7 @@ use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, Tabl
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, ImportStateRow,
     IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, PartialRow, RelationKey, RelationRow,
-    RoomRow, ServersRow,
-    StateLogRow, StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
+    RoomRow, ServersRow, StateLogRow, StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
 };
 use crate::tally::ClassCounts;
 

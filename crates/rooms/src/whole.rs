@@ -253,19 +253,38 @@ impl Rooms {
         import: ImportId,
     ) -> Result<Position, RoomError> {
         let row = self.import_row(import).await?;
-        let counts = self.counts_of(room, row.root).await?;
+        let counts = self.counts_of(room, import, row.root).await?;
         let position = self.judge_again(room, import, counts).await?;
         self.pay_debts_of(room).await?;
         self.settle_servers(room).await?;
         Ok(position)
     }
 
-    async fn counts_of(&self, room: &Room, root: StateRoot) -> Result<Counts, RoomError> {
-        let mut counted = Head::default();
-        self.each_member(room, root, |_, membership| {
-            count(&mut counted, membership, 1);
-        })
-        .await?;
+    /// How many are joined and invited in a state that an import prepared. Only members whom it did
+    /// not bring are read.
+    async fn counts_of(
+        &self,
+        room: &Room,
+        import: ImportId,
+        root: StateRoot,
+    ) -> Result<Counts, RoomError> {
+        let known = self.imported_members(import).await?;
+        let place = self.states.place(MEMBER, "");
+        let members = self.states.of_type(room.number, root, place, usize::MAX);
+        let (mut counted, mut unknown) = (Head::default(), Vec::new());
+        for item in members.await? {
+            match known.get(&item.event) {
+                Some(membership) => count(&mut counted, *membership, 1),
+                None => unknown.push(item.event),
+            }
+        }
+        for some in unknown.chunks(EVENTS_AT_ONCE) {
+            for event in self.events.load_all(room, some).await? {
+                if event.pdu.event_type() == MEMBER {
+                    count(&mut counted, membership_of(&event), 1);
+                }
+            }
+        }
         Ok(Counts {
             root,
             joined: counted.joined,

@@ -11,7 +11,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use homeserver_rooms::{IMPORT_PART, ImportId, Imported, PartTaken, Room, RoomNumber};
+use homeserver_rooms::{ImportId, Imported, PartTaken, Room, RoomNumber};
 use ruma::{OwnedServerName, ServerName};
 
 use super::{
@@ -151,7 +151,7 @@ impl Inner {
     }
 
     async fn make_whole(&self, import: ImportId, events: &[Imported]) -> Result<(), Failure> {
-        for (ordinal, part) in (0..).zip(events.chunks(IMPORT_PART)) {
+        for (ordinal, part) in (0..).zip(Imported::parts(events)) {
             match self.rooms.import_part(import, ordinal, part).await? {
                 PartTaken::Stored => {}
                 PartTaken::Missing(ids) => {
