@@ -253,6 +253,7 @@ impl HomeserverBuilder {
             server_name: config.server_name.clone(),
             max_upload_size: config.media.max_upload_size,
             max_bytes_per_user: config.media.user_quota,
+            max_bytes_remote: config.media.remote_quota,
             allow_legacy_unauthenticated: config.media.allow_legacy_unauthenticated,
         };
         let blobs = match self.blobs {
@@ -270,7 +271,6 @@ impl HomeserverBuilder {
         };
         let components = Components::assemble(&config, foundation);
         components.inbound.resume().await?;
-        components.memberships.complete_rooms();
         let leftovers = Leftovers {
             sessions: components.sessions.clone(),
             closing: components.closing.clone(),

@@ -275,6 +275,8 @@ pub struct MediaConfig {
     pub max_upload_size: u64,
     /// Bytes of all uploads of one user; any number when unset.
     pub user_quota: Option<u64>,
+    /// Bytes of all that is kept of other servers: the oldest makes room.
+    pub remote_quota: u64,
     /// Whether the old download endpoints, which ask for no token, are served.
     pub allow_legacy_unauthenticated: bool,
 }

@@ -65,6 +65,8 @@ pub struct MediaOptions {
     pub max_upload_size: u64,
     /// Bytes that one user's uploads may take together; `None` for no bound.
     pub max_bytes_per_user: Option<u64>,
+    /// Bytes that what is kept of other servers may take together: the oldest makes room.
+    pub max_bytes_remote: u64,
     /// Serve everything over the old, unauthenticated endpoints too. Without it those serve only
     /// what was uploaded while it was set: they are frozen.
     pub allow_legacy_unauthenticated: bool,

@@ -7,7 +7,8 @@ use ruma::{ServerName, UserId};
 
 use crate::{
     Failure, Media, MediaId,
-    tables::{BLOBS_IN_USE, MEDIA, MediaRow, MediaState, PENDING, THUMBNAILS, UPLOADS},
+    remote::OF_OTHERS,
+    tables::{BLOBS_IN_USE, MEDIA, MediaRow, MediaState, PENDING, REMOTE, THUMBNAILS, UPLOADS},
     thumbnails::MAX_THUMBNAILS,
     upload::{MAX_ATTEMPTS, put_usage},
 };
@@ -104,13 +105,21 @@ impl Media {
         id: &MediaId,
         row: &MediaRow,
     ) -> Result<(), Failure> {
+        if *server != self.parts.options.server_name {
+            if let MediaState::Stored(file) = &row.state {
+                let (before, mut usage) = self.usage_row(OF_OTHERS).await?;
+                usage.files = usage.files.saturating_sub(1);
+                usage.bytes = usage.bytes.saturating_sub(file.length);
+                let key = (file.stored_at, server.as_str(), id.as_str());
+                batch.delete(&REMOTE, &key);
+                put_usage(batch, OF_OTHERS, before, usage);
+            }
+            return Ok(());
+        }
         let Ok(uploader) = UserId::parse(row.uploader.as_str()) else {
             return Ok(());
         };
-        if *server != self.parts.options.server_name {
-            return Ok(());
-        }
-        let (before, mut usage) = self.usage_row(&uploader).await?;
+        let (before, mut usage) = self.usage_row(uploader.as_str()).await?;
         match &row.state {
             MediaState::Stored(file) => {
                 usage.files = usage.files.saturating_sub(1);
@@ -122,14 +131,15 @@ impl Media {
                 batch.delete(&PENDING, &(*expires_at, id.as_str()));
             }
         }
-        put_usage(batch, &uploader, before, usage);
+        put_usage(batch, uploader.as_str(), before, usage);
         Ok(())
     }
 
-    /// Removes reserved ids whose time is over, and blobs that no row has named since the sweep
+    /// Removes reserved ids whose time is over, what is too much of other servers, and blobs that no row has named since the sweep
     /// before this one. Runs hourly by itself.
     pub async fn sweep(&self) -> Result<(), Failure> {
         self.sweep_pending().await?;
+        while self.make_room(0).await? {}
         self.sweep_blobs().await
     }
 

@@ -67,7 +67,7 @@ pub(crate) const MEDIA: Table<(String, String), MediaRow> = Table::new(0x70, "me
 /// (end of the reservation in Unix milliseconds, media id) → who reserved it.
 pub(crate) const PENDING: Table<(u64, String), PendingRow> = Table::new(0x71, "pending_media");
 
-/// (user id) → what the user has uploaded.
+/// (user id) → what the user has uploaded; (nothing) → what is kept of other servers.
 pub(crate) const USAGE: Table<String, UsageRow> = Table::new(0x72, "media_usage");
 
 /// (server name, media id, width, height, method, animation) → the thumbnail.
@@ -79,6 +79,10 @@ pub(crate) const UPLOADS: Table<(String, u64, String), ()> = Table::new(0x74, "m
 /// (blob id) → (): some row names this blob.
 pub(crate) const BLOBS_IN_USE: Table<BlobId, ()> = Table::new(0x75, "media_blobs");
 
+/// (time of the fetch in Unix milliseconds, server name, media id) → (): what is kept of other
+/// servers, in order.
+pub(crate) const REMOTE: Table<(u64, String, String), ()> = Table::new(0x76, "remote_media");
+
 /// All tables of this crate, for the registry.
 pub const TABLES: &[TableSpec] = &[
     MEDIA.spec(),
@@ -87,4 +91,5 @@ pub const TABLES: &[TableSpec] = &[
     THUMBNAILS.spec(),
     UPLOADS.spec(),
     BLOBS_IN_USE.spec(),
+    REMOTE.spec(),
 ];

@@ -31,6 +31,7 @@ fn options() -> MediaOptions {
         server_name: server(),
         max_upload_size: 1_000_000,
         max_bytes_per_user: None,
+        max_bytes_remote: 10_000_000,
         allow_legacy_unauthenticated: false,
     }
 }
@@ -522,4 +523,66 @@ fn rows_are_stored_as_ever() {
     lines.push(key.escape_ascii().to_string());
     insta::assert_snapshot!(lines.join("\n"));
     assert_eq!(BlobId([1; 16]).to_string(), "01".repeat(16));
+}
+
+async fn keep(media: &Media, id: &str, bytes: usize) -> Result<(), UploadError> {
+    let there = ServerName::parse("there.example").unwrap();
+    let declared = Declared {
+        content_type: None,
+        file_name: None,
+        length: None,
+    };
+    let content = vec![7; bytes];
+    let id = MediaId::parse(id).unwrap();
+    media
+        .keep_remote(&there, &id, &declared, &mut &*content)
+        .await
+}
+
+async fn is_kept(media: &Media, id: &str) -> bool {
+    let there = ServerName::parse("there.example").unwrap();
+    let id = MediaId::parse(id).unwrap();
+    media.is_here(&there, &id).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_was_fetched_first_of_other_servers_makes_room() {
+    let world = World::new(MediaOptions {
+        max_bytes_remote: 100,
+        ..options()
+    })
+    .await;
+    let own = world.upload(&[1; 500], "text/plain").await.unwrap();
+    for id in ["a", "b", "c"] {
+        keep(&world.media, id, 40).await.unwrap();
+        keep(&world.media, id, 40).await.unwrap();
+        world.clock.advance(Duration::from_secs(1));
+    }
+    let kept = async |ids: [&str; 4]| {
+        let mut kept = Vec::new();
+        for id in ids {
+            kept.push(is_kept(&world.media, id).await);
+        }
+        kept
+    };
+    let ids = ["a", "b", "c", "d"];
+    assert_eq!(kept(ids).await, [false, true, true, false]);
+    assert_eq!(world.blob_count().await, 3, "two and our own");
+    let too_large = keep(&world.media, "d", 101).await;
+    assert!(matches!(too_large, Err(UploadError::TooLarge(100))));
+    // What is deleted counts no more.
+    let there = ServerName::parse("there.example").unwrap();
+    let c = MediaId::parse("c").unwrap();
+    assert!(world.media.delete(&there, &c).await.unwrap());
+    keep(&world.media, "d", 60).await.unwrap();
+    assert_eq!(kept(ids).await, [false, true, false, true]);
+    // Less is allowed at the next start: the sweep makes room.
+    let smaller = world.reopened(MediaOptions {
+        max_bytes_remote: 70,
+        ..options()
+    });
+    smaller.sweep().await.unwrap();
+    assert_eq!(kept(ids).await, [false, false, false, true]);
+    world.open(&own).await.unwrap();
+    assert_eq!(world.blob_count().await, 2);
 }

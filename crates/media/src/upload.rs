@@ -115,12 +115,12 @@ impl Media {
         let expires_at = now + UNUSED_EXPIRES_AFTER.as_millis() as u64;
         for _ in 0..MAX_ATTEMPTS {
             let mut batch = Batch::new();
-            let (before, mut usage) = self.usage_row(uploader).await?;
+            let (before, mut usage) = self.usage_row(uploader.as_str()).await?;
             if usage.pending >= MAX_PENDING_UPLOADS {
                 return Err(UploadError::TooManyPending);
             }
             usage.pending += 1;
-            put_usage(&mut batch, uploader, before, usage);
+            put_usage(&mut batch, uploader.as_str(), before, usage);
             let row = MediaRow {
                 uploader: uploader.to_string(),
                 created_at: now,
@@ -155,7 +155,7 @@ impl Media {
 
     /// What a user has uploaded.
     pub async fn usage(&self, uploader: &UserId) -> Result<Usage, Failure> {
-        let (_, usage) = self.usage_row(uploader).await?;
+        let (_, usage) = self.usage_row(uploader.as_str()).await?;
         Ok(Usage {
             files: usage.files,
             bytes: usage.bytes,
@@ -187,7 +187,7 @@ impl Media {
         content: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<FileRow, UploadError> {
         let options = &self.parts.options;
-        let (_, usage) = self.usage_row(uploader).await?;
+        let (_, usage) = self.usage_row(uploader.as_str()).await?;
         let left = options
             .max_bytes_per_user
             .map(|all| all.saturating_sub(usage.bytes));
@@ -272,7 +272,7 @@ impl Media {
         let quota = self.parts.options.max_bytes_per_user.unwrap_or(u64::MAX);
         for _ in 0..MAX_ATTEMPTS {
             let mut batch = Batch::new();
-            let (before, mut usage) = self.usage_row(uploader).await?;
+            let (before, mut usage) = self.usage_row(uploader.as_str()).await?;
             usage.files += 1;
             usage.bytes += file.length;
             if usage.bytes > quota {
@@ -287,7 +287,7 @@ impl Media {
                 usage.pending = usage.pending.saturating_sub(1);
                 batch.assert_value(&MEDIA, &key, reserved);
             }
-            put_usage(&mut batch, uploader, before, usage);
+            put_usage(&mut batch, uploader.as_str(), before, usage);
             let row = MediaRow {
                 uploader: uploader.to_string(),
                 created_at,
@@ -309,9 +309,9 @@ impl Media {
 
     pub(crate) async fn usage_row(
         &self,
-        uploader: &UserId,
+        key: &str,
     ) -> Result<(Option<UsageRow>, UsageRow), Failure> {
-        let row = self.parts.store.get(&USAGE, &uploader.as_str()).await?;
+        let row = self.parts.store.get(&USAGE, &key).await?;
         Ok((row, row.unwrap_or_default()))
     }
 
@@ -341,13 +341,7 @@ impl Media {
     }
 }
 
-pub(crate) fn put_usage(
-    batch: &mut Batch,
-    uploader: &UserId,
-    before: Option<UsageRow>,
-    after: UsageRow,
-) {
-    let key = uploader.as_str();
+pub(crate) fn put_usage(batch: &mut Batch, key: &str, before: Option<UsageRow>, after: UsageRow) {
     match &before {
         Some(before) => batch.assert_value(&USAGE, &key, before),
         None => batch.assert_absent(&USAGE, &key),

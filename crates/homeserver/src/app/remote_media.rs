@@ -11,10 +11,14 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio_util::io::StreamReader;
 
+use super::limits::LimitKey;
+
 /// Media that are fetched at once.
 const AT_ONCE: usize = 64;
 /// Of those, media of one server: a slow one leaves room for the others.
 const OF_ONE_SERVER: usize = 16;
+/// Of those, media that one user asked for, whatever servers they name.
+const OF_ONE_ASKER: usize = 16;
 
 /// Why a medium of another server is not here.
 #[derive(Debug, thiserror::Error)]
@@ -35,13 +39,21 @@ pub(crate) enum RemoteMediaError {
 
 type Key = (OwnedServerName, String);
 
+/// A medium that is being fetched.
+#[derive(Debug)]
+struct Underway {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Who asked for it first.
+    asker: LimitKey,
+}
+
 /// Fetches media of other servers. Cheap to clone; clones fetch nothing twice at once.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteMedia {
     media: Media,
     peers: Peers,
     tasks: Tasks,
-    underway: Arc<Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>>,
+    underway: Arc<Mutex<HashMap<Key, Underway>>>,
 }
 
 impl RemoteMedia {
@@ -61,26 +73,40 @@ impl RemoteMedia {
         &self,
         server: &ServerName,
         id: &MediaId,
+        asker: &LimitKey,
     ) -> Result<(), RemoteMediaError> {
         let own = &self.media.options().server_name;
         if is_same_server(server, own) || self.media.is_here(server, id).await? {
             return Ok(());
         }
         let (this, server, id) = (self.clone(), server.to_owned(), id.clone());
-        let fetched = async move { this.fetch_once(&server, &id).await };
+        let asker = asker.clone();
+        let fetched = async move { this.fetch_once(&server, &id, asker).await };
         self.tasks.see_through(fetched).await
     }
 
-    async fn fetch_once(&self, server: &ServerName, id: &MediaId) -> Result<(), RemoteMediaError> {
+    async fn fetch_once(
+        &self,
+        server: &ServerName,
+        id: &MediaId,
+        asker: LimitKey,
+    ) -> Result<(), RemoteMediaError> {
         let key = (server.to_owned(), id.to_string());
         let turn = {
             let mut underway = self.underway.lock();
             let of_server = underway.keys().filter(|(of, _)| is_same_server(of, server));
-            let crowded = underway.len() >= AT_ONCE || of_server.count() >= OF_ONE_SERVER;
+            let of_asker = underway.values().filter(|one| one.asker == asker);
+            let crowded = underway.len() >= AT_ONCE
+                || of_server.count() >= OF_ONE_SERVER
+                || of_asker.count() >= OF_ONE_ASKER;
             if crowded && !underway.contains_key(&key) {
                 return Err(RemoteMediaError::Crowded);
             }
-            Arc::clone(underway.entry(key.clone()).or_default())
+            let new = || Underway {
+                turn: Arc::default(),
+                asker,
+            };
+            Arc::clone(&underway.entry(key.clone()).or_insert_with(new).turn)
         };
         let fetched = {
             let _turn = turn.lock().await;

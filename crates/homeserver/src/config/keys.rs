@@ -76,6 +76,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("media.path", Kind::Text),
     ("media.max_upload_size", Kind::Integer),
     ("media.user_quota", Kind::Integer),
+    ("media.remote_quota", Kind::Integer),
     ("media.allow_legacy_unauthenticated", Kind::Bool),
 ];
 

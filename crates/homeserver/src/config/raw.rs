@@ -251,6 +251,7 @@ pub(super) struct Media {
     pub(super) path: Option<PathBuf>,
     pub(super) max_upload_size: u64,
     pub(super) user_quota: Option<u64>,
+    pub(super) remote_quota: u64,
     pub(super) allow_legacy_unauthenticated: bool,
 }
 
@@ -260,6 +261,7 @@ impl Default for Media {
             path: None,
             max_upload_size: 50 * 1024 * 1024,
             user_quota: None,
+            remote_quota: 10 * 1024 * 1024 * 1024,
             allow_legacy_unauthenticated: false,
         }
     }

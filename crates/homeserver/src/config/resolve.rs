@@ -77,6 +77,7 @@ impl raw::Raw {
                 path: self.media.path,
                 max_upload_size: self.media.max_upload_size,
                 user_quota: self.media.user_quota,
+                remote_quota: self.media.remote_quota,
                 allow_legacy_unauthenticated: self.media.allow_legacy_unauthenticated,
             },
         })

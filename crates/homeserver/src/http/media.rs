@@ -237,8 +237,10 @@ impl From<RemoteMediaError> for ApiError {
             }
             RemoteMediaError::Kept(UploadError::Failure(error))
             | RemoteMediaError::Failure(error) => error.into(),
+            RemoteMediaError::Kept(UploadError::OverQuota) | RemoteMediaError::Crowded => {
+                Self::limit_exceeded(CROWDED_PAUSE)
+            }
             RemoteMediaError::Kept(_) => bad_gateway("The content broke off"),
-            RemoteMediaError::Crowded => Self::limit_exceeded(CROWDED_PAUSE),
         }
     }
 }

@@ -155,7 +155,7 @@ async fn file<R: FileRequest>(
     // Strangers have nothing fetched where the old endpoints are frozen.
     let open = media.options().allow_legacy_unauthenticated;
     if may_fetch && (open || R::ACCESS == Access::Authenticated) {
-        components.remote_media.fetch(server, &id).await?;
+        components.remote_media.fetch(server, &id, &client).await?;
     }
     let found = match form {
         Form::Original(name) => media.open_file(server, &id, R::ACCESS, wait, name).await?,

@@ -148,3 +148,31 @@ async fn what_is_no_answer_is_no_medium() {
     let found = download(&world.here, Some(&world.alice.token), &path).await;
     assert_eq!(found.0, 404);
 }
+
+/// Whatever servers they name: others get their media, too.
+#[tokio::test(start_paused = true)]
+async fn one_user_does_not_take_all_places() {
+    let world = World::new().await;
+    let bob = world.here.register("bob").await;
+    let never = routing::get(async || std::future::pending::<()>().await);
+    let path = "/_matrix/federation/v1/media/download/{id}";
+    let router = Router::new().route(path, never);
+    for number in 0..18 {
+        let name = format!("s{number}.example");
+        Peer::join(&world.network, &name, router.clone());
+    }
+    let ask = async |token: &str, number: usize| {
+        let path = format!("{CLIENT}/s{number}.example/abc");
+        let patience = std::time::Duration::from_secs(1);
+        let asked = download(&world.here, Some(token), &path);
+        tokio::time::timeout(patience, asked)
+            .await
+            .map(|found| found.0)
+    };
+    for number in 0..16 {
+        // Nobody waits any more, and it is fetched all the same.
+        assert!(ask(&world.alice.token, number).await.is_err());
+    }
+    assert_eq!(ask(&world.alice.token, 16).await, Ok(429));
+    assert!(ask(&bob.token, 17).await.is_err(), "it is being fetched");
+}
