@@ -42,14 +42,21 @@ use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName, UserId};
 use tokio::sync::Notify;
 
-use self::{heard::WaitingReceipts, met::MetRooms, profile::CachedProfile};
+use self::{
+    heard::WaitingReceipts,
+    met::MetRooms,
+    profile::{ByBytes, CachedProfile},
+};
 use crate::{CallError, Peers, is_same_server};
 
 /// Servers whose rooms are remembered.
 const SERVERS_REMEMBERED: usize = 1_000;
 
-/// Profiles that are remembered.
+/// Profiles that are remembered, about.
 const PROFILES_REMEMBERED: usize = 500;
+
+/// Bytes of profiles that are remembered: each may have 64 KiB.
+const PROFILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What is asked for could not be found out, or not be stored.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +112,7 @@ struct Inner {
     receipts: Mutex<WaitingReceipts>,
     /// Wakes the task that puts down receipts whose events have come.
     waiting: Notify,
-    profiles: Cache<ruma::OwnedUserId, CachedProfile>,
+    profiles: Cache<ruma::OwnedUserId, CachedProfile, ByBytes>,
 }
 
 impl RemoteUsers {
@@ -131,7 +138,7 @@ impl RemoteUsers {
                 met: Cache::new(SERVERS_REMEMBERED),
                 receipts: Mutex::default(),
                 waiting: Notify::new(),
-                profiles: Cache::new(PROFILES_REMEMBERED),
+                profiles: Cache::with_weighter(PROFILES_REMEMBERED, PROFILE_BYTES, ByBytes),
             }),
         };
         runtime.tasks.spawn(remote.clone().fetch_stale_lists());

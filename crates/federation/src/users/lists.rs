@@ -3,17 +3,22 @@
 //!
 //! A list holds as long as its user is in a room with this server without interruption, and all
 //! updates followed each other. Several who want it wait for one fetch.
+//!
+//! The task has a job for each server with stale lists: one that is slow keeps only its own waiting,
+//! and is left alone when it fails once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{
+    FutureExt as _, StreamExt as _, future::BoxFuture, stream, stream::FuturesUnordered,
+};
 use homeserver_users::{RemoteListState, UserNumber, Witness};
 use http::StatusCode;
-use ruma::{OwnedServerName, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{RemoteUsers, UsersError, ask, met::SeenStates};
@@ -22,8 +27,14 @@ use crate::CallError;
 /// Times that a fetch is begun anew because something was told in the meantime.
 const ATTEMPTS: usize = 3;
 
-/// Lists fetched at once by the task.
-const FETCHED_AT_ONCE: usize = 8;
+/// Servers whose lists the task fetches at once.
+const SERVERS_AT_ONCE: usize = 32;
+
+/// Lists of one server that it fetches at once.
+const OF_SERVER_AT_ONCE: usize = 4;
+
+/// Lists of one server that it fetches before it looks for others.
+const OF_SERVER: usize = 500;
 
 /// Stale lists that the task reads at once.
 const PAGE: usize = 500;
@@ -59,6 +70,21 @@ struct Pauses {
     servers: BTreeMap<OwnedServerName, (Instant, u32)>,
     /// Users of whom their servers tell nothing: until when.
     users: BTreeMap<UserNumber, Instant>,
+}
+
+/// What came of the fetches of some lists of a server.
+struct Job {
+    server: OwnedServerName,
+    fetched: Vec<(UserNumber, Fetched)>,
+}
+
+/// What the task does.
+#[derive(Default)]
+struct Fetching {
+    pauses: Pauses,
+    jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    /// The servers of the jobs.
+    busy: BTreeSet<OwnedServerName>,
 }
 
 /// What came of the fetch of one list.
@@ -121,6 +147,26 @@ impl Pauses {
         let pause = doubled.max(at_least).min(LONGEST_PAUSE);
         self.servers
             .insert(server, (Instant::now() + pause, failures + 1));
+    }
+}
+
+impl Fetching {
+    fn end(&mut self, job: Job) {
+        self.busy.remove(&job.server);
+        let mut failed = None;
+        for (number, fetched) in job.fetched {
+            match fetched {
+                Fetched::Done => drop(self.pauses.servers.remove(&job.server)),
+                Fetched::NoList => {
+                    let until = Instant::now() + PAUSE_OF_USER;
+                    self.pauses.users.insert(number, until);
+                }
+                Fetched::ServerFails(pause) => failed = failed.max(Some(pause)),
+            }
+        }
+        if let Some(at_least) = failed {
+            self.pauses.server_failed(job.server, at_least);
+        }
     }
 }
 
@@ -195,13 +241,13 @@ impl RemoteUsers {
         if !self.inner.peers.is_enabled() {
             return;
         }
-        let mut pauses = Pauses::default();
+        let mut fetching = Fetching::default();
         loop {
-            if let Err(error) = self.fetch_page(&mut pauses).await {
+            if let Err(error) = self.start_jobs(&mut fetching).await {
                 tracing::warn!(%error, "stale device lists were not fetched, trying again");
             }
             let now = Instant::now();
-            let next = pauses.next().filter(|next| *next > now);
+            let next = fetching.pauses.next().filter(|next| *next > now);
             let look = next.map_or(now + LOOK_EVERY, |next| next.min(now + LOOK_EVERY));
             // Not busier than this, whatever is told.
             let rest = now + Duration::from_millis(50);
@@ -211,52 +257,43 @@ impl RemoteUsers {
                 () = self.inner.stale.notified() => {
                     tokio::time::sleep_until(rest).await;
                 }
+                Some(job) = fetching.jobs.next(), if !fetching.jobs.is_empty() => {
+                    fetching.end(job);
+                    tokio::time::sleep_until(rest).await;
+                    while let Some(Some(job)) = fetching.jobs.next().now_or_never() {
+                        fetching.end(job);
+                    }
+                }
             }
         }
     }
 
-    /// Fetches all stale lists of servers that are not left alone.
-    async fn fetch_page(&self, pauses: &mut Pauses) -> Result<(), UsersError> {
+    /// Starts to fetch stale lists of servers that are not left alone.
+    async fn start_jobs(&self, fetching: &mut Fetching) -> Result<(), UsersError> {
         let now = Instant::now();
         let users = &self.inner.users;
-        let mut after = UserNumber(0);
-        let mut failed: BTreeMap<OwnedServerName, Duration> = BTreeMap::new();
         for server in std::mem::take(&mut *self.inner.alive.lock()) {
-            pauses.servers.remove(&server);
+            fetching.pauses.servers.remove(&server);
         }
+        let mut after = UserNumber(0);
+        let mut due: BTreeMap<OwnedServerName, Vec<(UserNumber, OwnedUserId)>> = BTreeMap::new();
         loop {
             let page = users.remote_lists.stale(after, PAGE).await?;
             let full = page.len() == PAGE;
-            let mut due = Vec::new();
             for number in page {
                 after = number;
                 let Some(user) = users.user_id(number).await? else {
                     continue;
                 };
-                let is_left_alone = pauses.hold(user.server_name(), number, now);
-                if !is_left_alone && !self.inner.runtime.tasks.is_stopping() {
-                    due.push((number, user));
+                let server = user.server_name();
+                if fetching.busy.contains(server) || fetching.pauses.hold(server, number, now) {
+                    continue;
                 }
-            }
-            let fetched = stream::iter(due).map(|(number, user)| async move {
-                let fetched = self.fetch_one(number, &user).await;
-                if let Err(error) = &fetched {
-                    tracing::debug!(%error, %user, "a device list was not fetched");
-                }
-                (
-                    number,
-                    user.server_name().to_owned(),
-                    Fetched::from(fetched),
-                )
-            });
-            let mut fetched = fetched.buffer_unordered(FETCHED_AT_ONCE);
-            while let Some((number, server, fetched)) = fetched.next().await {
-                match fetched {
-                    Fetched::Done => drop(pauses.servers.remove(&server)),
-                    Fetched::NoList => drop(pauses.users.insert(number, now + PAUSE_OF_USER)),
-                    Fetched::ServerFails(pause) => {
-                        let longest = failed.entry(server).or_default();
-                        *longest = pause.max(*longest);
+                let known = due.contains_key(server);
+                if known || fetching.jobs.len() + due.len() < SERVERS_AT_ONCE {
+                    let lists = due.entry(server.to_owned()).or_default();
+                    if lists.len() < OF_SERVER {
+                        lists.push((number, user));
                     }
                 }
             }
@@ -264,11 +301,39 @@ impl RemoteUsers {
                 break;
             }
         }
-        for (server, at_least) in failed {
-            pauses.server_failed(server, at_least);
+        for (server, lists) in due {
+            fetching.busy.insert(server.clone());
+            let job = self.clone().fetch_lists(server, lists);
+            fetching.jobs.push(job.boxed());
         }
-        pauses.forget(now);
+        fetching.pauses.forget(now);
         Ok(())
+    }
+
+    /// Fetches lists of one server, as long as it answers.
+    async fn fetch_lists(
+        self,
+        server: OwnedServerName,
+        lists: Vec<(UserNumber, OwnedUserId)>,
+    ) -> Job {
+        let fetched = stream::iter(&lists).map(async |(number, user)| {
+            let fetched = self.fetch_one(*number, user).await;
+            if let Err(error) = &fetched {
+                tracing::debug!(%error, %user, "a device list was not fetched");
+            }
+            (*number, Fetched::from(fetched))
+        });
+        let mut answers = fetched.buffer_unordered(OF_SERVER_AT_ONCE).boxed();
+        let mut fetched = Vec::with_capacity(lists.len());
+        while let Some(answer) = answers.next().await {
+            let failed = matches!(answer.1, Fetched::ServerFails(_));
+            fetched.push(answer);
+            if failed {
+                break;
+            }
+        }
+        drop(answers);
+        Job { server, fetched }
     }
 
     /// Fetches one stale list. If the room of its witness is no longer shared, it is fetched once more

@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_users::{MAX_FIELD_NAME, MAX_PROFILE, Profile};
 use http::StatusCode;
-use ruma::UserId;
+use quick_cache::Weighter;
+use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
@@ -29,6 +30,18 @@ pub(super) struct CachedProfile {
     profile: Option<Arc<BTreeMap<String, String>>>,
     /// On the monotonic clock.
     until: Duration,
+}
+
+/// Weighs profiles by their bytes.
+#[derive(Clone, Debug)]
+pub(super) struct ByBytes;
+
+impl Weighter<OwnedUserId, CachedProfile> for ByBytes {
+    fn weight(&self, user: &OwnedUserId, known: &CachedProfile) -> u64 {
+        let fields = known.profile.iter().flat_map(|fields| fields.iter());
+        let fields = fields.map(|(name, json)| name.len() + json.len() + 100);
+        (fields.sum::<usize>() + user.as_str().len() + 200) as u64
+    }
 }
 
 impl RemoteUsers {
@@ -97,5 +110,35 @@ impl RemoteUsers {
             return Err(CallError::BadAnswer(message.to_owned()));
         }
         Ok(Some(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quick_cache::sync::Cache;
+    use ruma::user_id;
+
+    use super::*;
+
+    #[test]
+    fn large_profiles_make_each_other_go() {
+        let most = 10 * MAX_PROFILE as u64;
+        let cache = Cache::with_weighter(500, most, ByBytes);
+        for number in 0..100 {
+            let fields = BTreeMap::from([("displayname".to_owned(), "x".repeat(MAX_PROFILE))]);
+            let known = CachedProfile {
+                profile: Some(Arc::new(fields)),
+                until: Duration::ZERO,
+            };
+            let user = OwnedUserId::try_from(format!("@user{number}:there.example"));
+            cache.insert(user.unwrap(), known);
+            assert!(cache.weight() <= most);
+        }
+        let none = CachedProfile {
+            profile: None,
+            until: Duration::ZERO,
+        };
+        let weight = ByBytes.weight(&user_id!("@nobody:there.example").to_owned(), &none);
+        assert!(weight < 300, "{weight}");
     }
 }

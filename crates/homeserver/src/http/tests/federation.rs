@@ -3,8 +3,8 @@
 mod elsewhere;
 mod history;
 mod invites;
+mod lists;
 mod media;
-mod partial;
 mod peer;
 mod resident;
 mod sending;
@@ -21,7 +21,7 @@ use homeserver_federation::{
     TransportError,
 };
 use parking_lot::Mutex;
-use ruma::{OwnedServerName, ServerName, server_name};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, server_name};
 
 use super::*;
 

@@ -93,7 +93,7 @@ fn update(device: &str, stream_id: u64, prev_id: &[u64]) -> (&'static str, Value
     ("m.device_list_update", content)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_what_a_server_answers_only_what_was_asked_for_is_believed() {
     let world = World::new().await;
     world.has_devices(
@@ -161,7 +161,7 @@ async fn of_what_a_server_answers_only_what_was_asked_for_is_believed() {
     assert_eq!(device_ids(&world.query(MALLORY).await), ["GOOD"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn updates_out_of_sequence_lead_to_one_fetch() {
     let world = World::new().await;
     world.has_devices(5, &[("A", keys(MALLORY, "A"))]);
@@ -202,7 +202,7 @@ async fn updates_out_of_sequence_lead_to_one_fetch() {
     assert!(stale.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn messages_receipts_and_typing_arrive_over_the_wire_and_floods_leave_nothing() {
     let world = World::new().await;
     let mut since = world.token().await;

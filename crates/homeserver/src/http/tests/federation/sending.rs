@@ -37,7 +37,7 @@ async fn texts(server: &Fresh, user: &LoggedIn) -> Vec<String> {
     events.map(text).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn messages_to_devices_arrive_once_and_in_order_also_after_an_outage() {
     let shared = Shared::new("11").await;
     let bob = shared.there.register("bob").await;
@@ -150,7 +150,7 @@ fn of(heard: &[String], speaker: char) -> Vec<String> {
     words.cloned().collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_conversation_of_three_homeservers_is_whole_after_one_was_away() {
     let three = Three::new().await;
     let mut said = [Vec::new(), Vec::new()];
@@ -190,7 +190,7 @@ async fn a_conversation_of_three_homeservers_is_whole_after_one_was_away() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_types_and_what_was_read_is_told_to_other_homeservers() {
     let three = Three::new().await;
     let alice = three.users[0].user.clone();

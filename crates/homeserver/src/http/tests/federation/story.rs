@@ -118,7 +118,7 @@ async fn meet(alice: &mut Client<'_>, bob: &mut Client<'_>) -> String {
     room
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_users_of_two_servers_exchange_keys_and_messages() {
     let network = Arc::new(Network::default());
     let here = join(&network, "a.example").await;
@@ -140,7 +140,7 @@ async fn two_users_of_two_servers_exchange_keys_and_messages() {
     assert_eq!(bob.until_message().await, from("@alice:a.example"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_users_of_two_servers_see_each_other_type_read_and_be_there() {
     let network = Arc::new(Network::default());
     let here = join(&network, "a.example").await;
@@ -186,7 +186,7 @@ async fn two_users_of_two_servers_see_each_other_type_read_and_be_there() {
     alice.until("presence", present).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_device_that_is_added_while_the_link_is_down_is_found_afterwards() {
     let network = Arc::new(Network::default());
     let here = join(&network, "a.example").await;

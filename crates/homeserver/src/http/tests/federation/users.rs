@@ -182,7 +182,7 @@ pub(super) fn devices_of(answer: &Value, user: &str) -> Vec<String> {
     devices.map_or(Vec::new(), |devices| devices.keys().cloned().collect())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn other_servers_read_public_keys_of_our_users_and_of_nobody_else() {
     let (shared, _) = Shared::with_bob().await;
     upload(&shared.here, &shared.alice, 0).await;
@@ -235,7 +235,7 @@ async fn other_servers_read_public_keys_of_our_users_and_of_nobody_else() {
     assert_eq!(told, json!({ "one_time_keys": {} }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_key_is_claimed_once_whoever_claims_it() {
     let (shared, bob) = Shared::with_bob().await;
     let carol = shared.there.register("carol").await;
@@ -265,7 +265,7 @@ async fn each_key_is_claimed_once_whoever_claims_it() {
     assert_eq!(key["key"], "key 99");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_is_asked_for_once_and_then_follows_its_updates() {
     let (shared, bob) = Shared::with_bob().await;
     let (_, token) = shared.sync(None).await;
@@ -323,7 +323,7 @@ async fn a_list_is_asked_for_once_and_then_follows_its_updates() {
     shared.mend(link);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_lists_are_asked_for_together() {
     let (shared, _) = Shared::with_bob().await;
     let mut users = Vec::new();
@@ -369,7 +369,7 @@ async fn many_lists_are_asked_for_together() {
 }
 
 /// What proves that nothing was missed is the member event: with another one, it is asked again.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_holds_as_long_as_its_user_stays() {
     let (shared, bob) = Shared::with_bob().await;
     shared.query(&bob.user).await;
@@ -391,7 +391,7 @@ async fn a_list_holds_as_long_as_its_user_stays() {
     shared.mend(link);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_device_added_during_an_outage_is_found_afterwards() {
     let (shared, bob) = Shared::with_bob().await;
     shared.query(&bob.user).await;
@@ -430,7 +430,7 @@ async fn a_device_added_during_an_outage_is_found_afterwards() {
     assert_eq!(devices_of(&answer, &bob.user), all);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_of_nobody_in_our_rooms_is_not_kept() {
     let (shared, _) = Shared::with_bob().await;
     let carol = shared.there.register("carol").await;
@@ -458,7 +458,7 @@ async fn a_list_of_nobody_in_our_rooms_is_not_kept() {
     shared.mend(link);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_speaks_of_the_users_of_others() {
     let (shared, bob) = Shared::with_bob().await;
     shared.query(&bob.user).await;
@@ -516,7 +516,7 @@ fn receipt(user: OwnedUserId, event: &str) -> RemoteReceipt {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn messages_go_to_other_servers_and_come_from_them_once() {
     let (shared, bob) = Shared::with_bob().await;
     let link = shared.cut("bb.example");
@@ -561,7 +561,7 @@ async fn messages_go_to_other_servers_and_come_from_them_once() {
     assert_eq!(told["to_device"]["events"], expected);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn typing_receipts_and_presence_of_others_are_shown() {
     let (shared, bob) = Shared::with_bob().await;
     let rooms = &shared.here.homeserver.components().rooms;
@@ -613,7 +613,7 @@ async fn typing_receipts_and_presence_of_others_are_shown() {
     assert_eq!(content.keys().collect::<Vec<_>>(), [later.as_str()]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_our_users_change_is_told_to_servers_that_share_a_room() {
     let (shared, _) = Shared::with_bob().await;
     let components = shared.here.homeserver.components();
@@ -665,7 +665,7 @@ async fn what_our_users_change_is_told_to_servers_that_share_a_room() {
     assert_eq!(servers, [server_name!("bb.example").to_owned()].into());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn profiles_of_others_are_asked_for_and_remembered_shortly() {
     let (shared, bob) = Shared::with_bob().await;
     let set = async |name: &str| {
