@@ -9,13 +9,14 @@
 
 mod read;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use homeserver_events::{Pdu, Rules};
 use homeserver_rooms::Room;
 use homeserver_runtime::{PoolClosed, Runtime};
+use http::StatusCode;
 use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -115,6 +116,39 @@ pub struct StateEvents {
     pub auth_chain: Vec<Pdu>,
 }
 
+/// What was given of the events that were asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Fetched {
+    /// Those that are to be used.
+    pub events: Vec<Pdu>,
+    /// Those of which only something was given that nobody can use, wrongly signed or malformed,
+    /// while all who were asked answered: there is no such event.
+    pub unusable: Vec<OwnedEventId>,
+}
+
+/// What was found out about an event that is not here.
+#[derive(Clone, Copy, Default)]
+struct Doubt {
+    /// Something was given under its id that cannot be used.
+    bad: bool,
+    /// It may be had another time.
+    open: bool,
+}
+
+impl Doubt {
+    fn add(&mut self, error: &FetchError) {
+        match error {
+            FetchError::Dropped(Dropped::KeysUnknown(_)) | FetchError::Check(_) => self.open = true,
+            FetchError::Dropped(_) => self.bad = true,
+            FetchError::Call(CallError::Refused { status, .. }) => {
+                self.open |= !status.is_client_error() || *status == StatusCode::TOO_MANY_REQUESTS;
+            }
+            FetchError::Call(_) => self.open = true,
+            FetchError::NotAsAsked(_) => {}
+        }
+    }
+}
+
 /// Which events are missing.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingEvents<'a> {
@@ -189,9 +223,10 @@ impl Fetcher {
         servers: &[OwnedServerName],
         room: RoomOf<'_>,
         ids: &[OwnedEventId],
-    ) -> Vec<Pdu> {
+    ) -> Fetched {
         let mut lacking: Vec<OwnedEventId> = ids.iter().take(MAX_SINGLE).cloned().collect();
-        let mut found = Vec::new();
+        let mut doubts: HashMap<OwnedEventId, Doubt> = HashMap::new();
+        let mut fetched = Fetched::default();
         for server in servers.iter().take(MAX_SERVERS) {
             if lacking.is_empty() {
                 break;
@@ -204,15 +239,18 @@ impl Fetcher {
             let answers: Vec<_> = asked.buffer_unordered(SINGLE_AT_ONCE).collect().await;
             for (id, answer) in answers {
                 match answer {
-                    Ok(event) => found.push(event),
+                    Ok(event) => fetched.events.push(event),
                     Err(error) => {
                         tracing::debug!(%error, %server, %id, "an event was not fetched");
+                        doubts.entry(id.clone()).or_default().add(&error);
                         lacking.push(id);
                     }
                 }
             }
         }
-        found
+        lacking.retain(|id| doubts.get(id).is_some_and(|doubt| doubt.bad && !doubt.open));
+        fetched.unusable = lacking;
+        fetched
     }
 
     /// Events between those that are here and those that name previous ones which are not.

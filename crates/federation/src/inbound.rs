@@ -16,8 +16,11 @@ mod edu_queue;
 mod edu_worker;
 mod edus;
 mod gap;
+mod noted;
+mod numbers;
 mod queue;
 mod read_edu;
+mod read_rows;
 pub(crate) mod rows;
 mod store;
 mod transaction;
@@ -37,7 +40,7 @@ use homeserver_runtime::{PoolClosed, Runtime};
 use homeserver_storage::{CommitError, StorageError, Store};
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
-use ruma::{OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::Semaphore;
 
 use self::{edu_queue::EduQueues, queue::Queues};
@@ -183,7 +186,7 @@ struct Inner {
     turns: Mutex<HashMap<OwnedServerName, Weak<tokio::sync::Mutex<()>>>>,
     /// One batch at a time is given its numbers and queued for the commit, so that rows are in the
     /// order of their numbers.
-    numbering: tokio::sync::Mutex<()>,
+    numbering: tokio::sync::Mutex<numbers::Numbers>,
     queues: Arc<Queues>,
     edu_queues: EduQueues,
     /// Events that were read when they came, for their worker.
@@ -192,6 +195,8 @@ struct Inner {
     filling: Semaphore,
     handing_on: Semaphore,
     fillers: backfill::Fillers,
+    /// Events of states that were not to be had for so long that nobody waits for them any more.
+    given_up: Cache<(RoomNumber, OwnedEventId), ()>,
 }
 
 impl Inbound {
@@ -210,6 +215,7 @@ impl Inbound {
                 filling: Semaphore::new(FILLING),
                 handing_on: Semaphore::new(HANDING_ON),
                 fillers: backfill::Fillers::default(),
+                given_up: Cache::new(gap::MAX_GIVEN_UP),
             }),
         }
     }
@@ -259,8 +265,13 @@ impl Inner {
         let admitted = self.admit(origin, transaction.pdus).await?;
         let edus = read_edu::sort(origin, transaction.edus);
         let answer = admitted.answer();
-        let row = asked.row(answer.clone());
-        self.keep(origin, admitted.taken, edus.kept, row).await?;
+        let keep = store::ToKeep {
+            taken: admitted.taken,
+            edus: edus.kept,
+            noted: admitted.noted,
+            answer: Some(asked.row(answer.clone())),
+        };
+        self.keep(origin, keep).await?;
         self.pass_on(origin, edus.passing);
         Ok(answer)
     }

@@ -34,7 +34,7 @@ pub mod x_matrix;
 
 pub use admission::Admission;
 pub use error::CallError;
-pub use fetch::{FetchError, Fetcher, MissingEvents, RoomOf, StateEvents, StateIds};
+pub use fetch::{FetchError, Fetched, Fetcher, MissingEvents, RoomOf, StateEvents, StateIds};
 pub use front::{Front, FrontError};
 pub use health::{Health, Retry};
 pub use history::History;

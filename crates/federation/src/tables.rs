@@ -4,7 +4,7 @@ use homeserver_storage::{Position, Table, TableSpec};
 
 use crate::{
     health::HealthRow,
-    inbound::rows::{AnswerRow, WaitingEdu, WaitingPdu},
+    inbound::rows::{AnswerRow, NotedRow, WaitingEdu, WaitingPdu},
     keys::known::ServerKeys,
     sender::rows::BehindRow,
 };
@@ -25,6 +25,9 @@ pub(crate) const INBOUND_EDUS: Table<(String, u64), WaitingEdu> = Table::new(0xa
 pub(crate) const INBOUND_ANSWERS: Table<(u64, [u8; 16]), AnswerRow> =
     Table::new(0xaa, "inbound_answers");
 
+/// (room number, event id) → an event that was refused since too many wait, to be fetched later.
+pub(crate) const INBOUND_NOTED: Table<(u64, String), NotedRow> = Table::new(0xab, "inbound_noted");
+
 /// (server name) → what it lacks beside events; for every server that lacks anything.
 pub(crate) const BEHIND: Table<String, BehindRow> = Table::new(0xb8, "behind");
 
@@ -38,6 +41,7 @@ pub const TABLES: &[TableSpec] = &[
     INBOUND_PDUS.spec(),
     INBOUND_EDUS.spec(),
     INBOUND_ANSWERS.spec(),
+    INBOUND_NOTED.spec(),
     BEHIND.spec(),
     BEHIND_ROOMS.spec(),
 ];

@@ -5,7 +5,11 @@
 //!
 //! Specification: server-server API, "Checks performed on receipt of a PDU", 1 to 3.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -35,6 +39,9 @@ pub enum Dropped {
     /// them now.
     #[error("the keys of {0} that signed it are not to be had now")]
     KeysUnknown(OwnedServerName),
+    /// Checking it panicked.
+    #[error("the event could not be checked")]
+    Panicked,
 }
 
 /// Nothing was checked.
@@ -105,7 +112,7 @@ impl Verifier {
             .collect();
         let keys = Arc::new(self.ring.keys_for(&wanted, patience).await?);
         let check = move |parsed: Result<Parsed, Dropped>| check(&parsed?, rules, &keys);
-        Ok(self.each(parsed, check).await?)
+        self.each(parsed, check).await.map_err(CheckError::from)
     }
 
     /// Whether an event is signed by this server, beside those that must have signed it. Missing keys
@@ -144,12 +151,13 @@ impl Verifier {
         Ok(verify_json(&redacted, server.as_str(), &key).is_ok())
     }
 
-    /// Does `what` for each, on the pool; the results are in the order of `items`.
+    /// Does `what` for each, on the pool; the results are in the order of `items`. What panics
+    /// costs only itself.
     async fn each<T, R>(
         &self,
         mut items: Vec<T>,
-        what: impl Fn(T) -> R + Clone + Send + 'static,
-    ) -> Result<Vec<R>, PoolClosed>
+        what: impl Fn(T) -> Result<R, Dropped> + Clone + Send + 'static,
+    ) -> Result<Vec<Result<R, Dropped>>, PoolClosed>
     where
         T: Send + 'static,
         R: Send + 'static,
@@ -158,10 +166,17 @@ impl Verifier {
         while !items.is_empty() {
             let some: Vec<T> = items.drain(..items.len().min(AT_ONCE)).collect();
             let what = what.clone();
-            let job = move || some.into_iter().map(what).collect::<Vec<R>>();
+            let one = move |item| {
+                let done = catch_unwind(AssertUnwindSafe(|| what(item)));
+                done.unwrap_or_else(|_| {
+                    tracing::error!("checking an event panicked");
+                    Err(Dropped::Panicked)
+                })
+            };
+            let job = move || some.into_iter().map(one).collect::<Vec<_>>();
             jobs.push(self.runtime.cpu.run(job));
         }
-        let done: Result<Vec<Vec<R>>, PoolClosed> = join_all(jobs).await.into_iter().collect();
+        let done: Result<Vec<Vec<_>>, PoolClosed> = join_all(jobs).await.into_iter().collect();
         Ok(done?.into_iter().flatten().collect())
     }
 }
@@ -254,6 +269,25 @@ mod tests {
     async fn verify(world: &World, events: Vec<Bytes>) -> Vec<Result<Pdu, Dropped>> {
         let verifier = Verifier::new(world.ring.clone(), world.runtime.clone());
         verifier.verify(events, rules(), HOUR).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_checked_costs_only_itself() {
+        let world = World::with_there(&[]).await;
+        let verifier = Verifier::new(world.ring.clone(), world.runtime.clone());
+        let numbers: Vec<usize> = (0..3 * AT_ONCE).collect();
+        let checked = verifier.each(numbers, |number| {
+            assert!(number != 20, "this one is poison");
+            Ok(number)
+        });
+        for (place, checked) in checked.await.unwrap().into_iter().enumerate() {
+            let expected = if place == 20 {
+                Err(Dropped::Panicked)
+            } else {
+                Ok(place)
+            };
+            assert_eq!(checked, expected);
+        }
     }
 
     #[tokio::test]

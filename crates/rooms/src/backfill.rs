@@ -19,7 +19,7 @@ use homeserver_storage::{At, Batch, Durability};
 use ruma::{EventId, OwnedEventId, OwnedUserId};
 
 use crate::{
-    ImportId, Rooms,
+    ImportId, Rooms, ToldState,
     delta::{Appended, Was},
     edit::RoomEdit,
     error::RoomError,
@@ -40,8 +40,12 @@ use crate::{
 /// Events that are taken in one go: as many as surely fit into a batch with their states.
 pub const MAX_BACKFILL: usize = 50;
 
-/// Events without a place in the history that are looked through for what is missing below them.
+/// Events without a place in the history that are looked through, in one go, for what is missing
+/// below them. Those that are left count as missing until they are looked through.
 const MAX_HIDDEN: usize = 200;
+
+/// Bytes of ids in the row of a gap at which no further event is looked through: a row has 128 KiB.
+const MAX_MISSING: usize = 64 * 1024;
 
 /// Operations of a batch that are left for the next event, and at which a batch is full.
 const FULL: usize = 700;
@@ -72,7 +76,8 @@ pub struct Backfilled {
 
 /// What was told about the states before events.
 struct Told {
-    roots: HashMap<OwnedEventId, StateRoot>,
+    /// And whether all of it is here.
+    roots: HashMap<OwnedEventId, (StateRoot, bool)>,
     /// Events whose state is that after some of their previous events only, or builds on such a
     /// one: it says who may see them, and rejects nothing.
     approximate: HashSet<EventNumber>,
@@ -114,8 +119,7 @@ impl Rooms {
 
     /// Fills a gap with events that lead down from it, at most [`MAX_BACKFILL`], in any order. Their
     /// format, hashes and signatures were checked, and their auth events are here. `states` are the
-    /// states before some of them, of events that are here; those are needed of which no previous
-    /// event is here or among them.
+    /// states before some of them; those are needed of which no previous event is here or among them.
     ///
     /// Events that do not lead down from the gap are passed over. Without any, what came in the
     /// meantime closes the gap. Dropping the future takes nothing back.
@@ -124,11 +128,8 @@ impl Rooms {
         room: &Arc<Room>,
         gap: &Gap,
         events: Vec<Pdu>,
-        states: Vec<(OwnedEventId, Vec<OwnedEventId>)>,
+        states: Vec<(OwnedEventId, ToldState)>,
     ) -> Result<Backfilled, RoomError> {
-        if self.is_partial(room.number) {
-            return Err(RoomError::PartialState);
-        }
         if events.len() > MAX_BACKFILL {
             let why = "too many events for one backfill".to_owned();
             return Err(RoomError::TooLarge(why));
@@ -162,14 +163,15 @@ impl Rooms {
     async fn collect_all(
         &self,
         room: &Room,
-        states: Vec<(OwnedEventId, Vec<OwnedEventId>)>,
+        states: Vec<(OwnedEventId, ToldState)>,
         imports: &mut Vec<ImportId>,
-    ) -> Result<HashMap<OwnedEventId, StateRoot>, RoomError> {
+    ) -> Result<HashMap<OwnedEventId, (StateRoot, bool)>, RoomError> {
         let mut roots = HashMap::new();
         for (event, state) in states {
-            let import = self.collect_state(room, &state).await?;
+            let import = self.collect_state(room, &state.events).await?;
             imports.push(import);
-            roots.insert(event, self.import_row(import).await?.root);
+            let root = self.import_row(import).await?.root;
+            roots.insert(event, (root, state.whole));
         }
         Ok(roots)
     }
@@ -353,19 +355,28 @@ fn leading_down(gap: &Gap, events: Vec<Pdu>) -> Vec<Pdu> {
 }
 
 impl RoomEdit<'_> {
+    /// What is missing below events that are here and not in the history.
+    pub(crate) async fn missing_below(
+        &self,
+        hidden: &[OwnedEventId],
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        self.missing_among(hidden, &Filling::default()).await
+    }
+
     /// Those of some events that are not here, and those that are missing below the ones that are
-    /// here and not in the history: rejected and soft-failed ones.
+    /// here and not in the history: rejected and soft-failed ones. If those are very many, the last
+    /// of them that were looked at stand for what may be missing below them.
     async fn missing_among(
         &self,
         ids: &[OwnedEventId],
         filling: &Filling,
     ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let size = |ids: &[OwnedEventId]| ids.iter().map(|id| id.as_str().len()).sum::<usize>();
         let (mut missing, mut ahead) = (Vec::new(), ids.to_vec());
+        let (mut bytes, mut looked_through) = (size(ids), 0);
         let mut seen = HashSet::new();
         while let Some(id) = ahead.pop() {
-            if seen.len() >= MAX_HIDDEN {
-                break;
-            }
+            bytes -= id.as_str().len();
             if !seen.insert(id.clone()) {
                 continue;
             }
@@ -373,10 +384,19 @@ impl RoomEdit<'_> {
                 Some(event) => Some(Arc::clone(event)),
                 None => self.placed_here(&id).await?,
             };
-            match here {
-                None => missing.push(id),
-                Some(event) if event.status.is_shown() => {}
-                Some(event) => ahead.extend(event.pdu.prev_events().iter().cloned()),
+            if here.as_ref().is_some_and(|event| event.status.is_shown()) {
+                continue;
+            }
+            let below = here.as_ref().map(|event| event.pdu.prev_events());
+            let below = below
+                .filter(|below| looked_through < MAX_HIDDEN && bytes + size(below) <= MAX_MISSING);
+            if let Some(below) = below {
+                looked_through += 1;
+                bytes += size(below);
+                ahead.extend_from_slice(below);
+            } else {
+                bytes += id.as_str().len();
+                missing.push(id);
             }
         }
         Ok(missing)
@@ -395,11 +415,13 @@ impl RoomEdit<'_> {
         let given = told.roots.get(pdu.event_id()).copied();
         let whole = prev.len() == pdu.prev_events().len();
         let given = given.filter(|_| !whole);
+        let part = given.is_none_or(|(_, whole)| !whole);
+        let given = given.map(|(root, _)| root);
         let Some(higher) = prev.iter().max_by_key(|event| event.height) else {
-            return Ok(given.map(|root| (root, false)));
+            return Ok(given.map(|root| (root, part)));
         };
         let vague = |event: &Arc<StoredEvent>| told.approximate.contains(&event.number);
-        let approximate = (!whole && given.is_none()) || prev.iter().any(vague);
+        let approximate = (!whole && part) || prev.iter().any(vague);
         let states = prev.iter().map(|event| event.after).chain(given);
         match self.resolved(states, &Prepared::in_place()).await {
             Ok(Ok(root)) => Ok(Some((root, approximate))),
@@ -410,8 +432,13 @@ impl RoomEdit<'_> {
         }
     }
 
-    /// An event that has a place in the graph on disk.
+    /// An event that has a place in the graph, also one that is on its way to disk.
     async fn placed_here(&self, id: &EventId) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let number = self.pending.mentioned.get(id);
+        let underway = number.and_then(|number| self.pending.events.get(number));
+        if let Some(event) = underway.filter(|event| event.is_placed()) {
+            return Ok(Some(Arc::clone(event)));
+        }
         let mut ids = Ids::new();
         let names = std::iter::once(id);
         self.rooms

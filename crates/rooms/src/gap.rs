@@ -31,7 +31,7 @@ use crate::{
     numbers::EventNumber,
     receive::{
         MAX_JUDGEMENTS, MAX_PREPARED,
-        judging::{Hands, Taken},
+        judging::{Hands, Taken, Told},
         lookup::Ids,
     },
     resolving::Prepared,
@@ -48,6 +48,23 @@ const OUTLIERS_AT_ONCE: usize = 60;
 pub struct OutliersTaken {
     /// Given events whose auth events are neither here nor among them. They were not stored.
     pub left_out: Vec<OwnedEventId>,
+}
+
+/// The state before an event, as another server tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToldState {
+    /// Its events. Those that are not here are left out of it.
+    pub events: Vec<OwnedEventId>,
+    /// Whether all of it could be had. What is judged by less is judged by what the room has beside
+    /// it.
+    pub whole: bool,
+}
+
+impl From<Vec<OwnedEventId>> for ToldState {
+    fn from(events: Vec<OwnedEventId>) -> Self {
+        let whole = true;
+        Self { events, whole }
+    }
 }
 
 impl Rooms {
@@ -187,23 +204,22 @@ impl Rooms {
     }
 
     /// Judges an event by the state before it that another server told, and stores it, whether or
-    /// not its previous events are here. Of the state, what is not here is left out; nothing of what
-    /// was prepared for it stays.
+    /// not its previous events are here. Nothing of what was prepared for it stays.
     ///
     /// # Errors
-    /// Those of [`Rooms::receive`]; of a room of partial state, that it is one.
+    /// Those of [`Rooms::receive`].
     pub async fn receive_over_gap(
         self: &Arc<Self>,
         room: &Arc<Room>,
         event: Incoming,
-        state: Vec<OwnedEventId>,
+        state: ToldState,
     ) -> Result<Received, RoomError> {
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         let received = async move {
             let import = rooms.begin_state(&room).await?;
-            let collected = rooms.collect_into(&room, import, &state).await;
+            let collected = rooms.collect_into(&room, import, &state.events).await;
             let received = match collected {
-                Ok(()) => rooms.over_gap(&room, &event, import).await,
+                Ok(()) => rooms.over_gap(&room, &event, (import, state.whole)).await,
                 Err(error) => Err(error),
             };
             let abandoned = rooms.abandon_arrival(import).await;
@@ -257,7 +273,7 @@ impl Rooms {
         self: &Arc<Self>,
         room: &Arc<Room>,
         incoming: &Incoming,
-        import: ImportId,
+        (import, whole): (ImportId, bool),
     ) -> Result<Received, RoomError> {
         let row = self.import_row(import).await?;
         if incoming.pdu.room_id() != room.id {
@@ -265,9 +281,6 @@ impl Rooms {
         }
         if !self.is_resident(room).await? {
             return Err(RoomError::NotInRoom);
-        }
-        if self.is_partial(room.number) {
-            return Err(RoomError::PartialState);
         }
         let live = self.live.room(room.number);
         let (mut prepared, mut number) = (Prepared::default(), None);
@@ -286,7 +299,10 @@ impl Rooms {
                 prepared: &prepared,
                 followed: &followed,
                 settled: true,
-                gap: Some(row.root),
+                gap: Some(Told {
+                    root: row.root,
+                    whole,
+                }),
             };
             let taken = match looked_up {
                 Ok(()) => edit.take_received(incoming, hands).await,

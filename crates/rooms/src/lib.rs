@@ -40,7 +40,6 @@ mod numbering;
 mod numbers;
 mod outgoing;
 mod outside;
-mod partial;
 mod plant;
 mod policy;
 mod reads;
@@ -61,7 +60,6 @@ mod token;
 mod transactions;
 mod tree;
 mod visible;
-mod whole;
 
 use std::sync::Arc;
 
@@ -81,7 +79,7 @@ pub use delta::journal;
 pub use description::Description;
 pub use directory::{AliasTarget, DirectoryPlace};
 pub use error::RoomError;
-pub use gap::OutliersTaken;
+pub use gap::{OutliersTaken, ToldState};
 pub use handover::Handover;
 pub use handshake::{Admitted, Proposed};
 pub use history::{Context, HistoryPage, MAX_PAGE, Wanted};
@@ -91,7 +89,6 @@ pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outgoing::{Backlog, Destinations, OutgoingEvent};
 pub use outside::{Outside, Standing};
-pub use partial::MAX_PARTIAL_SERVERS;
 pub use policy::Unsealed;
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::{Incoming, Received};
@@ -146,7 +143,6 @@ pub struct Rooms {
     policies: policy::Policies,
     last_asked: serving::LastAsked,
     servers_at_hand: outgoing::ServersAtHand,
-    partials: partial::Partials,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -179,7 +175,6 @@ impl Rooms {
             policies: policy::Policies::new(),
             last_asked: serving::LastAsked::new(serving::ASKERS),
             servers_at_hand: outgoing::ServersAtHand::new(),
-            partials: partial::Partials::load(&store).await?,
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),
             signing_key: Arc::clone(&options.signing_key),
@@ -187,7 +182,6 @@ impl Rooms {
             store,
         };
         rooms.resume().await?;
-        rooms.resume_partials().await?;
         rooms.end_arrivals().await?;
         let rooms = Arc::new(rooms);
         sweep::start(&rooms);

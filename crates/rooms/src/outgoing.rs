@@ -8,10 +8,7 @@
 //!
 //! Specification: server-server API, "PDUs", "Transactions".
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use homeserver_events::{Pdu, relays};
 use homeserver_storage::{Direction, Position, ScanRange};
@@ -110,12 +107,7 @@ impl Rooms {
         room: &Room,
         event: &OutgoingEvent,
     ) -> Result<Destinations, RoomError> {
-        let mut joined = self.servers_at(room, event.position - 1).await?;
-        let told = self.told_servers(room.number);
-        if !told.is_empty() {
-            let all: BTreeSet<_> = joined.iter().chain(told.iter()).cloned().collect();
-            joined = all.into_iter().collect();
-        }
+        let joined = self.servers_at(room, event.position - 1).await?;
         let sender = event.pdu.sender().server_name().to_owned();
         Ok(Destinations {
             joined,
@@ -247,7 +239,7 @@ impl Rooms {
         if server == event.pdu.sender().server_name() {
             return Ok(false);
         }
-        if event.target.as_deref() == Some(server) || self.is_told(room.number, server) {
+        if event.target.as_deref() == Some(server) {
             return Ok(true);
         }
         self.was_joined(room, server, event.position - 1).await
@@ -278,9 +270,7 @@ impl Rooms {
             return self.servers_with_debts(room, at).await;
         }
         let servers = self.logged_servers(room.number, at).await?;
-        if !self.is_unsettled(room.number) {
-            self.servers_at_hand.0.insert(key, Arc::clone(&servers));
-        }
+        self.servers_at_hand.0.insert(key, Arc::clone(&servers));
         Ok(servers)
     }
 

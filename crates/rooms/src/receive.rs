@@ -10,6 +10,7 @@
 //! disk. What needs states to be resolved, or rows of the index to be on disk, begins a batch.
 
 pub(crate) mod judging;
+mod lacking;
 pub(crate) mod lookup;
 
 use std::{

@@ -15,11 +15,7 @@ pub(super) const ROUNDS: usize = 20;
 pub(super) const PAUSE: Duration = Duration::from_secs(30);
 
 /// The state of a room, an event for each key.
-pub(super) async fn state(
-    world: &World,
-    reader: &Actor,
-    room: &str,
-) -> BTreeMap<(String, String), String> {
+async fn state(world: &World, reader: &Actor, room: &str) -> BTreeMap<(String, String), String> {
     let state = reader.read(world, room, "state").await.unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let events = state.as_array().into_iter().flatten();
@@ -32,7 +28,7 @@ pub(super) async fn state(
 }
 
 /// Everything that a user can page back to, which makes a server fetch what it lacks.
-pub(super) async fn history(world: &World, reader: &Actor, room: &str) -> BTreeSet<String> {
+async fn history(world: &World, reader: &Actor, room: &str) -> BTreeSet<String> {
     let mut events = BTreeSet::new();
     let mut from = String::new();
     loop {

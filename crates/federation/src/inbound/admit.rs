@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homeserver_events::{Pdu, canonical, hash};
-use homeserver_rooms::Room;
+use homeserver_rooms::{Room, RoomNumber};
 use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 
 use super::{
@@ -31,6 +31,8 @@ pub(super) struct Taken {
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
     pub(super) taken: Vec<Taken>,
+    /// Refused for want of room, to be fetched later.
+    pub(super) noted: Vec<(RoomNumber, OwnedEventId)>,
     /// By event id: nothing, or what is wrong.
     results: BTreeMap<OwnedEventId, Option<String>>,
 }
@@ -173,7 +175,9 @@ impl Inner {
                         });
                     }
                     Err(full) => {
-                        self.queues.note(room.number, id.clone(), origin);
+                        if self.queues.note(room.number, &id, origin) {
+                            admitted.noted.push((room.number, id.clone()));
+                        }
                         admitted.refuse(Some(id), full.to_string());
                     }
                 }

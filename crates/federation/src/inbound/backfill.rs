@@ -29,6 +29,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Answers that are asked for at one place: what leads down from there may not fit into one.
 const MAX_ROUNDS: usize = 4;
+/// Times that what is here is looked through for what is missing below it, for one answer.
+const MAX_LOOKS: usize = 10;
 /// Events below which nothing is known, of one answer, whose states are asked for.
 const MAX_ENDS: usize = 5;
 
@@ -70,8 +72,6 @@ impl Inbound {
         let fillers = &self.inner.fillers;
         let filler = fillers.of(room.number);
         let filled = timeout(PATIENCE, async {
-            // The state of the past is known by that of the join.
-            self.inner.parts.rooms.until_whole(room.number).await;
             let _alone = filler.lock().await;
             self.fill_below(room, place).await
         });
@@ -94,21 +94,40 @@ impl Inbound {
         Ok(true)
     }
 
+    /// The gap, without what came in the meantime and with what is missing below that.
+    async fn still_missing(
+        &self,
+        room: &Arc<Room>,
+        place: &HistoryToken,
+        mut hole: Hole,
+    ) -> Result<Option<Hole>, RoomError> {
+        let rooms = &self.inner.parts.rooms;
+        for _ in 0..MAX_LOOKS {
+            let here = rooms.backfill(room, &hole, Vec::new(), Vec::new()).await?;
+            if here.closed {
+                return Ok(None);
+            }
+            let Some(next) = rooms.gap_at(room, place).await? else {
+                return Ok(None);
+            };
+            if next == hole {
+                break;
+            }
+            hole = next;
+        }
+        Ok(Some(hole))
+    }
+
     async fn fill_once(&self, room: &Arc<Room>, place: &HistoryToken) -> Result<bool, RoomError> {
         let rooms = &self.inner.parts.rooms;
         let Some(hole) = rooms.gap_at(room, place).await? else {
             return Ok(true);
         };
-        // It may have come in the meantime.
-        let here = rooms.backfill(room, &hole, Vec::new(), Vec::new()).await?;
-        if here.closed {
-            return Ok(true);
-        }
-        let Some(hole) = rooms.gap_at(room, place).await? else {
+        let Some(hole) = self.still_missing(room, place, hole).await? else {
             return Ok(true);
         };
         let first = [hole.sender.server_name().to_owned()];
-        let servers = self.inner.servers_for(room, &first).await?;
+        let servers = self.inner.servers_for(room, &first, 0).await?;
         let filling = Gap::new(&self.inner, room, servers.clone());
         for server in &servers {
             match fill_from(&filling, server, &hole).await {
@@ -140,22 +159,17 @@ async fn fill_from(filling: &Gap<'_>, server: &ServerName, hole: &Hole) -> Resul
     lacking.retain(|id| !given.contains(id));
     if !lacking.is_empty() {
         // What lacks them still is left out.
-        if let Err(error) = filling.one_by_one(lacking).await {
+        if let Err(error) = filling.one_by_one(&lacking).await {
             tracing::debug!(%error, %server, "auth events of the history are lacking");
         }
     }
     let mut states = Vec::new();
     for end in ends(filling, &events).await? {
-        for server in filling.maker_first(end) {
-            match filling.state_before(&server, end).await {
-                Ok(state) => {
-                    states.push((end.event_id().to_owned(), state));
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, %server, event = %end.event_id(), "no state");
-                }
-            }
+        // History is judged by a part of a state, too: that rejects nothing.
+        match filling.told_before(end).await {
+            Ok(told) => states.push((end.event_id().to_owned(), told.state)),
+            Err(GapError::Room(error)) => return Err(error.into()),
+            Err(error) => tracing::debug!(%error, event = %end.event_id(), "no state"),
         }
     }
     let filled = rooms.backfill(filling.room(), hole, events.clone(), states);

@@ -45,11 +45,19 @@ pub(super) struct Desk {
     waiting: HashMap<OwnedEventId, BTreeSet<u64>>,
     /// Rows that are to be judged again.
     again: BTreeSet<u64>,
+    /// Rows that could not be read, and when that is tried again.
+    unread: BTreeMap<u64, Duration>,
 }
 
 impl Desk {
     pub(super) fn is_empty(&self) -> bool {
-        self.stuck.is_empty() && self.again.is_empty()
+        self.stuck.is_empty() && self.again.is_empty() && self.unread.is_empty()
+    }
+
+    /// Puts a row aside that cannot be read.
+    pub(super) fn put_unread(&mut self, row: u64, due: Duration) {
+        self.remove(row);
+        self.unread.insert(row, due);
     }
 
     /// Puts a row aside.
@@ -64,9 +72,15 @@ impl Desk {
         self.stuck.insert(row, stuck);
     }
 
+    /// Whether a row could not be read.
+    pub(super) fn is_unread(&self, row: u64) -> bool {
+        self.unread.contains_key(&row)
+    }
+
     /// Forgets a row.
     pub(super) fn remove(&mut self, row: u64) -> Option<Stuck> {
         self.again.remove(&row);
+        self.unread.remove(&row);
         let stuck = self.stuck.remove(&row)?;
         if let Waits::For(ids) = &stuck.waits {
             for id in ids {
@@ -110,6 +124,8 @@ impl Desk {
             .stuck
             .iter()
             .filter(|(_, stuck)| stuck.waits == Waits::Until && !stuck.busy && stuck.due <= now);
+        self.again.extend(due.map(|(row, _)| *row).take(limit));
+        let due = self.unread.iter().filter(|(_, due)| **due <= now);
         self.again.extend(due.map(|(row, _)| *row).take(limit));
         let rows: Vec<u64> = self.again.iter().copied().take(limit).collect();
         for row in &rows {
@@ -156,7 +172,7 @@ impl Desk {
             }
             Waits::For(_) | Waits::Until => Some(stuck.due),
         });
-        due.min()
+        due.chain(self.unread.values().copied()).min()
     }
 
     /// Rows that are put aside.

@@ -36,8 +36,6 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The next row; unknown until the rows on disk were looked at.
-    next: Option<u64>,
     rows: usize,
     ready: BTreeSet<u64>,
     passing: VecDeque<PassingEdu>,
@@ -53,38 +51,24 @@ pub(super) struct Work {
 }
 
 impl EduQueues {
-    /// Whether the number of the next row is known.
-    pub(super) fn knows_next(&self, origin: &ServerName) -> bool {
-        let state = self.state.lock();
-        let queue = state.origins.get(origin);
-        queue.is_some_and(|queue| queue.next.is_some())
-    }
-
-    /// Says which row is the next.
-    pub(super) fn set_next(&self, origin: &ServerName, next: u64) {
-        let mut state = self.state.lock();
-        state.origins.entry(origin.to_owned()).or_default().next = Some(next);
-    }
-
-    /// Has the disk looked at for the next row.
-    pub(super) fn forget_next(&self, origin: &ServerName) {
-        if let Some(queue) = self.state.lock().origins.get_mut(origin) {
-            queue.next = None;
-        }
-    }
-
-    /// The number of a row that is about to be written, unless there are too many.
-    pub(super) fn take(&self, origin: &ServerName) -> Option<u64> {
+    /// Takes the place of a row that is about to be written, unless there are too many.
+    pub(super) fn take_place(&self, origin: &ServerName) -> bool {
         let state = &mut *self.state.lock();
-        let queue = state.origins.get_mut(origin)?;
+        let queue = state.origins.entry(origin.to_owned()).or_default();
         if queue.rows >= MAX_ROWS || state.rows >= MAX_ROWS_IN_ALL {
-            return None;
+            if queue.is_idle() {
+                state.origins.remove(origin);
+            }
+            return false;
         }
-        let number = queue.next?;
-        queue.next = Some(number + 1);
         queue.rows += 1;
         state.rows += 1;
-        Some(number)
+        true
+    }
+
+    /// Whether a server has rows, or any on their way.
+    pub(super) fn knows(&self, origin: &ServerName) -> bool {
+        self.state.lock().origins.contains_key(origin)
     }
 
     /// Counts a row that was found on disk.
@@ -92,7 +76,6 @@ impl EduQueues {
         let state = &mut *self.state.lock();
         let queue = state.origins.entry(origin.to_owned()).or_default();
         queue.rows += 1;
-        queue.next = queue.next.max(Some(row + 1));
         queue.ready.insert(row);
         state.rows += 1;
     }
@@ -103,6 +86,9 @@ impl EduQueues {
         if let Some(queue) = state.origins.get_mut(origin) {
             queue.rows = queue.rows.saturating_sub(1);
             state.rows = state.rows.saturating_sub(1);
+            if queue.is_idle() {
+                state.origins.remove(origin);
+            }
         }
     }
 
@@ -181,6 +167,10 @@ impl EduQueues {
 }
 
 impl Queue {
+    fn is_idle(&self) -> bool {
+        self.rows == 0 && self.ready.is_empty() && self.passing.is_empty() && !self.working
+    }
+
     fn start(&mut self) -> bool {
         self.changed.notify_one();
         !std::mem::replace(&mut self.working, true)

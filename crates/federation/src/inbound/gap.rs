@@ -3,17 +3,22 @@
 //! Asked first is the server that sent the event, then its sender's, then others in the room. All
 //! of it is bounded: a peer can name any number of events that never were.
 //!
+//! A state is taken from the first server that tells one of which all can be had; of whom the events
+//! are had does not matter. What nobody gives in a usable form while all answer is part of no state.
+//! For what may be had later the event waits, and the more often it has waited, the more servers
+//! have been asked. Only then is it judged by the rest, together with what the room has.
+//!
 //! Specification: server-server API, "Backfilling and retrieving missing events", "Retrieving event
 //! authorisation information".
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use homeserver_events::Pdu;
-use homeserver_rooms::{Incoming, Received, Room, RoomError, Rooms};
+use homeserver_rooms::{Incoming, Received, Room, RoomError, Rooms, ToldState};
 use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 
 use super::{Inner, desk::in_order};
@@ -23,8 +28,12 @@ use crate::{FetchError, Fetcher, MissingEvents, RoomOf, StateIds, is_same_server
 const MISSING_AT_ONCE: usize = 10;
 /// Such calls for one event: a longer gap is bridged by its state.
 const MAX_ROUNDS: usize = 30;
-/// Servers that are asked.
-const MAX_SERVERS: usize = 4;
+/// Servers that are asked, each time others but for the first.
+const MAX_SERVERS: usize = 5;
+/// Times that an event waits for all of the state before it: about ten minutes.
+const WAITS_FOR_ALL: u8 = 6;
+/// Events of states that could not be had for so long, and are not waited for again.
+pub(super) const MAX_GIVEN_UP: usize = 10_000;
 /// Steps of judging what was fetched, each of which fills one gap.
 const MAX_STEPS: usize = 12;
 /// Rounds in which auth events of auth events are fetched one by one.
@@ -43,6 +52,9 @@ pub(super) enum GapError {
     /// Nobody gave what is missing.
     #[error("no server gave {0}")]
     NotGiven(&'static str),
+    /// Nobody gave all of it.
+    #[error("of the state, {0} events are not to be had now")]
+    PartOfState(usize),
     /// It took too many steps, or too long.
     #[error("it is larger than the limit of {0}")]
     OverLimit(&'static str),
@@ -61,14 +73,28 @@ pub(super) struct Gap<'a> {
     inner: &'a Inner,
     room: &'a Arc<Room>,
     servers: Vec<OwnedServerName>,
+    /// Times that this was tried before.
+    attempts: u8,
     judged: Vec<OwnedEventId>,
 }
 
+/// A state as one server tells it.
+pub(super) struct Told {
+    pub(super) state: ToldState,
+    /// What is lacking of it and may still be had.
+    waits_for: Vec<OwnedEventId>,
+}
+
 impl Inner {
-    /// Fetches what is missing for an event and judges it.
-    pub(super) async fn fill(&self, room: &Arc<Room>, origin: &ServerName, event: Pdu) -> Filled {
+    /// Fetches what is missing for an event and judges it, which was tried so often before.
+    pub(super) async fn fill(
+        &self,
+        room: &Arc<Room>,
+        origin: &ServerName,
+        (event, attempts): (Pdu, u8),
+    ) -> Filled {
         let first = [origin.to_owned(), event.sender().server_name().to_owned()];
-        let servers = match self.servers_for(room, &first).await {
+        let servers = match self.servers_for(room, &first, attempts).await {
             Ok(servers) => servers,
             Err(error) => {
                 return Filled {
@@ -78,6 +104,7 @@ impl Inner {
             }
         };
         let mut gap = Gap::new(self, room, servers);
+        gap.attempts = attempts;
         let filled = tokio::time::timeout(PATIENCE, gap.fill(event)).await;
         let outcome = filled.unwrap_or(Err(GapError::OverLimit("ten minutes")));
         Filled {
@@ -86,18 +113,22 @@ impl Inner {
         }
     }
 
-    /// Whom to ask: these, then others in the room.
+    /// Whom to ask: these, then others in the room, each time different ones.
     pub(super) async fn servers_for(
         &self,
         room: &Room,
         first: &[OwnedServerName],
+        attempts: u8,
     ) -> Result<Vec<OwnedServerName>, RoomError> {
         let mut servers: Vec<OwnedServerName> = Vec::with_capacity(MAX_SERVERS);
-        let joined = self
-            .parts
-            .rooms
-            .servers(room.number, MAX_SERVERS + 2)
-            .await?;
+        let enough = (MAX_SERVERS + 2) * (usize::from(attempts) + 1);
+        let rooms = &self.parts.rooms;
+        let mut joined = rooms.servers(room.number, enough).await?;
+        joined.retain(|server| *server != self.parts.own);
+        if !joined.is_empty() {
+            let begin = MAX_SERVERS * usize::from(attempts) % joined.len();
+            joined.rotate_left(begin);
+        }
         for server in first.iter().cloned().chain(joined) {
             let known = servers.iter().any(|known| is_same_server(known, &server));
             if !known && server != self.parts.own && servers.len() < MAX_SERVERS {
@@ -119,6 +150,7 @@ impl<'a> Gap<'a> {
             inner,
             room,
             servers,
+            attempts: 0,
             judged: Vec::new(),
         }
     }
@@ -142,11 +174,15 @@ impl<'a> Gap<'a> {
     async fn fill(&mut self, event: Pdu) -> Result<(), GapError> {
         let id = event.event_id().to_owned();
         let mut todo = self.between(event).await?;
+        let mut failed = None;
         for _ in 0..MAX_STEPS {
-            let left = self.judge(todo).await?;
+            let left = self.judge(todo, &mut failed).await?;
+            if self.judged.contains(&id) {
+                return Ok(());
+            }
             // The lowest comes first.
             let Some((lowest, prev, auth)) = left.first().cloned() else {
-                return Ok(());
+                break;
             };
             if !auth.is_empty() {
                 self.auth_events(&lowest, auth).await?;
@@ -158,23 +194,39 @@ impl<'a> Gap<'a> {
             }
             todo = left.into_iter().map(|(pdu, _, _)| pdu).collect();
         }
-        Err(GapError::OverLimit("steps"))
+        Err(failed.map_or(GapError::OverLimit("steps"), GapError::Room))
     }
 
-    /// Judges events, and gives those of which something is missing.
+    /// Judges events, and gives those of which something is missing. What cannot be judged now ends
+    /// the way for what follows it, and for nothing else.
     async fn judge(
         &mut self,
         events: Vec<Pdu>,
+        failed: &mut Option<RoomError>,
     ) -> Result<Vec<(Pdu, Vec<OwnedEventId>, Vec<OwnedEventId>)>, GapError> {
         let events = in_order(events, |pdu| pdu);
         let incoming = self.inner.incoming(self.room, events.clone()).await?;
         let rooms = &self.inner.parts.rooms;
         let results = rooms.receive_all(self.room, incoming).await;
         let mut left = Vec::new();
+        let mut ended: HashSet<OwnedEventId> = HashSet::new();
         for (pdu, result) in events.into_iter().zip(results) {
-            match result? {
-                Received::Judged { .. } => self.judged.push(pdu.event_id().to_owned()),
-                Received::Missing { prev, auth } => left.push((pdu, prev, auth)),
+            let id = pdu.event_id().to_owned();
+            match result {
+                Ok(Received::Judged { .. }) => self.judged.push(id),
+                Ok(Received::Missing { prev, auth }) => {
+                    let mut lacking = prev.iter().chain(&auth);
+                    if lacking.any(|id| ended.contains(id)) {
+                        ended.insert(id);
+                    } else {
+                        left.push((pdu, prev, auth));
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, %id, "a fetched event cannot be judged now");
+                    ended.insert(id);
+                    failed.get_or_insert(error);
+                }
             }
         }
         Ok(left)
@@ -204,12 +256,8 @@ impl<'a> Gap<'a> {
                 tracing::debug!(%error, server = %asked, "missing events were not given");
                 Vec::new()
             });
-            let known: HashSet<_> = found.iter().map(|pdu| pdu.event_id().to_owned()).collect();
             let before = found.len();
-            let new = more
-                .into_iter()
-                .filter(|pdu| !known.contains(pdu.event_id()));
-            found.extend(new);
+            add_named(&mut found, more);
             if found.len() == before {
                 server = servers.next();
             }
@@ -261,24 +309,34 @@ impl<'a> Gap<'a> {
                 }
             }
         }
-        self.one_by_one(wanted).await
+        self.one_by_one(&wanted).await?;
+        if rooms.missing_of(self.room, &wanted).await?.is_empty() {
+            return Ok(());
+        }
+        Err(GapError::NotGiven("the auth events"))
     }
 
-    /// Fetches events by their ids, and their auth events, and stores them as outliers.
-    pub(super) async fn one_by_one(&self, wanted: Vec<OwnedEventId>) -> Result<(), GapError> {
+    /// Fetches events by their ids, and their auth events, and stores them as outliers. Gives those
+    /// that nobody can use.
+    pub(super) async fn one_by_one(
+        &self,
+        wanted: &[OwnedEventId],
+    ) -> Result<HashSet<OwnedEventId>, GapError> {
         let fetcher = &self.inner.parts.fetcher;
         let rooms = &self.inner.parts.rooms;
         let mut held: Vec<Pdu> = Vec::new();
-        let mut lacking = rooms.missing_of(self.room, &wanted).await?;
+        let mut unusable = HashSet::new();
+        let mut lacking = rooms.missing_of(self.room, wanted).await?;
         for _ in 0..MAX_AUTH_ROUNDS {
             if lacking.is_empty() {
                 break;
             }
             let fetched = fetcher.events(&self.servers, self.of(), &lacking).await;
-            if fetched.is_empty() {
+            unusable.extend(fetched.unusable);
+            if fetched.events.is_empty() {
                 break;
             }
-            held.extend(fetched);
+            held.extend(fetched.events);
             let known: HashSet<&EventId> = held.iter().map(Pdu::event_id).collect();
             let named = held.iter().flat_map(Pdu::auth_events);
             let named: BTreeSet<_> = named
@@ -289,10 +347,7 @@ impl<'a> Gap<'a> {
             lacking = rooms.missing_of(self.room, &named).await?;
         }
         self.outliers(held).await?;
-        if rooms.missing_of(self.room, &wanted).await?.is_empty() {
-            return Ok(());
-        }
-        Err(GapError::NotGiven("the auth events"))
+        Ok(unusable)
     }
 
     async fn outliers(&self, events: Vec<Pdu>) -> Result<(), GapError> {
@@ -307,37 +362,62 @@ impl<'a> Gap<'a> {
 
     /// Judges an event by the state that another server has before it.
     async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
-        let rooms = &self.inner.parts.rooms;
-        if rooms.is_partial(self.room.number) {
-            // That state would be told with all the members that are on their way.
-            return Err(RoomError::PartialState.into());
+        let told = self.told_before(event).await?;
+        if !told.waits_for.is_empty() {
+            if self.attempts < WAITS_FOR_ALL {
+                return Err(GapError::PartOfState(told.waits_for.len()));
+            }
+            let (id, room) = (event.event_id(), &self.room.id);
+            let lacking = told.waits_for.len();
+            tracing::warn!(%id, %room, lacking, "an event is judged by a part of the state before it");
+            for id in told.waits_for {
+                self.inner.given_up.insert((self.room.number, id), ());
+            }
         }
+        let incoming = self.inner.incoming(self.room, vec![event.clone()]).await?;
+        let Some(incoming) = incoming.into_iter().next() else {
+            return Err(GapError::NotGiven("the event"));
+        };
+        let rooms = &self.inner.parts.rooms;
+        let received = rooms.receive_over_gap(self.room, incoming, told.state);
+        match received.await? {
+            Received::Judged { .. } => {
+                self.judged.push(event.event_id().to_owned());
+                Ok(())
+            }
+            Received::Missing { .. } => Err(GapError::NotGiven("the auth events")),
+        }
+    }
+
+    /// The state before an event, from the first server that has all of it; otherwise from the one
+    /// of whose state the least is lacking.
+    pub(super) async fn told_before(&self, event: &Pdu) -> Result<Told, GapError> {
+        let mut best: Option<Told> = None;
         // Whoever made the event knows best what was before it.
         for server in &self.maker_first(event) {
-            let state = match self.state_before(server, event).await {
-                Ok(state) => state,
+            match self.state_before(server, event).await {
+                Ok(told) if told.state.whole => return Ok(told),
+                Ok(told) => {
+                    let lacking = |told: &Told| told.waits_for.len();
+                    if best
+                        .as_ref()
+                        .is_none_or(|best| lacking(&told) < lacking(best))
+                    {
+                        best = Some(told);
+                    }
+                }
                 Err(GapError::Room(error)) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, %server, event = %event.event_id(), "a state was not given");
-                    continue;
                 }
-            };
-            let incoming = self.inner.incoming(self.room, vec![event.clone()]).await?;
-            let Some(incoming) = incoming.into_iter().next() else {
-                continue;
-            };
-            let received = rooms.receive_over_gap(self.room, incoming, state).await?;
-            if matches!(received, Received::Judged { .. }) {
-                self.judged.push(event.event_id().to_owned());
-                return Ok(());
             }
         }
-        Err(GapError::NotGiven("the state"))
+        best.ok_or(GapError::NotGiven("the state"))
     }
 
     /// Whom to ask about an event: its maker, also if it is not among those that are asked for the
     /// rest, then these.
-    pub(super) fn maker_first(&self, event: &Pdu) -> Vec<OwnedServerName> {
+    fn maker_first(&self, event: &Pdu) -> Vec<OwnedServerName> {
         let maker = event.sender().server_name();
         let is_own = is_same_server(maker, &self.inner.parts.own);
         let others = self.servers.iter();
@@ -346,13 +426,9 @@ impl<'a> Gap<'a> {
         first.chain(others.cloned()).collect()
     }
 
-    /// The state before an event as a server tells it. What is not here of it is fetched, as far as
-    /// somebody has it.
-    pub(super) async fn state_before(
-        &self,
-        server: &ServerName,
-        event: &Pdu,
-    ) -> Result<Vec<OwnedEventId>, GapError> {
+    /// The state before an event as a server tells it. What is not here of it is fetched from
+    /// whoever has it.
+    async fn state_before(&self, server: &ServerName, event: &Pdu) -> Result<Told, GapError> {
         let fetcher = &self.inner.parts.fetcher;
         let rooms = &self.inner.parts.rooms;
         let not_given = |error: FetchError| {
@@ -366,25 +442,53 @@ impl<'a> Gap<'a> {
         }
         let lacking_state = rooms.missing_of(self.room, &state).await?;
         let lacking_auth = rooms.missing_of(self.room, &auth_chain).await?;
-        let lacking = lacking_state.len() + lacking_auth.len();
-        let fetched = if lacking > MAX_SINGLE {
-            let whole = fetcher.state(server, self.of(), event.event_id()).await;
-            let whole = whole.map_err(not_given)?;
-            // Only what the ids named.
-            let wanted: HashSet<_> = lacking_state.into_iter().chain(lacking_auth).collect();
-            let both = whole.auth_chain.into_iter().chain(whole.state);
-            both.filter(|pdu| wanted.contains(pdu.event_id())).collect()
-        } else {
-            let ids: Vec<_> = lacking_auth.into_iter().chain(lacking_state).collect();
-            fetcher.events(&self.servers, self.of(), &ids).await
-        };
-        self.outliers(fetched).await?;
-        // What nobody gives any more is not part of it.
-        let still = rooms.missing_of(self.room, &state).await?.len();
-        if still > state.len() / 2 {
-            return Err(GapError::NotGiven("most of the state"));
+        if lacking_state.len() + lacking_auth.len() > MAX_SINGLE {
+            match fetcher.state(server, self.of(), event.event_id()).await {
+                Ok(whole) => {
+                    // Only what the ids named.
+                    let wanted: HashSet<_> =
+                        lacking_state.into_iter().chain(lacking_auth).collect();
+                    let both = whole.auth_chain.into_iter().chain(whole.state);
+                    let both = both.filter(|pdu| wanted.contains(pdu.event_id()));
+                    self.outliers(both.collect()).await?;
+                }
+                // One by one, as far as that goes.
+                Err(error) => tracing::debug!(%error, %server, "no whole state"),
+            }
         }
-        Ok(state)
+        let mut wanted = rooms.missing_of(self.room, &state).await?;
+        let unusable = self.one_by_one(&wanted).await?;
+        wanted = rooms.missing_of(self.room, &wanted).await?;
+        wanted.retain(|id| !unusable.contains(id));
+        let whole = wanted.is_empty();
+        let (given_up, room) = (&self.inner.given_up, self.room.number);
+        wanted.retain(|id| given_up.get(&(room, id.clone())).is_none());
+        Ok(Told {
+            state: ToldState {
+                events: state,
+                whole,
+            },
+            waits_for: wanted,
+        })
+    }
+}
+
+/// Adds those events that others among them, or among those that were found before, name as
+/// previous ones: others were not asked for.
+fn add_named(found: &mut Vec<Pdu>, more: Vec<Pdu>) {
+    let mut more: HashMap<OwnedEventId, Pdu> = more
+        .into_iter()
+        .map(|pdu| (pdu.event_id().to_owned(), pdu))
+        .collect();
+    for pdu in found.iter() {
+        more.remove(pdu.event_id());
+    }
+    let mut looked_at = 0;
+    while looked_at < found.len() {
+        for id in found[looked_at].prev_events().to_vec() {
+            found.extend(more.remove(&id));
+        }
+        looked_at += 1;
     }
 }
 

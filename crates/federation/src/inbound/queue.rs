@@ -2,10 +2,11 @@
 //! and nobody takes more than a share.
 //!
 //! A room is here exactly while it has rows or a worker. Whether a worker ends is decided under the
-//! same lock under which it is told of rows: no wake-up falls between.
+//! same lock under which it is told of rows: no wake-up falls between. Each row is known by its
+//! number until it is removed, so that its place is given back once, whatever happens on the way.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -23,7 +24,11 @@ pub const MAX_OF_ORIGIN: usize = 20_000;
 /// Rows in all: some gigabytes in the worst case.
 pub const MAX_IN_ALL: usize = 200_000;
 /// Events of one room that were refused for want of room and are fetched when it is worked off.
-const MAX_NOTED: usize = 100;
+const MAX_NOTED: usize = 1_000;
+/// Of them, events that one server may have sent.
+const MAX_NOTED_OF_ORIGIN: usize = 500;
+/// Such events in all.
+const MAX_NOTED_IN_ALL: usize = 20_000;
 
 /// Why an event gets no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,9 +45,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The row may be on disk: whoever removes it gives the place back.
-    pub(crate) fn keep(mut self) {
+    /// The row is on disk: its place is given back when it is removed.
+    pub(crate) fn keep(mut self, row: u64) {
         self.kept = true;
+        let mut state = self.queues.state.lock();
+        let queue = state.rooms.entry(self.room).or_default();
+        queue.kept.insert(row, self.origin.clone());
     }
 }
 
@@ -65,20 +73,22 @@ struct State {
     rooms: HashMap<RoomNumber, Queue>,
     origins: HashMap<OwnedServerName, usize>,
     rows: usize,
+    noted: usize,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The next row of the room; unknown until the rows on disk were looked at.
-    next: Option<u64>,
     /// Rows and places that were promised.
     rows: usize,
     origins: HashMap<OwnedServerName, usize>,
+    /// The rows on disk, and who sent them.
+    kept: BTreeMap<u64, OwnedServerName>,
     /// Rows that the worker has not taken yet.
     ready: BTreeSet<u64>,
     working: bool,
     changed: Arc<Notify>,
-    noted: Vec<(OwnedEventId, OwnedServerName)>,
+    /// Events that were refused, and who sent them.
+    noted: BTreeMap<OwnedEventId, OwnedServerName>,
 }
 
 impl Queue {
@@ -120,37 +130,44 @@ impl Queues {
     pub(crate) fn found(&self, room: RoomNumber, origin: &ServerName, row: u64) {
         let state = &mut *self.state.lock();
         let queue = state.rooms.entry(room).or_default();
+        if queue.kept.insert(row, origin.to_owned()).is_some() {
+            return;
+        }
         queue.rows += 1;
         *queue.origins.entry(origin.to_owned()).or_default() += 1;
-        queue.next = queue.next.max(Some(row + 1));
         queue.ready.insert(row);
         state.rows += 1;
         *state.origins.entry(origin.to_owned()).or_default() += 1;
     }
 
-    /// Gives a place back: its row is gone, or was never written.
-    pub(crate) fn give_back(&self, room: RoomNumber, origin: &ServerName) {
+    /// A row is gone: gives its place back.
+    pub(crate) fn remove(&self, room: RoomNumber, row: u64) {
         let state = &mut *self.state.lock();
-        if let Some(queue) = state.rooms.get_mut(&room) {
-            queue.rows = queue.rows.saturating_sub(1);
-            state.rows = state.rows.saturating_sub(1);
-            count_down(&mut queue.origins, origin);
-            count_down(&mut state.origins, origin);
-            if queue.is_idle() {
-                state.rooms.remove(&room);
-            }
+        let Some(queue) = state.rooms.get_mut(&room) else {
+            return;
+        };
+        queue.ready.remove(&row);
+        if let Some(origin) = queue.kept.remove(&row) {
+            state.give_back(room, &origin);
         }
     }
 
-    /// The number of the next row, if it is known.
-    pub(crate) fn next(&self, room: RoomNumber) -> Option<u64> {
-        self.state.lock().rooms.get(&room)?.next
+    /// Gives the place of a row back that was never written.
+    fn give_back(&self, room: RoomNumber, origin: &ServerName) {
+        self.state.lock().give_back(room, origin);
     }
 
-    /// Says which row is the next; `None` to have the disk looked at.
-    pub(crate) fn set_next(&self, room: RoomNumber, next: Option<u64>) {
+    /// Whether a room has rows, or any on their way.
+    pub(crate) fn knows(&self, room: RoomNumber) -> bool {
+        self.state.lock().rooms.contains_key(&room)
+    }
+
+    /// Has all rows of a room judged again: nobody knows any more what became of them.
+    pub(crate) fn all_again(&self, room: RoomNumber) {
         let mut state = self.state.lock();
-        state.rooms.entry(room).or_default().next = next;
+        let queue = state.rooms.entry(room).or_default();
+        queue.ready.extend(queue.kept.keys());
+        queue.changed.notify_one();
     }
 
     /// Tells the worker of rows that are on disk. Gives whether one has to be started.
@@ -218,27 +235,104 @@ impl Queues {
         true
     }
 
-    /// Notes an event that was refused.
-    pub(crate) fn note(&self, room: RoomNumber, id: OwnedEventId, origin: &ServerName) {
-        let mut state = self.state.lock();
+    /// Notes an event that was refused. Gives whether it is noted now and was not before.
+    pub(crate) fn note(&self, room: RoomNumber, id: &OwnedEventId, origin: &ServerName) -> bool {
+        let state = &mut *self.state.lock();
         let queue = state.rooms.entry(room).or_default();
-        if queue.noted.len() < MAX_NOTED {
-            queue.noted.push((id, origin.to_owned()));
+        let of_origin = queue.noted.values().filter(|by| **by == *origin).count();
+        let full = queue.noted.len() >= MAX_NOTED
+            || of_origin >= MAX_NOTED_OF_ORIGIN
+            || state.noted >= MAX_NOTED_IN_ALL;
+        if full || queue.noted.contains_key(id) {
+            if queue.is_idle() {
+                state.rooms.remove(&room);
+            }
+            return false;
+        }
+        queue.noted.insert(id.clone(), origin.to_owned());
+        state.noted += 1;
+        true
+    }
+
+    /// Notes an event that was found among those that were refused, whatever the bounds say.
+    pub(crate) fn found_noted(&self, room: RoomNumber, id: OwnedEventId, origin: OwnedServerName) {
+        let state = &mut *self.state.lock();
+        let queue = state.rooms.entry(room).or_default();
+        if queue.noted.insert(id, origin).is_none() {
+            state.noted += 1;
         }
     }
 
-    /// The events that were refused, to be fetched now.
-    pub(crate) fn noted(&self, room: RoomNumber) -> Vec<(OwnedEventId, OwnedServerName)> {
-        let mut state = self.state.lock();
-        let queue = state.rooms.get_mut(&room);
-        queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.noted))
+    /// Up to `limit` of the events that were refused, with who sent them.
+    pub(crate) fn noted(
+        &self,
+        room: RoomNumber,
+        limit: usize,
+    ) -> Vec<(OwnedEventId, OwnedServerName)> {
+        let state = self.state.lock();
+        let noted = state.rooms.get(&room).map(|queue| queue.noted.iter());
+        let noted = noted.into_iter().flatten().take(limit);
+        noted
+            .map(|(id, origin)| (id.clone(), origin.clone()))
+            .collect()
+    }
+
+    /// How many events of a room were refused and not fetched yet.
+    pub(crate) fn noted_count(&self, room: RoomNumber) -> usize {
+        let state = self.state.lock();
+        state.rooms.get(&room).map_or(0, |queue| queue.noted.len())
+    }
+
+    /// Whether a room has refused events, and has worked off enough to take them.
+    pub(crate) fn may_fetch_noted(&self, room: RoomNumber) -> bool {
+        let state = self.state.lock();
+        let queue = state.rooms.get(&room);
+        queue.is_some_and(|queue| !queue.noted.is_empty() && queue.rows <= MAX_IN_ROOM / 2)
+    }
+
+    /// Whether an event was refused before.
+    pub(crate) fn is_noted(&self, room: RoomNumber, id: &OwnedEventId) -> bool {
+        let state = self.state.lock();
+        let queue = state.rooms.get(&room);
+        queue.is_some_and(|queue| queue.noted.contains_key(id))
+    }
+
+    /// Forgets events that were refused: they are here, or not to be had.
+    pub(crate) fn forget_noted(&self, room: RoomNumber, ids: &[OwnedEventId]) {
+        let state = &mut *self.state.lock();
+        let Some(queue) = state.rooms.get_mut(&room) else {
+            return;
+        };
+        for id in ids {
+            if queue.noted.remove(id).is_some() {
+                state.noted -= 1;
+            }
+        }
+        if queue.is_idle() {
+            state.rooms.remove(&room);
+        }
     }
 
     /// Whether nothing is kept.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock();
-        state.rooms.is_empty() && state.origins.is_empty() && state.rows == 0
+        state.rooms.is_empty() && state.origins.is_empty() && state.rows + state.noted == 0
+    }
+}
+
+impl State {
+    fn give_back(&mut self, room: RoomNumber, origin: &ServerName) {
+        let Some(queue) = self.rooms.get_mut(&room) else {
+            return;
+        };
+        queue.rows = queue.rows.saturating_sub(1);
+        self.rows = self.rows.saturating_sub(1);
+        count_down(&mut queue.origins, origin);
+        count_down(&mut self.origins, origin);
+        if queue.is_idle() {
+            self.rooms.remove(&room);
+        }
     }
 }
 
@@ -298,20 +392,51 @@ mod tests {
     fn a_worker_does_not_end_while_rows_are_ready() {
         let queues = Arc::new(Queues::default());
         let a = server_name!("a.example");
-        queues.take_place(ROOM, a).unwrap().keep();
-        queues.take_place(ROOM, a).unwrap().keep();
+        queues.take_place(ROOM, a).unwrap().keep(1);
+        queues.take_place(ROOM, a).unwrap().keep(3);
+        queues.take_place(ROOM, a).unwrap().keep(2);
         assert!(queues.arrived(ROOM, &[2, 1]), "the first is told to start");
         assert!(!queues.arrived(ROOM, &[3]), "the second is not");
         assert_eq!(queues.ready(ROOM, 2), [1, 2]);
         assert!(!queues.may_end(ROOM));
         assert_eq!(queues.ready(ROOM, 2), [3]);
-        queues.give_back(ROOM, a);
+        queues.remove(ROOM, 1);
+        queues.remove(ROOM, 1);
+        queues.remove(ROOM, 2);
         assert!(queues.may_end(ROOM));
         assert!(!queues.is_empty(), "a row is left");
         assert_eq!(queues.without_workers(), [ROOM]);
         assert!(queues.without_workers().is_empty());
-        queues.give_back(ROOM, a);
+        queues.all_again(ROOM);
+        assert_eq!(
+            queues.ready(ROOM, 2),
+            [3],
+            "what is not removed is not lost"
+        );
+        queues.remove(ROOM, 3);
         assert!(queues.may_end(ROOM));
+        assert!(queues.is_empty());
+    }
+
+    #[test]
+    fn refused_events_are_noted_once_and_within_bounds() {
+        let queues = Arc::new(Queues::default());
+        let (a, b) = (server_name!("a.example"), server_name!("b.example"));
+        let id = |number: usize| OwnedEventId::try_from(format!("$event{number}")).unwrap();
+        for number in 0..MAX_NOTED_OF_ORIGIN {
+            assert!(queues.note(ROOM, &id(number), a));
+            assert!(!queues.note(ROOM, &id(number), b), "only once");
+        }
+        assert!(!queues.note(ROOM, &id(9_999), a), "a has its share");
+        assert!(queues.note(ROOM, &id(9_999), b));
+        assert!(queues.note(RoomNumber(2), &id(9_999), a), "of each room");
+        assert_eq!(queues.noted(ROOM, 3).len(), 3);
+        assert!(!queues.may_end(ROOM), "it has something to fetch");
+        for room in [ROOM, RoomNumber(2)] {
+            let noted = queues.noted(room, MAX_NOTED).into_iter();
+            let noted: Vec<_> = noted.map(|(id, _)| id).collect();
+            queues.forget_noted(room, &noted);
+        }
         assert!(queues.is_empty());
     }
 }

@@ -41,6 +41,14 @@ pub(crate) struct AnswerRow {
 }
 homeserver_storage::row!(AnswerRow, 1);
 
+/// An event that was refused since too many wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NotedRow {
+    /// Who sent it.
+    pub(crate) origin: OwnedServerName,
+}
+homeserver_storage::row!(NotedRow, 1);
+
 #[cfg(test)]
 mod tests {
     use homeserver_storage::Row as _;
@@ -71,15 +79,20 @@ mod tests {
             body: [7; 32],
             answer: "{}".to_owned(),
         };
-        let rows = [pdu.encode(), edu.encode(), answer.encode()];
+        let noted = NotedRow {
+            origin: owned_server_name!("a.example"),
+        };
+        let rows = [pdu.encode(), edu.encode(), answer.encode(), noted.encode()];
         assert_eq!(WaitingPdu::decode(&rows[0]).unwrap(), pdu);
         assert_eq!(WaitingEdu::decode(&rows[1]).unwrap(), edu);
         assert_eq!(AnswerRow::decode(&rows[2]).unwrap(), answer);
+        assert_eq!(NotedRow::decode(&rows[3]).unwrap(), noted);
         let rows = rows.map(|row| hex(&row)).join("\n");
         insta::assert_snapshot!(rows, @r"
         0109612e6578616d706c650224650103027b7d
         01036d2e78027b7d01
         010707070707070707070707070707070707070707070707070707070707070707027b7d
+        0109612e6578616d706c65
         ");
     }
 }

@@ -6,17 +6,17 @@ use homeserver_rooms::RoomNumber;
 use homeserver_storage::{
     Batch, CommitError, Direction, Durability, ScanRange, StorageError, Ticket,
 };
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
 
 use super::{
     Inner, ReadRow, TransactionError,
     admit::Taken,
     answers::NewAnswer,
     queue::Place,
-    rows::{WaitingEdu, WaitingPdu},
+    rows::{NotedRow, WaitingEdu, WaitingPdu},
     transaction::ReceivedEdu,
 };
-use crate::tables::{INBOUND_EDUS, INBOUND_PDUS};
+use crate::tables::{INBOUND_EDUS, INBOUND_NOTED, INBOUND_PDUS};
 
 /// Bytes of one batch: what is written for a row beside its value fits into the rest.
 const MAX_BYTES: usize = 4_000_000;
@@ -43,13 +43,29 @@ impl Batches {
     }
 }
 
+/// What has to be on disk before a server gets its answer.
+#[derive(Default)]
+pub(super) struct ToKeep {
+    pub(super) taken: Vec<Taken>,
+    pub(super) edus: Vec<ReceivedEdu>,
+    /// Events that are refused for want of room, and are fetched later.
+    pub(super) noted: Vec<(RoomNumber, OwnedEventId)>,
+    /// None where nobody waits for one.
+    pub(super) answer: Option<NewAnswer>,
+}
+
 /// Rows that are on their way to the disk.
 #[derive(Default)]
 struct Written {
+    places: Vec<(Place, u64)>,
     pdus: BTreeMap<RoomNumber, Vec<u64>>,
     edus: Vec<u64>,
     /// The events of the rows, for their workers.
     read: Vec<((RoomNumber, u64), ReadRow)>,
+    /// Rooms in which events were refused.
+    noted: Vec<RoomNumber>,
+    /// Events that had been refused before and are taken now.
+    no_longer_noted: Vec<(RoomNumber, OwnedEventId)>,
 }
 
 impl Inner {
@@ -57,92 +73,83 @@ impl Inner {
     pub(super) async fn keep(
         self: &Arc<Self>,
         origin: &ServerName,
-        taken: Vec<Taken>,
-        edus: Vec<ReceivedEdu>,
-        answer: NewAnswer,
+        keep: ToKeep,
     ) -> Result<(), TransactionError> {
-        if taken.is_empty() && edus.is_empty() {
+        if keep.taken.is_empty() && keep.edus.is_empty() && keep.noted.is_empty() {
             // Nothing is done twice if it comes again.
             return Ok(());
         }
         let mut written = Written::default();
-        let mut places = Vec::with_capacity(taken.len());
         let tickets = {
             // Until the batches are queued.
-            let _numbering = self.numbering.lock().await;
-            self.look_for_numbers(origin, &taken, &edus).await?;
+            let mut numbers = self.numbering.lock().await;
+            numbers.tidy(&self.queues, &self.edu_queues);
+            let store = &self.parts.store;
             let mut batches = Batches {
                 full: Vec::new(),
                 open: Batch::new(),
             };
-            for taken in taken {
-                places.push(self.write_pdu(origin, taken, &mut batches, &mut written));
+            for taken in keep.taken {
+                let number = numbers.of_room(store, taken.room.number).await?;
+                self.write_pdu(origin, (taken, *number), &mut batches, &mut written);
+                *number += 1;
             }
-            for edu in edus {
-                self.write_edu(origin, edu, &mut batches, &mut written);
+            if !keep.edus.is_empty() {
+                let number = numbers.of_origin(store, origin).await?;
+                for edu in keep.edus {
+                    if self.write_edu(origin, (edu, *number), &mut batches) {
+                        written.edus.push(*number);
+                        *number += 1;
+                    }
+                }
             }
-            let now = self.parts.runtime.clock.unix_millis();
-            // It comes last: it says that all the others are there.
-            answer.write(now, batches.next(MAX_ANSWER));
+            for (room, id) in keep.noted {
+                let row = NotedRow {
+                    origin: origin.to_owned(),
+                };
+                let batch = batches.next(id.as_str().len());
+                batch.put(&INBOUND_NOTED, &(room.0, id.as_str()), &row);
+                written.noted.push(room);
+            }
+            if let Some(answer) = keep.answer {
+                let now = self.parts.runtime.clock.unix_millis();
+                // It comes last: it says that all the others are there.
+                answer.write(now, batches.next(MAX_ANSWER));
+            }
             self.submit(batches).await
         };
         let outcome = finish(tickets).await;
         match outcome {
             Ok(()) => {
-                places.into_iter().for_each(Place::keep);
+                for (place, number) in written.places.drain(..) {
+                    place.keep(number);
+                }
                 for (key, row) in written.read.drain(..) {
                     self.read.insert(key, row);
                 }
+                for (room, id) in written.no_longer_noted.drain(..) {
+                    self.queues.forget_noted(room, &[id]);
+                }
             }
-            Err(_) => self.after_failure(origin, &mut written, places).await,
+            Err(_) => self.after_failure(origin, &mut written).await,
         }
         self.wake(origin, written);
         Ok(outcome?)
     }
 
-    /// Sees to it that the numbers of the next rows are known.
-    async fn look_for_numbers(
-        &self,
-        origin: &ServerName,
-        taken: &[Taken],
-        edus: &[ReceivedEdu],
-    ) -> Result<(), StorageError> {
-        let store = &self.parts.store;
-        for taken in taken {
-            let room = taken.room.number;
-            if self.queues.next(room).is_none() {
-                let range = ScanRange::prefix(&room.0);
-                let last = store.scan(&INBOUND_PDUS, range, Direction::Backward, 1);
-                let last = last.await?;
-                let next = last.first().map_or(0, |((_, number), _)| number + 1);
-                self.queues.set_next(room, Some(next));
-            }
-        }
-        if !edus.is_empty() && !self.edu_queues.knows_next(origin) {
-            let range = ScanRange::prefix(&origin.as_str());
-            let last = store.scan(&INBOUND_EDUS, range, Direction::Backward, 1);
-            let last = last.await?;
-            let next = last.first().map_or(0, |((_, number), _)| number + 1);
-            self.edu_queues.set_next(origin, next);
-        }
-        Ok(())
-    }
-
     fn write_pdu(
         &self,
         origin: &ServerName,
-        taken: Taken,
+        (taken, number): (Taken, u64),
         batches: &mut Batches,
         written: &mut Written,
-    ) -> Place {
+    ) {
         let Taken {
             room,
             pdu,
             verified,
             place,
         } = taken;
-        let number = self.queues.next(room.number).unwrap_or_default();
-        self.queues.set_next(room.number, Some(number + 1));
         let row = WaitingPdu {
             origin: origin.to_owned(),
             event_id: pdu.event_id().to_owned(),
@@ -155,29 +162,33 @@ impl Inner {
         // Another process may have written the same number.
         batch.assert_absent(&INBOUND_PDUS, &key);
         batch.put(&INBOUND_PDUS, &key, &row);
+        if self.queues.is_noted(room.number, &row.event_id) {
+            batch.delete(&INBOUND_NOTED, &(room.number.0, row.event_id.as_str()));
+            written.no_longer_noted.push((room.number, row.event_id));
+        }
         let read = ReadRow {
             origin: origin.to_owned(),
             verified,
             attempts: 0,
             pdu,
         };
+        written.places.push((place, number));
         // Not before it is on disk: the number may turn out to be another's.
         written.read.push(((room.number, number), read));
         written.pdus.entry(room.number).or_default().push(number);
-        place
     }
 
+    /// Gives whether there is room for it.
     fn write_edu(
         &self,
         origin: &ServerName,
-        edu: ReceivedEdu,
+        (edu, number): (ReceivedEdu, u64),
         batches: &mut Batches,
-        written: &mut Written,
-    ) {
-        let Some(number) = self.edu_queues.take(origin) else {
+    ) -> bool {
+        if !self.edu_queues.take_place(origin) {
             tracing::warn!(%origin, edu_type = edu.edu_type, "too many EDUs wait: one is dropped");
-            return;
-        };
+            return false;
+        }
         let content = String::from_utf8_lossy(&edu.content).into_owned();
         let batch = batches.next(content.len());
         let row = WaitingEdu {
@@ -186,7 +197,7 @@ impl Inner {
             attempts: 0,
         };
         batch.put(&INBOUND_EDUS, &(origin.as_str(), number), &row);
-        written.edus.push(number);
+        true
     }
 
     async fn submit(&self, batches: Batches) -> Vec<Result<Ticket, CommitError>> {
@@ -205,35 +216,32 @@ impl Inner {
         tickets
     }
 
-    /// After a commit of which some may be on disk: looks which rows are there.
-    async fn after_failure(&self, origin: &ServerName, written: &mut Written, places: Vec<Place>) {
-        // Numbers are not given again: they may have holes.
+    /// After a commit of which some may be on disk: looks which rows are there. Numbers are not
+    /// given again: they may have holes.
+    async fn after_failure(&self, origin: &ServerName, written: &mut Written) {
         written.read.clear();
         for (room, numbers) in &mut written.pdus {
             let keys: Vec<_> = numbers.iter().map(|number| (room.0, *number)).collect();
             let rows = self.parts.store.multi_get(&INBOUND_PDUS, &keys).await;
-            let Ok(rows) = rows else {
-                // They are found by the next start.
-                numbers.clear();
-                continue;
-            };
-            let there = numbers.iter().copied().zip(rows);
-            // A row of another process may be there under the same number.
-            let there =
-                there.filter(|(_, row)| row.as_ref().is_some_and(|row| row.origin == *origin));
-            *numbers = there.map(|(number, _)| number).collect();
+            // Where that is not known either, the worker finds out.
+            if let Ok(rows) = rows {
+                let there = numbers.iter().copied().zip(rows);
+                // A row of another process may be there under the same number.
+                let there =
+                    there.filter(|(_, row)| row.as_ref().is_some_and(|row| row.origin == *origin));
+                *numbers = there.map(|(number, _)| number).collect();
+            }
             for number in numbers.iter() {
                 self.queues.found(*room, origin, *number);
             }
         }
-        drop(places);
+        written.places.clear();
         let there = self.edus_on_disk(origin, &written.edus).await;
         for number in &written.edus {
             if !there.contains(number) {
                 self.edu_queues.give_back(origin);
             }
         }
-        self.edu_queues.forget_next(origin);
         written.edus = there;
     }
 
@@ -242,8 +250,11 @@ impl Inner {
             .iter()
             .map(|number| (origin.as_str(), *number))
             .collect();
-        let rows = self.parts.store.multi_get(&INBOUND_EDUS, &keys).await;
-        let there = numbers.iter().copied().zip(rows.unwrap_or_default());
+        let Ok(rows) = self.parts.store.multi_get(&INBOUND_EDUS, &keys).await else {
+            // The worker finds out.
+            return numbers.to_vec();
+        };
+        let there = numbers.iter().copied().zip(rows);
         there
             .filter_map(|(number, row)| row.map(|_| number))
             .collect()
@@ -253,6 +264,11 @@ impl Inner {
     fn wake(self: &Arc<Self>, origin: &ServerName, written: Written) {
         for (room, numbers) in written.pdus {
             if !numbers.is_empty() && self.queues.arrived(room, &numbers) {
+                self.start_worker(room);
+            }
+        }
+        for room in written.noted {
+            if self.queues.arrived(room, &[]) {
                 self.start_worker(room);
             }
         }
@@ -273,6 +289,19 @@ impl Inner {
             }
             let Some((last, _)) = rows.last() else { break };
             range = ScanRange::all().after(last);
+        }
+        let mut range = ScanRange::all();
+        loop {
+            let store = &self.parts.store;
+            let rows = store.scan(&INBOUND_NOTED, range, Direction::Forward, READ_AT_ONCE);
+            let rows = rows.await?;
+            let Some((last, _)) = rows.last() else { break };
+            range = ScanRange::all().after(last);
+            for ((room, id), row) in rows {
+                if let Ok(id) = OwnedEventId::try_from(id) {
+                    self.queues.found_noted(RoomNumber(room), id, row.origin);
+                }
+            }
         }
         let mut range = ScanRange::all();
         loop {

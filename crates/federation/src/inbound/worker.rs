@@ -9,7 +9,7 @@ use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Durati
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use homeserver_events::{Pdu, PduError};
+use homeserver_events::Pdu;
 use homeserver_rooms::{Received, Room, RoomError, RoomNumber};
 use homeserver_storage::{Batch, Durability};
 use ruma::{OwnedEventId, OwnedServerName};
@@ -18,7 +18,8 @@ use super::{
     Inner, ReadRow,
     desk::{Desk, Stuck, Waits, in_order},
     gap::{Filled, GapError},
-    rows::WaitingPdu,
+    noted::Left,
+    read_rows::{Numbered, RowsRead},
 };
 use crate::{CheckError, Dropped, tables::INBOUND_PDUS};
 
@@ -38,8 +39,6 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 const OWN_PAUSE: Duration = Duration::from_secs(2);
 /// The pause of an event whose states could not be resolved within the limits.
 const UNRESOLVED_PAUSE: Duration = Duration::from_mins(15);
-/// The pause of an event that needs a state which is told once that of the room is whole.
-const PARTIAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// What became of a row.
 #[derive(Clone)]
@@ -58,15 +57,14 @@ enum Outcome {
     Passing(Duration, String),
 }
 
-/// A row with its number in the room.
-type Numbered = (u64, ReadRow);
-
 /// Something that a worker waited for without a turn.
 enum Done {
     Filled(u64, ReadRow, Filled),
     Checked(Vec<Numbered>, Vec<Result<Pdu, Dropped>>),
     /// No keys could be looked for.
     Unchecked(Vec<Numbered>, CheckError),
+    /// Events that had been refused were fetched.
+    Noted(Left),
 }
 
 /// A worker.
@@ -77,6 +75,16 @@ struct Worker {
     jobs: FuturesUnordered<BoxFuture<'static, Option<Done>>>,
     /// Servers whose gaps are being filled.
     busy_with: HashSet<OwnedServerName>,
+    noted: Noted,
+}
+
+/// Where the fetching of events stands that were refused.
+#[derive(Default)]
+struct Noted {
+    underway: bool,
+    /// Times in a row that some were left.
+    attempts: u8,
+    due: Duration,
 }
 
 impl Inner {
@@ -95,7 +103,7 @@ impl Inner {
                     () = inner.parts.runtime.tasks.stopping() => return,
                     () = tokio::time::sleep(OWN_PAUSE) => {}
                 }
-                inner.look_again(room).await;
+                inner.queues.all_again(room);
             }
         });
     }
@@ -126,6 +134,7 @@ impl Worker {
             desk: Desk::default(),
             jobs: FuturesUnordered::new(),
             busy_with: HashSet::new(),
+            noted: Noted::default(),
         };
         let tasks = worker.inner.parts.runtime.tasks.clone();
         while !tasks.is_stopping() {
@@ -133,11 +142,10 @@ impl Worker {
                 continue;
             }
             worker.start_fills().await;
-            if worker.jobs.is_empty() && worker.desk.is_empty() {
-                worker.inner.fetch_noted(&worker.room).await;
-                if worker.inner.queues.may_end(number) {
-                    return;
-                }
+            worker.start_noted();
+            let is_idle = worker.jobs.is_empty() && worker.desk.is_empty();
+            if is_idle && worker.inner.queues.may_end(number) {
+                return;
             }
             tokio::select! {
                 () = tasks.stopping() => return,
@@ -150,7 +158,9 @@ impl Worker {
     async fn wait(&mut self) {
         let changed = self.inner.queues.changed(self.room.number);
         let now = self.inner.monotonic();
-        let due = self.desk.next_due(now);
+        let waits = self.noted.attempts > 0 && !self.noted.underway;
+        let noted = Some(self.noted.due).filter(|_| waits);
+        let due = self.desk.next_due(now).into_iter().chain(noted).min();
         let pause = due.map_or(LONGEST_PAUSE, |due| due.saturating_sub(now));
         let done = tokio::select! {
             done = self.jobs.next(), if !self.jobs.is_empty() => done.flatten(),
@@ -170,15 +180,7 @@ impl Worker {
         if rows.is_empty() {
             return false;
         }
-        let read = match self.inner.rows(&self.room, &rows).await {
-            Ok(read) => read,
-            Err(error) => {
-                tracing::warn!(%error, room = %self.room.id, "waiting events cannot be read");
-                tokio::time::sleep(OWN_PAUSE).await;
-                self.inner.queues.put_back(number, &rows);
-                return true;
-            }
-        };
+        let read = self.read(&rows).await;
         let (verified, unverified): (Vec<_>, Vec<_>) =
             read.into_iter().partition(|(_, row)| row.verified);
         if !unverified.is_empty() {
@@ -186,6 +188,45 @@ impl Worker {
         }
         self.judge(verified).await;
         true
+    }
+
+    /// Reads rows. Those of which nothing can be made are removed, others put aside.
+    async fn read(&mut self, rows: &[u64]) -> Vec<Numbered> {
+        let RowsRead { rows, gone, unread } = self.inner.rows(&self.room, rows).await;
+        let due = self.inner.monotonic() + OWN_PAUSE;
+        for number in unread {
+            self.desk.put_unread(number, due);
+        }
+        if !gone.is_empty() {
+            let mut batch = Batch::new();
+            for number in &gone {
+                batch.delete(&INBOUND_PDUS, &(self.room.number.0, *number));
+            }
+            self.remove(batch, gone).await;
+        }
+        rows
+    }
+
+    /// Begins to fetch what was refused while the room had too many, unless that was tried just now.
+    fn start_noted(&mut self) {
+        let now = self.inner.monotonic();
+        let due = self.noted.attempts == 0 || self.noted.due <= now;
+        if !due || self.noted.underway || !self.inner.queues.may_fetch_noted(self.room.number) {
+            return;
+        }
+        self.noted.underway = true;
+        let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&self.room));
+        let give_up = self.noted.attempts >= MAX_ATTEMPTS;
+        let fetch = async move {
+            if give_up {
+                inner.give_noted_up(&room).await;
+                return Some(Done::Noted(Left::Nothing));
+            }
+            let fetch = AssertUnwindSafe(inner.fetch_noted(&room));
+            let left = fetch.catch_unwind().await;
+            Some(Done::Noted(left.unwrap_or(Left::AsMany)))
+        };
+        self.jobs.push(fetch.boxed());
     }
 
     /// Looks for the keys of rows, without a turn.
@@ -228,7 +269,8 @@ impl Worker {
     /// What becomes of rows; `None` if that panicked.
     async fn judged(&mut self, rows: Vec<Numbered>) -> Option<Vec<Outcome>> {
         let pdus: Vec<Pdu> = rows.into_iter().map(|(_, row)| row.pdu).collect();
-        let incoming = match self.inner.incoming(&self.room, pdus.clone()).await {
+        let incoming = AssertUnwindSafe(self.inner.incoming(&self.room, pdus.clone()));
+        let incoming = match incoming.catch_unwind().await.ok()? {
             Ok(incoming) => incoming,
             Err(error) => return Some(pdus.iter().map(|_| of_error(&error)).collect()),
         };
@@ -261,7 +303,7 @@ impl Worker {
                     here.push(id);
                 }
                 batch.delete(&INBOUND_PDUS, &key);
-                gone.push((number, row.origin));
+                gone.push(number);
                 continue;
             };
             if row.attempts > before {
@@ -311,7 +353,7 @@ impl Worker {
     }
 
     /// Writes what changed of rows, and gives the places of those that are gone back.
-    async fn remove(&mut self, batch: Batch, gone: Vec<(u64, OwnedServerName)>) {
+    async fn remove(&mut self, batch: Batch, gone: Vec<u64>) {
         if !batch.is_empty() {
             let removed = match self
                 .inner
@@ -328,9 +370,9 @@ impl Worker {
                 tracing::warn!(%error, room = %self.room.id, "rows of judged events stay on disk");
             }
         }
-        for (number, origin) in gone {
+        for number in gone {
             self.inner.read.remove(&(self.room.number, number));
-            self.inner.queues.give_back(self.room.number, &origin);
+            self.inner.queues.remove(self.room.number, number);
         }
     }
 
@@ -341,19 +383,18 @@ impl Worker {
             let Some(number) = self.desk.look_after(now, &self.busy_with) else {
                 return;
             };
-            let row = self.inner.rows(&self.room, &[number]).await;
-            let row = row.ok().and_then(|mut rows| rows.pop());
-            let Some((_, row)) = row else {
-                tokio::time::sleep(OWN_PAUSE).await;
-                self.desk.remove(number);
-                self.inner.queues.put_back(self.room.number, &[number]);
-                return;
+            let Some((_, row)) = self.read(&[number]).await.pop() else {
+                // It is put aside by itself, unless it is gone.
+                if !self.desk.is_unread(number) {
+                    self.desk.remove(number);
+                }
+                continue;
             };
             self.busy_with.insert(row.origin.clone());
             let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&self.room));
             let fill = async move {
                 let _turn = inner.filling.acquire().await.ok()?;
-                let fill = inner.fill(&room, &row.origin, row.pdu.clone());
+                let fill = inner.fill(&room, &row.origin, (row.pdu.clone(), row.attempts));
                 let filled = AssertUnwindSafe(fill).catch_unwind().await;
                 let filled = filled.unwrap_or_else(|_| Filled {
                     judged: Vec::new(),
@@ -398,6 +439,12 @@ impl Worker {
                 self.settle(settled).await;
                 self.judge(good).await;
             }
+            Done::Noted(left) => {
+                self.noted.underway = false;
+                let in_vain = left == Left::AsMany;
+                self.noted.attempts = if in_vain { self.noted.attempts + 1 } else { 0 };
+                self.noted.due = self.inner.monotonic() + pause_after(self.noted.attempts);
+            }
             Done::Filled(number, row, filled) => {
                 self.busy_with.remove(&row.origin);
                 let stuck = self.desk.remove(number);
@@ -432,7 +479,6 @@ fn of_error(error: &RoomError) -> Outcome {
     let why = error.to_string();
     match error {
         RoomError::Unresolved(_) => Outcome::Passing(UNRESOLVED_PAUSE, why),
-        RoomError::PartialState => Outcome::Passing(PARTIAL_PAUSE, why),
         RoomError::NotInRoom | RoomError::UnknownRoom => Outcome::Dropped(why),
         error if error.is_passing() => Outcome::Passing(OWN_PAUSE, why),
         _ => Outcome::Failed(why),
@@ -443,114 +489,4 @@ fn of_error(error: &RoomError) -> Outcome {
 fn pause_after(attempts: u8) -> Duration {
     let doubled = 2_u32.saturating_pow(u32::from(attempts.saturating_sub(1)));
     SHORTEST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
-}
-
-impl ReadRow {
-    fn waiting(&self) -> WaitingPdu {
-        WaitingPdu {
-            origin: self.origin.clone(),
-            event_id: self.pdu.event_id().to_owned(),
-            verified: self.verified,
-            attempts: self.attempts,
-            json: self.pdu.json_str().to_owned(),
-        }
-    }
-
-    fn read(row: WaitingPdu, room: &Room) -> Result<Self, PduError> {
-        let pdu = Pdu::from_stored(row.json.as_bytes(), row.event_id, room.rules)?;
-        Ok(Self {
-            origin: row.origin,
-            verified: row.verified,
-            attempts: row.attempts,
-            pdu,
-        })
-    }
-}
-
-impl Inner {
-    /// Rows by their numbers, from memory or disk. Those that are gone are left out.
-    async fn rows(&self, room: &Arc<Room>, numbers: &[u64]) -> Result<Vec<Numbered>, CheckError> {
-        let mut rows = Vec::with_capacity(numbers.len());
-        let mut on_disk = Vec::new();
-        for number in numbers {
-            match self.read.get(&(room.number, *number)) {
-                Some(row) => rows.push((*number, row)),
-                None => on_disk.push((room.number.0, *number)),
-            }
-        }
-        if on_disk.is_empty() {
-            return Ok(rows);
-        }
-        let found = self.parts.store.multi_get(&INBOUND_PDUS, &on_disk).await?;
-        let found: Vec<_> = on_disk
-            .into_iter()
-            .zip(found)
-            .filter_map(|((_, number), row)| Some((number, row?)))
-            .collect();
-        let of = Arc::clone(room);
-        let read = move || {
-            let read = found
-                .into_iter()
-                .map(|(number, row)| (number, ReadRow::read(row, &of)));
-            read.collect::<Vec<_>>()
-        };
-        for (number, row) in self.parts.runtime.cpu.run(read).await? {
-            match row {
-                Ok(row) => rows.push((number, row)),
-                // It was read before it was written.
-                Err(error) => {
-                    tracing::error!(%error, room = %room.id, number, "a waiting event is damaged");
-                }
-            }
-        }
-        rows.sort_by_key(|(number, _)| *number);
-        Ok(rows)
-    }
-
-    /// After a worker panicked: all rows of the room are given to it again.
-    async fn look_again(&self, room: RoomNumber) {
-        use homeserver_storage::{Direction, ScanRange};
-        let mut after = None;
-        loop {
-            let mut range = ScanRange::prefix(&room.0);
-            if let Some(last) = after {
-                range = range.after(&(room.0, last));
-            }
-            let store = &self.parts.store;
-            let rows = store.scan(&INBOUND_PDUS, range, Direction::Forward, AT_ONCE);
-            let Ok(rows) = rows.await else { return };
-            let numbers: Vec<u64> = rows.iter().map(|((_, number), _)| *number).collect();
-            let Some(last) = numbers.last() else { return };
-            after = Some(*last);
-            self.queues.put_back(room, &numbers);
-        }
-    }
-
-    /// Fetches events that were refused while the room had too many, and takes them as rows would
-    /// have been.
-    async fn fetch_noted(self: &Arc<Self>, room: &Arc<Room>) {
-        for (id, origin) in self.queues.noted(room.number) {
-            let fetched = self
-                .parts
-                .fetcher
-                .event(&origin, (&**room).into(), &id)
-                .await;
-            let Ok(pdu) = fetched else { continue };
-            let Ok(place) = self.queues.take_place(room.number, &origin) else {
-                return;
-            };
-            let taken = super::admit::Taken {
-                room: Arc::clone(room),
-                pdu,
-                verified: true,
-                place,
-            };
-            let answer = super::answers::Asked::new(&origin, id.as_str(), &Bytes::new());
-            let answer = answer.row(String::new());
-            if let Err(error) = self.keep(&origin, vec![taken], Vec::new(), answer).await {
-                tracing::debug!(%error, "an event that was refused is not taken");
-                return;
-            }
-        }
-    }
 }

@@ -13,6 +13,7 @@ mod hostile;
 mod inbound;
 mod interactive;
 mod invited;
+mod lasting;
 mod login;
 mod media;
 mod operator;

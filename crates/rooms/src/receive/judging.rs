@@ -51,7 +51,15 @@ pub(crate) struct Hands<'a> {
     /// The edit is empty, and all before it is on disk.
     pub(crate) settled: bool,
     /// The state before the event as another server told it: where previous ones are missing.
-    pub(crate) gap: Option<StateRoot>,
+    pub(crate) gap: Option<Told>,
+}
+
+/// A state that another server told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) root: StateRoot,
+    /// All of it is here.
+    pub(crate) whole: bool,
 }
 
 /// How an attempt to judge an event ended.
@@ -93,22 +101,11 @@ impl RoomEdit<'_> {
             _ => {}
         }
         let (on, missing) = self.foundations(pdu, hands.ids).await?;
-        let at_join = match &missing {
-            Received::Missing { prev, .. } if !prev.is_empty() => self.state_at_join(prev).await?,
-            _ => None,
-        };
-        let mut hands = hands;
-        hands.gap = hands.gap.or(at_join);
         let unseen = match missing {
             Received::Missing { prev, auth }
                 if auth.is_empty() && (prev.is_empty() || hands.gap.is_some()) =>
             {
                 prev
-            }
-            // What the join follows needs not be fetched.
-            Received::Missing { auth, .. } if at_join.is_some() => {
-                let prev = Vec::new();
-                return Ok(Taken::Answered(Received::Missing { prev, auth }));
             }
             missing => return Ok(Taken::Answered(missing)),
         };
@@ -129,9 +126,13 @@ impl RoomEdit<'_> {
     ) -> Result<Taken, RoomError> {
         let prepared = hands.prepared;
         let told = hands.gap.filter(|_| !unseen.is_empty());
-        let roots = on.prev.iter().map(|event| event.after).chain(told);
+        // For what could not be had of a state, what the room has stands: it must not get lost.
+        let part = told.filter(|told| !told.whole);
+        let own = part.map(|_| self.delta.head.root);
+        let roots = on.prev.iter().map(|event| event.after);
+        let roots = roots.chain(told.map(|told| told.root)).chain(own);
         let before = match self.resolved(roots, prepared).await? {
-            Ok(before) => self.with_known_members(before, &on.auth).await?,
+            Ok(before) => before,
             Err(roots) => return Ok(Taken::Unresolved(roots)),
         };
         let number = match (&known, *hands.number) {
@@ -141,20 +142,32 @@ impl RoomEdit<'_> {
             (_, None) => self.rooms.numbering.new_event().await?,
         };
         *hands.number = Some(number);
-        // Of a room of partial state, all that is since the join is here.
-        let over_gap = told.is_some() && !self.is_partial();
-        let now = match self.state_now(over_gap, before, prepared).await? {
-            Ok(now) => self.with_known_members(now, &on.auth).await?,
+        let now = match self.state_now(told.is_some(), before, prepared).await? {
+            Ok(now) => now,
             Err(roots) => return Ok(Taken::Unresolved(roots)),
         };
         let at = (number, before, now);
+        let hidden = on.prev.iter().filter(|event| !event.status.is_shown());
+        let hidden: Vec<_> = hidden
+            .map(|event| event.pdu.event_id().to_owned())
+            .collect();
         let mut event = self.assess(incoming, &known, on, at).await?;
         if !unseen.is_empty() {
             event.over_gap = true;
             event.height = self.height_over_gap(&event.pdu);
         }
+        let mut missing = unseen;
+        if event.status.is_shown() && !hidden.is_empty() {
+            // What is not in the history has no place in it for a gap of its own.
+            for below in self.missing_below(&hidden).await? {
+                if !missing.contains(&below) {
+                    missing.push(below);
+                }
+            }
+            event.over_gap = !missing.is_empty();
+        }
         let mut appended = Appended::plain(event);
-        appended.gap = unseen;
+        appended.gap = missing;
         appended.shown = appended.event.status.is_shown();
         appended.was = match known {
             Known::Outlier(_) => Was::Outlier,
@@ -239,8 +252,7 @@ impl RoomEdit<'_> {
             }
             _ => {
                 let states = (before, now);
-                let status = self.status(&pdu, incoming.refused, &on, states).await?;
-                status.judged_on(self.is_partial())
+                self.status(&pdu, incoming.refused, &on, states).await?
             }
         };
         let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
@@ -261,7 +273,7 @@ impl RoomEdit<'_> {
             redacted_by,
             origin: None,
         };
-        let rejected = event.status.is_rejected();
+        let rejected = event.status.kind() == StatusKind::Rejected;
         if let (Some((event_type, state_key)), false) = (event.pdu.state_pair(), rejected) {
             let replaced = self.state_in(before, event_type, state_key).await?;
             event.replaces = replaced.map(|event| event.number);
@@ -271,7 +283,7 @@ impl RoomEdit<'_> {
     }
 
     /// The three judgements, in their order.
-    pub(crate) async fn status(
+    async fn status(
         &self,
         pdu: &Pdu,
         refused: Option<SoftFailReason>,
@@ -322,22 +334,37 @@ impl RoomEdit<'_> {
         followed: bool,
         prepared: &Prepared,
     ) -> Result<Result<NewTip, Roots>, RoomError> {
-        let reference = event.pdu.reference();
-        let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
-        let mut apart = self.delta.head.apart;
         let mut extremities = self.delta.head.extremities.clone();
         extremities.retain(|extremity| !event.prev.contains(&extremity.number));
-        // What was received over a gap before follows this one already.
-        if !followed || extremities.is_empty() {
-            extremities.push(Extremity {
-                number: event.number,
-                id: event.pdu.event_id().to_owned(),
-                reference_hash: reference.reference_hash,
-                height: event.height,
-                depth: event.pdu.depth(),
-                after: event.after,
-            });
+        // What was received over a gap before follows this one already; unless the state that was
+        // told there knows nothing of it.
+        if followed && !extremities.is_empty() {
+            match self.tip_of(extremities.clone(), prepared).await? {
+                Ok(tip) if !self.lacks(tip.root, event).await? => return Ok(Ok(tip)),
+                Ok(_) => {}
+                Err(roots) => return Ok(Err(roots)),
+            }
         }
+        let reference = event.pdu.reference();
+        let reference = reference.map_err(|error| RoomError::damaged(error.to_string()))?;
+        extremities.push(Extremity {
+            number: event.number,
+            id: event.pdu.event_id().to_owned(),
+            reference_hash: reference.reference_hash,
+            height: event.height,
+            depth: event.pdu.depth(),
+            after: event.after,
+        });
+        self.tip_of(extremities, prepared).await
+    }
+
+    /// The tip with these extremities, or states that have to be resolved first.
+    async fn tip_of(
+        &mut self,
+        mut extremities: SmallVec<[Extremity; 1]>,
+        prepared: &Prepared,
+    ) -> Result<Result<NewTip, Roots>, RoomError> {
+        let mut apart = self.delta.head.apart;
         let roots: Vec<_> = extremities
             .iter()
             .map(|extremity| extremity.after)
@@ -414,10 +441,7 @@ impl RoomEdit<'_> {
     }
 
     /// Counts members in which two states differ. What is written for each of them is left to do.
-    pub(crate) async fn count_members(
-        &mut self,
-        members: &[(StateKey, Difference)],
-    ) -> Result<(), RoomError> {
+    async fn count_members(&mut self, members: &[(StateKey, Difference)]) -> Result<(), RoomError> {
         for some in members.chunks(MEMBERS_AT_ONCE) {
             let values = some
                 .iter()
@@ -470,7 +494,7 @@ impl RoomEdit<'_> {
 ///
 /// Their events stay in the room; only, events of this server no longer name them as previous ones.
 /// Peers do so, and what they send then joins the branches.
-pub(crate) fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
+fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
     if extremities.len() <= MAX_EXTREMITIES {
         return false;
     }

@@ -74,7 +74,7 @@ impl Joined {
         let state = self.there.state_before(&lowest).await;
         let ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().to_owned()).collect();
         rooms.receive_outliers(&self.room, state).await.unwrap();
-        let states = vec![(lowest, ids)];
+        let states = vec![(lowest, ids.into())];
         let filled = rooms.backfill(&self.room, &gap, given, states).await;
         filled.unwrap()
     }

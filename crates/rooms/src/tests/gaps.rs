@@ -1,10 +1,10 @@
 //! Events over gaps: what is fetched below one is read once and in its order, and what comes late
 //! leaves the room as if it had come in time.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use homeserver_events::{Pdu, StatusKind};
-use homeserver_storage::{Direction, ScanRange};
+use homeserver_storage::{Direction, ScanRange, engines::memory::MemoryEngine};
 use proptest::prelude::*;
 use ruma::{EventId, OwnedEventId, OwnedRoomId};
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::{
     peer::{Peer, peer},
     support::{Server, event, user},
 };
-use crate::{Backfilled, Gap, Incoming, Received, Towards, VisibleEvent, tables};
+use crate::{Backfilled, Gap, Incoming, Received, ToldState, Towards, VisibleEvent, tables};
 
 /// The state before an event, as the peer tells it, made known here.
 async fn state_before(server: &Server, peer: &Peer, id: &EventId) -> Vec<OwnedEventId> {
@@ -51,7 +51,10 @@ async fn over_gap(server: &Server, peer: &Peer, pdu: &Pdu) -> StatusKind {
     let state = state_before(server, peer, pdu.event_id()).await;
     let room = server.room(&peer.room).await;
     let event = Incoming::from(pdu.clone());
-    let received = server.rooms.receive_over_gap(&room, event, state).await;
+    let received = server
+        .rooms
+        .receive_over_gap(&room, event, state.into())
+        .await;
     match received.unwrap() {
         Received::Judged { status, .. } => status,
         missing @ Received::Missing { .. } => panic!("{missing:?}"),
@@ -79,7 +82,7 @@ async fn fetch(server: &Server, peer: &Peer, gap: &Gap, count: usize) -> Backfil
     let auth: Vec<_> = auth.cloned().collect();
     let room = server.room(&peer.room).await;
     server.rooms.receive_outliers(&room, auth).await.unwrap();
-    let states = vec![(lowest, state)];
+    let states = vec![(lowest, state.into())];
     let filled = server.rooms.backfill(&room, gap, some, states).await;
     let filled = filled.unwrap();
     assert_eq!(filled.left_out, [] as [OwnedEventId; 0]);
@@ -223,6 +226,149 @@ async fn history_goes_on_below_a_rejected_event() {
         assert_eq!(all(&server, &peer, Some(count)).await, expected, "{count}");
         let levels = server.state(&peer.room, "m.room.power_levels", "").await;
         assert_eq!(levels.unwrap()["users"]["@zed:there.example"], 50);
+    }
+}
+
+/// A room of the peer with some messages, and events by zed after them that are rejected, each after
+/// the one before; then messages by zed.
+async fn with_rejected(rejected: usize, messages: usize) -> (Arc<MemoryEngine>, Peer) {
+    let (memory, mut peer) = peer("11").await;
+    for turn in 0..3 {
+        peer.say(&turn.to_string()).await;
+    }
+    let mut next = peer.made.last().unwrap().event_id().to_owned();
+    let mut made = Vec::new();
+    let mut elsewhere = Elsewhere {
+        server: &peer.server,
+        room: peer.room.clone(),
+        user: peer.zed.clone(),
+        time: 1_700_000_100_000,
+    };
+    let levels = json!({ "users": { "@zed:there.example": 100 } });
+    for turn in 0..rejected + messages {
+        let prev = std::slice::from_ref(&next);
+        let (event_type, key, content, status) = if turn < rejected {
+            let rejected = StatusKind::Rejected;
+            ("m.room.power_levels", Some(""), levels.clone(), rejected)
+        } else {
+            let body = json!({ "body": "on" });
+            ("m.room.message", None, body, StatusKind::Accepted)
+        };
+        let pdu = elsewhere.make(prev, event_type, key, content).await;
+        assert_eq!(elsewhere.receive(&pdu).await, status);
+        next = pdu.event_id().to_owned();
+        made.push(pdu);
+    }
+    peer.made.extend(made);
+    (memory, peer)
+}
+
+/// What a reader has to find of all that, newest first.
+async fn shown(server: &Server, peer: &Peer) -> Vec<OwnedEventId> {
+    let old = server.timeline(&user("alice"), &peer.room).await;
+    let made = peer.made.iter();
+    let made = made.filter(|pdu| pdu.event_type() == "m.room.message");
+    let made = made.map(|pdu| pdu.event_id().to_owned());
+    let mut shown: Vec<_> = ids(&old).chain(made).collect();
+    shown.reverse();
+    shown
+}
+
+/// They are looked through in steps, of which none ends the gap.
+#[tokio::test]
+async fn history_goes_on_below_very_many_hidden_events() {
+    let (memory, peer) = with_rejected(450, 2).await;
+    let server = Server::on(copy(&memory).await).await;
+    let expected = shown(&server, &peer).await;
+    let rejected = &peer.made[3..453];
+    assert_eq!(
+        over_gap(&server, &peer, &rejected[0]).await,
+        StatusKind::Rejected
+    );
+    receive_all(&server, &peer.room, &rejected[1..]).await;
+    let last = peer.made.last().unwrap();
+    assert_eq!(over_gap(&server, &peer, last).await, StatusKind::Accepted);
+    assert_eq!(all(&server, &peer, Some(1)).await, expected);
+}
+
+/// The gap is below an event that is not shown; those after it are not over any gap themselves.
+#[tokio::test]
+async fn what_is_missing_below_a_hidden_event_is_looked_for_below_the_live_one_after_it() {
+    for hidden in [1, 2] {
+        let (memory, peer) = with_rejected(hidden, 2).await;
+        let server = Server::on(copy(&memory).await).await;
+        let expected = shown(&server, &peer).await;
+        let first = &peer.made[3];
+        assert_eq!(over_gap(&server, &peer, first).await, StatusKind::Rejected);
+        // In one batch: the hidden one may be on its way to the disk still.
+        receive_all(&server, &peer.room, &peer.made[4..]).await;
+        assert_eq!(all(&server, &peer, Some(2)).await, expected);
+    }
+}
+
+/// What the other server left out of the state counts once it is here.
+#[tokio::test]
+async fn a_late_state_event_that_was_left_out_of_the_told_state_counts() {
+    for (late, older) in [(0, false), (2, false), (0, true), (2, true)] {
+        let (memory, mut peer) = peer("11").await;
+        let server = Server::on(copy(&memory).await).await;
+        let mut before = None;
+        if older {
+            let topic = json!({ "topic": "before" });
+            let set = peer.set("m.room.topic", "", topic).await;
+            receive_all(&server, &peer.room, std::slice::from_ref(&set)).await;
+            before = Some(set.event_id().to_owned());
+        }
+        peer.made.clear();
+        let topic = json!({ "topic": "left out" });
+        peer.set("m.room.topic", "", topic).await;
+        for turn in 0..late {
+            peer.say(&turn.to_string()).await;
+        }
+        let last = peer.say("after the gap").await;
+        let mut state = state_before(&server, &peer, last.event_id()).await;
+        state.retain(|id| id != peer.made[0].event_id());
+        state.extend(before);
+        let room = server.room(&peer.room).await;
+        let received = server
+            .rooms
+            .receive_over_gap(&room, last.clone().into(), state.into())
+            .await;
+        assert!(matches!(received, Ok(Received::Judged { .. })));
+        receive_all(&server, &peer.room, &peer.made).await;
+        let topic = server.state(&peer.room, "m.room.topic", "").await;
+        assert_eq!(topic.unwrap()["topic"], "left out", "{late} {older}");
+    }
+}
+
+/// A part of a state takes nothing from the room.
+#[tokio::test]
+async fn what_could_not_be_had_of_a_told_state_stays_as_the_room_has_it() {
+    for whole in [true, false] {
+        let (memory, mut peer) = peer("11").await;
+        peer.say("missing").await;
+        let last = peer.say("after the gap").await;
+        let server = Server::on(copy(&memory).await).await;
+        let name = server.state(&peer.room, "m.room.name", "").await;
+        assert!(name.is_some());
+        let mut events = state_before(&server, &peer, last.event_id()).await;
+        let room = server.room(&peer.room).await;
+        let (rooms, mut named) = (&server.rooms, None);
+        for id in &events {
+            let number = rooms.events.number(room.number, id).await.unwrap();
+            let event = rooms.events.load(&room, number.unwrap()).await.unwrap();
+            if event.pdu.event_type() == "m.room.name" {
+                named = Some(id.clone());
+            }
+        }
+        events.retain(|id| Some(id) != named.as_ref());
+        let told = ToldState { events, whole };
+        let received = rooms.receive_over_gap(&room, last.clone().into(), told);
+        assert!(matches!(received.await, Ok(Received::Judged { .. })));
+        let number = rooms.events.number(room.number, last.event_id()).await;
+        let event = rooms.events.load(&room, number.unwrap().unwrap()).await;
+        let name = rooms.state_event(&room, event.unwrap().after, "m.room.name", "");
+        assert_eq!(name.await.unwrap().is_none(), whole);
     }
 }
 

@@ -129,3 +129,82 @@ async fn auth_events_that_are_missing_are_fetched_and_do_not_change_the_room() {
     world.until(next).await;
     assert!(!world.is_seen(&early).await && !is_joined(&world, NORA).await);
 }
+
+/// A user of a third server, who is in the room, and that server.
+async fn third(world: &World) -> Arc<Peer> {
+    let third = world.servers.add("third.example", 3);
+    let rules = world.state(&["m.room.create", "m.room.join_rules", "m.room.power_levels"]);
+    let join = third.event(&NewEvent {
+        sender: "tom",
+        kind: "m.room.member",
+        state_key: Some("@tom:third.example"),
+        content: json!({ "membership": "join" }),
+        auth: rules.await,
+        ..world.message(&[world.join.event_id().to_owned()])
+    });
+    let sent = third.send(&world.here, "join", &[&join]).await;
+    assert_eq!(sent[join.event_id().as_str()], json!({}));
+    world.until(&join).await;
+    third
+}
+
+/// An id of an event that nobody has.
+fn nowhere() -> OwnedEventId {
+    OwnedEventId::try_from(format!("${}", "n".repeat(43))).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_of_which_a_part_is_lacking_is_asked_of_others() {
+    let world = World::new().await;
+    let third = third(&world).await;
+    let (join, after) = unseen(&world, &world.peer).await;
+    let state = whole_state(&world).await;
+    let mut lie = state.clone();
+    lie.push(nowhere());
+    world.peer.has_state(after.event_id(), lie);
+    let mut whole = state;
+    whole.push(join.event_id().to_owned());
+    third.has(&join);
+    third.has_state(after.event_id(), whole);
+    world.send("1", &[&after]).await;
+    world.until(&after).await;
+    assert!(is_joined(&world, NORA).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lacking_of_a_state_is_waited_for() {
+    let world = World::new().await;
+    let (join, after) = unseen(&world, &world.peer).await;
+    let mut state = whole_state(&world).await;
+    state.push(join.event_id().to_owned());
+    world.peer.has_state(after.event_id(), state);
+    world.send("1", &[&after]).await;
+    tokio::time::sleep(std::time::Duration::from_mins(2)).await;
+    assert!(!world.is_seen(&after).await);
+    world.peer.has(&join);
+    world.until(&after).await;
+    assert!(is_joined(&world, NORA).await);
+}
+
+/// What nobody gives any more does not keep the room from going on, only once, and not at once.
+#[tokio::test(start_paused = true)]
+async fn what_is_lacking_of_a_state_is_given_up_at_last() {
+    let world = World::new().await;
+    let (_, after) = unseen(&world, &world.peer).await;
+    let mut state = whole_state(&world).await;
+    state.push(nowhere());
+    world.peer.has_state(after.event_id(), state.clone());
+    world.send("1", &[&after]).await;
+    tokio::time::sleep(std::time::Duration::from_mins(8)).await;
+    assert!(!world.is_seen(&after).await);
+    tokio::time::sleep(std::time::Duration::from_mins(8)).await;
+    assert!(world.is_seen(&after).await);
+    // The same of another state is not waited for again.
+    let unknown = world.chain(&after, 2);
+    let next = &unknown[1];
+    world.peer.has(next);
+    world.peer.has_state(next.event_id(), state);
+    world.send("2", &[next]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    assert!(world.is_seen(next).await);
+}

@@ -7,6 +7,7 @@ use super::{
     peer::{NewEvent, Peer, START, Servers},
     *,
 };
+use crate::HomeserverBuilder;
 
 /// A homeserver with a room of Alice's, in which a user of another server is, too.
 pub(super) struct World {
@@ -22,6 +23,14 @@ pub(super) struct World {
 }
 
 async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh {
+    homeserver_with(servers, |builder| builder.engine(engine)).await
+}
+
+/// A homeserver, `here.example`, whose engine `with` chooses.
+pub(super) async fn homeserver_with(
+    servers: &Arc<Servers>,
+    with: impl FnOnce(HomeserverBuilder) -> HomeserverBuilder,
+) -> Fresh {
     let mut config = Config {
         server_name: ruma::owned_server_name!("here.example"),
         ..Config::default()
@@ -29,13 +38,10 @@ async fn homeserver(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Fresh 
     config.registration.mode = RegistrationMode::Open;
     config.rate_limits.enabled = false;
     let clock = Arc::new(ManualClock::new(START));
-    let homeserver = Homeserver::configured(config)
-        .engine(engine)
+    let builder = Homeserver::configured(config)
         .transport(Arc::clone(servers) as _)
-        .runtime(Runtime::simulated(Arc::clone(&clock), 5))
-        .open()
-        .await
-        .unwrap();
+        .runtime(Runtime::simulated(Arc::clone(&clock), 5));
+    let homeserver = with(builder).open().await.unwrap();
     Fresh {
         router: homeserver.router(),
         homeserver,
@@ -49,7 +55,7 @@ impl World {
         Self::on(&servers, Arc::new(MemoryEngine::new())).await
     }
 
-    async fn on(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Self {
+    pub(super) async fn on(servers: &Arc<Servers>, engine: Arc<MemoryEngine>) -> Self {
         let peer = servers.add("peer.example", 1);
         let here = homeserver(servers, engine).await;
         let alice = here.register("alice").await;
@@ -102,6 +108,19 @@ impl World {
             OwnedEventId::try_from(event.unwrap()["event_id"].as_str().unwrap()).unwrap()
         };
         types.iter().map(of).collect()
+    }
+
+    /// The same world over another homeserver of its name.
+    pub(super) fn with(&self, here: Fresh) -> Self {
+        Self {
+            here,
+            servers: Arc::clone(&self.servers),
+            peer: Arc::clone(&self.peer),
+            alice: self.alice.clone(),
+            room: self.room.clone(),
+            auth: self.auth.clone(),
+            join: self.join.clone(),
+        }
     }
 
     /// The newest event of the room, as Alice sees it.
