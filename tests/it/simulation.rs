@@ -7,25 +7,29 @@
 
 mod actors;
 mod dice;
+mod disk;
+mod liar;
+mod lies;
+mod named;
 mod network;
 mod verdict;
 mod world;
 
 use std::panic::AssertUnwindSafe;
 
-use world::Told;
+use world::{Cast, Told};
 
-/// Seeds that a usual run plays.
-const SEEDS: u64 = 200;
+/// Seeds that a usual run plays, of each cast.
+const SEEDS: [(Cast, u64); 3] = [(Cast::Plain, 100), (Cast::Liar, 60), (Cast::Disk, 40)];
 
 /// Plays one seed to its end, with a runtime and a clock of its own.
-fn play(seed: u64) -> Told {
+fn play(seed: u64, cast: Cast) -> Told {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(world::play(seed))
+    runtime.block_on(world::play(seed, cast))
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -34,7 +38,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays every other seed, so that two tests use two cores.
-fn play_share(share: u64) {
+fn play_share(cast: Cast, share: u64) {
     if let Some(seed) = number("HOMESERVER_SIMULATION_SEED") {
         if seed % 2 == share {
             // What the servers say, as RUST_LOG asks for it.
@@ -42,16 +46,17 @@ fn play_share(share: u64) {
                 .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
                 .without_time()
                 .init();
-            let told = play(seed);
+            let told = play(seed, cast);
             println!("{}", told.trace.join("\n"));
             assert!(told.faults.is_empty(), "seed {seed}: {:#?}", told.faults);
         }
         return;
     }
-    let seeds = number("HOMESERVER_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let usual = SEEDS.iter().find(|(of, _)| *of == cast);
+    let seeds = number("HOMESERVER_SIMULATION_SEEDS").or(usual.map(|(_, seeds)| *seeds));
     let mut failed = Vec::new();
-    for seed in (0..seeds).filter(|seed| seed % 2 == share) {
-        let told = std::panic::catch_unwind(AssertUnwindSafe(|| play(seed)));
+    for seed in (0..seeds.unwrap_or_default()).filter(|seed| seed % 2 == share) {
+        let told = std::panic::catch_unwind(AssertUnwindSafe(|| play(seed, cast)));
         match told {
             Ok(told) if told.faults.is_empty() => {}
             Ok(told) => {
@@ -66,18 +71,38 @@ fn play_share(share: u64) {
 
 #[test]
 fn servers_agree_after_faults_of_even_seeds() {
-    play_share(0);
+    play_share(Cast::Plain, 0);
 }
 
 #[test]
 fn servers_agree_after_faults_of_odd_seeds() {
-    play_share(1);
+    play_share(Cast::Plain, 1);
+}
+
+#[test]
+fn servers_agree_beside_a_liar_of_even_seeds() {
+    play_share(Cast::Liar, 0);
+}
+
+#[test]
+fn servers_agree_beside_a_liar_of_odd_seeds() {
+    play_share(Cast::Liar, 1);
+}
+
+#[test]
+fn servers_agree_on_failing_disks_of_even_seeds() {
+    play_share(Cast::Disk, 0);
+}
+
+#[test]
+fn servers_agree_on_failing_disks_of_odd_seeds() {
+    play_share(Cast::Disk, 1);
 }
 
 #[test]
 fn a_seed_is_played_the_same_twice() {
-    for seed in 0..3 {
-        let (first, second) = (play(seed).trace, play(seed).trace);
+    for (seed, cast) in [(0, Cast::Plain), (1, Cast::Liar), (2, Cast::Disk)] {
+        let (first, second) = (play(seed, cast).trace, play(seed, cast).trace);
         let differ = first.iter().zip(&second).position(|(a, b)| a != b);
         if let Some(at) = differ {
             let from = at.saturating_sub(3);

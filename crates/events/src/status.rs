@@ -159,6 +159,18 @@ impl<Before> EventStatus<Before> {
         )
     }
 
+    /// The same decision, made on incomplete state or on complete state.
+    #[must_use]
+    pub fn judged_on(mut self, incomplete: bool) -> Self {
+        match &mut self {
+            EventStatus::Outlier => {}
+            EventStatus::Accepted { partial, .. }
+            | EventStatus::SoftFailed { partial, .. }
+            | EventStatus::Rejected { partial, .. } => *partial = incomplete,
+        }
+        self
+    }
+
     /// Whether the event is not allowed, as far as is known.
     pub fn is_rejected(&self) -> bool {
         matches!(self, EventStatus::Rejected { .. })

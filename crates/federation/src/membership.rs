@@ -13,6 +13,7 @@
 //! Specification: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room",
 //! "Leaving Rooms (Rejecting Invites)".
 
+mod complete;
 mod invite;
 mod join;
 mod leave;
@@ -20,12 +21,13 @@ mod state;
 mod template;
 mod turns;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use homeserver_events::{SealError, Step};
-use homeserver_rooms::{MemberProfile, RoomError, Rooms};
+use homeserver_rooms::{MemberProfile, RoomError, RoomNumber, Rooms};
 use homeserver_runtime::Runtime;
 use http::StatusCode;
+use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId, ServerName};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
@@ -146,6 +148,8 @@ struct Inner {
     runtime: Runtime,
     turns: Turns,
     states: Semaphore,
+    /// Rooms of partial state that are being completed.
+    completing: Mutex<HashSet<RoomNumber>>,
 }
 
 impl Memberships {
@@ -160,6 +164,7 @@ impl Memberships {
             runtime,
             turns: Turns::default(),
             states: Semaphore::new(STATES_AT_ONCE),
+            completing: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),

@@ -110,7 +110,7 @@ impl Resident {
         &self.rooms
     }
 
-    /// The room, if a user of this server is in it and it admits `origin`.
+    /// The room, if a user of this server is in it, its whole state is here, and it admits `origin`.
     ///
     /// # Errors
     /// When there is no such room, or it does not admit the server.
@@ -121,7 +121,8 @@ impl Resident {
     ) -> Result<Arc<Room>, ResidentError> {
         let room = self.rooms.room(room).await?;
         let room = room.ok_or(ResidentError::UnknownRoom)?;
-        if !self.rooms.is_resident(&room).await? {
+        // Of a room of partial state another server knows more.
+        if !self.rooms.is_resident(&room).await? || self.rooms.is_partial(room.number) {
             return Err(ResidentError::UnknownRoom);
         }
         if self.rooms.acl(&room).await?.allows(origin) {

@@ -271,6 +271,7 @@ impl HomeserverBuilder {
         };
         let components = Components::assemble(&config, foundation);
         components.inbound.resume().await?;
+        components.memberships.complete_rooms();
         let leftovers = Leftovers {
             sessions: components.sessions.clone(),
             closing: components.closing.clone(),

@@ -14,8 +14,10 @@
 use std::sync::Arc;
 
 use homeserver_events::{EventStatus, Pdu, Rules, auth};
-use homeserver_storage::{At, Batch, CommitError, Direction, Durability, Position, ScanRange};
-use ruma::{EventId, RoomId, RoomVersionId, UserId};
+use homeserver_storage::{
+    AppendRef, At, Batch, CommitError, Direction, Durability, Position, ScanRange,
+};
+use ruma::{EventId, OwnedServerName, RoomId, RoomVersionId, UserId};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
@@ -223,13 +225,31 @@ impl Rooms {
         join: Pdu,
     ) -> Result<Position, RoomError> {
         let rooms = Arc::clone(self);
-        let arriving = async move { rooms.arrive_here(import, &join).await };
+        let arriving = async move { rooms.arrive_here(import, &join, None).await };
         self.runtime.tasks.see_through(arriving).await
     }
 
-    async fn arrive_here(&self, import: ImportId, join: &Pdu) -> Result<Position, RoomError> {
+    /// As [`Rooms::arrive`], with a state that lacks members: the room is one of partial state from
+    /// then on. `servers` are those that are said to be in it. Forbidden of a room that is here.
+    pub async fn arrive_partial(
+        self: &Arc<Self>,
+        import: ImportId,
+        join: Pdu,
+        servers: Vec<OwnedServerName>,
+    ) -> Result<Position, RoomError> {
+        let rooms = Arc::clone(self);
+        let arriving = async move { rooms.arrive_here(import, &join, Some(&servers)).await };
+        self.runtime.tasks.see_through(arriving).await
+    }
+
+    async fn arrive_here(
+        &self,
+        import: ImportId,
+        join: &Pdu,
+        partial: Option<&[OwnedServerName]>,
+    ) -> Result<Position, RoomError> {
         for _ in 0..ATTEMPTS {
-            match self.try_arrive(import, join).await {
+            match self.try_arrive(import, join, partial).await {
                 Ok((room, position)) => {
                     self.pay_debts_of(&room).await?;
                     return Ok(position);
@@ -245,6 +265,7 @@ impl Rooms {
         &self,
         import: ImportId,
         join: &Pdu,
+        partial: Option<&[OwnedServerName]>,
     ) -> Result<(Arc<Room>, Position), RoomError> {
         let row = self.import_row(import).await?;
         let room = self.room_by_number(RoomNumber(row.room)).await?;
@@ -255,22 +276,29 @@ impl Rooms {
         let (seen, pending) = tip.parts();
         let mut edit = RoomEdit::new(self, Arc::clone(&room), Some(seen.clone()), pending);
         edit.take_over(counts);
-        edit.join(import, join).await?;
+        edit.join(import, join, partial.is_some()).await?;
         let delta = edit.delta;
         let mut batch = Batch::new();
         batch.assert_value(&tables::IMPORTS, &import.0, &row);
         batch.delete(&tables::IMPORTS, &import.0);
         batch.delete(&tables::ARRIVING, &import.0);
-        self.write_arrival(&mut batch, import, (&seen, &delta))
+        let append = self
+            .write_arrival(&mut batch, import, (&seen, &delta))
             .await?;
+        let partial = self.write_partial(&mut batch, (&delta, append), partial)?;
         let submitted = self.store.submit(batch, Durability::Durable).await;
         let ticket = submitted.map_err(not_stored)?;
         let commit = live.submitted(&mut tip, delta.head.clone());
-        drop(tip);
         let outcome = ticket.await;
         let deltas = [delta];
         self.remember(&outcome, &deltas);
+        if let Ok(done) = &outcome {
+            let position = done.positions.first().copied().unwrap_or(0);
+            self.partials.arrived(room.number, position, partial);
+        }
         commit.settle(outcome.is_ok());
+        // Whoever decides next knows whether the room is partial.
+        drop(tip);
         let done = outcome.map_err(not_stored)?;
         Ok((room, done.positions.first().copied().unwrap_or(0)))
     }
@@ -281,7 +309,7 @@ impl Rooms {
         batch: &mut Batch,
         import: ImportId,
         (seen, delta): (&Head, &RoomDelta),
-    ) -> Result<(), RoomError> {
+    ) -> Result<AppendRef, RoomError> {
         let (room, id) = (delta.room.number, delta.room.id.as_str());
         match self.store.get(&tables::ROOM_IDS, &id).await? {
             Some(here) if here == room.0 => {}
@@ -305,7 +333,7 @@ impl Rooms {
         };
         batch.put(&tables::INDEX_DEBTS, &(room.0, At::Append(*append)), &debt);
         batch.put(&tables::TREE_SWEEPS, &room.0, &TreeSweepRow::ASKED);
-        Ok(())
+        Ok(*append)
     }
 
     /// An event of the room, or one that the import brings.
@@ -339,13 +367,17 @@ impl RoomEdit<'_> {
     }
 
     /// Appends the join after the state of the room, over a gap.
-    async fn join(&mut self, import: ImportId, join: &Pdu) -> Result<(), RoomError> {
+    async fn join(&mut self, import: ImportId, join: &Pdu, partial: bool) -> Result<(), RoomError> {
         let (rooms, room) = (self.rooms, Arc::clone(self.room()));
-        let before = self.delta.head.root;
         let user = join.state_key().and_then(|key| UserId::parse(key).ok());
         let user = user.filter(|user| join.event_type() == MEMBER && rooms.is_local(user));
         let user = user.ok_or_else(|| RoomError::forbidden("not a membership of a local user"))?;
-        let auth = self.allowed_by(import, join).await?;
+        let auth = self.authorised_by(import, join).await?;
+        if partial {
+            self.add_members_among(&auth).await?;
+        }
+        self.allowed_by_state(join).await?;
+        let before = self.delta.head.root;
         let replaced = self.state_in(before, MEMBER, user.as_str()).await?;
         let mut event = StoredEvent {
             number: match rooms.events.number(room.number, join.event_id()).await? {
@@ -354,10 +386,7 @@ impl RoomEdit<'_> {
             },
             room: room.number,
             pdu: join.clone(),
-            status: EventStatus::Accepted {
-                before,
-                partial: false,
-            },
+            status: EventStatus::Accepted { before, partial },
             after: before,
             position: None,
             height: self.height_over_gap(join),
@@ -397,8 +426,21 @@ impl RoomEdit<'_> {
         join.depth().max(self.delta.head.highest.saturating_add(1))
     }
 
-    /// The events that authorise the join, if they and the state of the room allow it.
-    async fn allowed_by(
+    /// The members among the events that authorise the join are part of a state that lacks them:
+    /// whoever invited the user or vouches, and the invite.
+    async fn add_members_among(&mut self, auth: &[Arc<StoredEvent>]) -> Result<(), RoomError> {
+        let root = self.delta.head.root;
+        let members = self.members_unknown_in(root, auth).await?;
+        for member in &members {
+            count(&mut self.delta.head, membership_of(member), 1);
+        }
+        let members: Vec<_> = members.iter().map(|member| &**member).collect();
+        self.delta.head.root = self.edit_state(root, &members).await?;
+        Ok(())
+    }
+
+    /// The events that authorise the join, if they do.
+    async fn authorised_by(
         &self,
         import: ImportId,
         join: &Pdu,
@@ -414,6 +456,12 @@ impl RoomEdit<'_> {
         let create = self.event(room.create).await?;
         judge::by_auth_events(room.rules, &create, join, &auth)
             .map_err(|why| RoomError::forbidden(format!("the join is not authorised: {why:?}")))?;
+        Ok(auth)
+    }
+
+    /// Whether the state that was told is one of this room, and allows the join.
+    async fn allowed_by_state(&self, join: &Pdu) -> Result<(), RoomError> {
+        let room = self.room();
         let root = self.delta.head.root;
         let made = self.state_in(root, "m.room.create", "").await?;
         if made.is_none_or(|made| made.number != room.create) {
@@ -421,8 +469,7 @@ impl RoomEdit<'_> {
         }
         let state = self.auth_state_in(root, join).await?;
         let checked = state.check(room.rules, join);
-        checked.map_err(|why| RoomError::forbidden(why.to_string()))?;
-        Ok(auth)
+        checked.map_err(|why| RoomError::forbidden(why.to_string()))
     }
 
     /// Makes an event the only extremity.

@@ -130,6 +130,9 @@ impl Rooms {
         events: Vec<Pdu>,
         states: Vec<(OwnedEventId, ToldState)>,
     ) -> Result<Backfilled, RoomError> {
+        if self.is_partial(room.number) {
+            return Err(RoomError::PartialState);
+        }
         if events.len() > MAX_BACKFILL {
             let why = "too many events for one backfill".to_owned();
             return Err(RoomError::TooLarge(why));

@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use homeserver_events::StatusKind;
 use homeserver_storage::batch::MAX_TOPICS;
 use homeserver_storage::{AppendRef, At, Batch, Entry, Position, Positioned, Topic};
 use ruma::{OwnedEventId, OwnedServerName};
@@ -90,6 +89,8 @@ pub(crate) struct Appended {
     pub(crate) was: Was,
     /// States between which so many memberships change that their indexes are written later.
     pub(crate) debt: Option<(StateRoot, StateRoot)>,
+    /// Its place in the order of judging, if it was judged on incomplete state.
+    pub(crate) judged: Option<u64>,
 }
 
 /// What the store has of an event before it is appended.
@@ -209,7 +210,7 @@ impl RoomDelta {
     /// or one that an import brought turns out to be rejected.
     pub(crate) fn changes_resolutions(&self) -> bool {
         self.written_anew().any(|event| {
-            let rejected = event.status.kind() == StatusKind::Rejected;
+            let rejected = event.status.is_rejected();
             event.pdu.state_key().is_some() && (rejected || event.redacted_by.is_some())
         })
     }
@@ -310,6 +311,7 @@ impl Appended {
             shown: true,
             was: Was::Nothing,
             debt: None,
+            judged: None,
         }
     }
 
@@ -338,6 +340,7 @@ impl Appended {
             + self.count.mentions.len()
             + usize::from(!self.gap.is_empty())
             + usize::from(self.debt.is_some())
+            + usize::from(self.judged.is_some())
     }
 
     fn write(&self, batch: &mut Batch) -> Option<AppendRef> {
@@ -354,6 +357,9 @@ impl Appended {
             }
         }
         batch.put(&tables::EVENT_IDS, &(room, id), &number);
+        if let Some(judged) = self.judged {
+            batch.put(&tables::PARTIAL_EVENTS, &(room, judged), &number);
+        }
         if !self.shown {
             put_event(batch, &self.event, At::Known(0));
             return None;

@@ -87,6 +87,11 @@ impl<'a> RoomEdit<'a> {
         &self.delta.room
     }
 
+    /// Whether only part of the room's state is here.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.rooms.is_partial(self.room().number)
+    }
+
     /// The event of a state key at the tip.
     pub(crate) async fn state(
         &self,
@@ -236,13 +241,11 @@ impl<'a> RoomEdit<'a> {
     ) -> Result<Arc<StoredEvent>, RoomError> {
         let number = self.rooms.numbering.new_event().await?;
         let before = self.delta.head.root;
+        let partial = self.is_partial();
         let mut event = StoredEvent {
             number,
             room: self.room().number,
-            status: EventStatus::Accepted {
-                before,
-                partial: false,
-            },
+            status: EventStatus::Accepted { before, partial },
             after: before,
             position: None,
             height: self.delta.head.next_height(),
@@ -346,6 +349,10 @@ impl<'a> RoomEdit<'a> {
 
     /// Adds an event to the delta.
     pub(crate) fn push(&mut self, mut appended: Appended) -> Arc<StoredEvent> {
+        if appended.event.status.is_partial() {
+            // Each event of a room has a number of its own in this count.
+            appended.judged = Some(self.delta.head.sequence);
+        }
         if appended.shown {
             let highest = &mut self.delta.head.highest;
             *highest = (*highest).max(appended.event.height);

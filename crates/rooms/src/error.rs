@@ -66,6 +66,10 @@ pub enum RoomError {
     /// A history token is broken, of another room or of another database. `M_INVALID_PARAM`.
     #[error("this token is not valid")]
     InvalidToken,
+    /// Only part of the room's state is here as yet, and this needs the rest. 503, try again; of a
+    /// peer `M_NOT_FOUND`, so that it asks another server.
+    #[error("this server does not know the whole state of that room yet")]
+    PartialState,
     /// Too many commands wait for this room. 503, try again.
     #[error("too many requests wait for this room")]
     Busy,

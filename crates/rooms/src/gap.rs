@@ -207,7 +207,7 @@ impl Rooms {
     /// not its previous events are here. Nothing of what was prepared for it stays.
     ///
     /// # Errors
-    /// Those of [`Rooms::receive`].
+    /// Those of [`Rooms::receive`]; of a room of partial state, that it is one.
     pub async fn receive_over_gap(
         self: &Arc<Self>,
         room: &Arc<Room>,
@@ -281,6 +281,9 @@ impl Rooms {
         }
         if !self.is_resident(room).await? {
             return Err(RoomError::NotInRoom);
+        }
+        if self.is_partial(room.number) {
+            return Err(RoomError::PartialState);
         }
         let live = self.live.room(room.number);
         let (mut prepared, mut number) = (Prepared::default(), None);

@@ -40,6 +40,7 @@ mod numbering;
 mod numbers;
 mod outgoing;
 mod outside;
+mod partial;
 mod plant;
 mod policy;
 mod reads;
@@ -60,6 +61,7 @@ mod token;
 mod transactions;
 mod tree;
 mod visible;
+mod whole;
 
 use std::sync::Arc;
 
@@ -89,6 +91,7 @@ pub use numbering::StateKey;
 pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outgoing::{Backlog, Destinations, OutgoingEvent};
 pub use outside::{Outside, Standing};
+pub use partial::MAX_PARTIAL_SERVERS;
 pub use policy::Unsealed;
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::{Incoming, Received};
@@ -143,6 +146,7 @@ pub struct Rooms {
     policies: policy::Policies,
     last_asked: serving::LastAsked,
     servers_at_hand: outgoing::ServersAtHand,
+    partials: partial::Partials,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -175,6 +179,7 @@ impl Rooms {
             policies: policy::Policies::new(),
             last_asked: serving::LastAsked::new(serving::ASKERS),
             servers_at_hand: outgoing::ServersAtHand::new(),
+            partials: partial::Partials::load(&store).await?,
             clock: Arc::clone(&runtime.clock),
             runtime: runtime.clone(),
             signing_key: Arc::clone(&options.signing_key),
@@ -182,6 +187,7 @@ impl Rooms {
             store,
         };
         rooms.resume().await?;
+        rooms.resume_partials().await?;
         rooms.end_arrivals().await?;
         let rooms = Arc::new(rooms);
         sweep::start(&rooms);

@@ -8,7 +8,10 @@
 //!
 //! Specification: server-server API, "PDUs", "Transactions".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use homeserver_events::{Pdu, relays};
 use homeserver_storage::{Direction, Position, ScanRange};
@@ -107,7 +110,12 @@ impl Rooms {
         room: &Room,
         event: &OutgoingEvent,
     ) -> Result<Destinations, RoomError> {
-        let joined = self.servers_at(room, event.position - 1).await?;
+        let mut joined = self.servers_at(room, event.position - 1).await?;
+        let told = self.told_servers(room.number);
+        if !told.is_empty() {
+            let all: BTreeSet<_> = joined.iter().chain(told.iter()).cloned().collect();
+            joined = all.into_iter().collect();
+        }
         let sender = event.pdu.sender().server_name().to_owned();
         Ok(Destinations {
             joined,
@@ -239,7 +247,7 @@ impl Rooms {
         if server == event.pdu.sender().server_name() {
             return Ok(false);
         }
-        if event.target.as_deref() == Some(server) {
+        if event.target.as_deref() == Some(server) || self.is_told(room.number, server) {
             return Ok(true);
         }
         self.was_joined(room, server, event.position - 1).await
@@ -270,7 +278,9 @@ impl Rooms {
             return self.servers_with_debts(room, at).await;
         }
         let servers = self.logged_servers(room.number, at).await?;
-        self.servers_at_hand.0.insert(key, Arc::clone(&servers));
+        if !self.is_unsettled(room.number) {
+            self.servers_at_hand.0.insert(key, Arc::clone(&servers));
+        }
         Ok(servers)
     }
 

@@ -518,7 +518,8 @@ impl Rooms {
             .unwrap_or_default())
     }
 
-    /// Servers with joined users, this one first if it has any, at most `limit`.
+    /// Servers with joined users, this one first if it has any, at most `limit`. In a room of partial
+    /// state, those that are said to be in it come last.
     pub async fn servers(
         &self,
         room: RoomNumber,
@@ -545,6 +546,14 @@ impl Rooms {
             match last {
                 Some(last) if full => range = ScanRange::prefix(&room.0).after(&last),
                 _ => break,
+            }
+        }
+        for told in self.told_servers(room).iter() {
+            if servers.len() >= limit {
+                break;
+            }
+            if told != own && !servers.contains(told) {
+                servers.push(told.clone());
             }
         }
         servers.truncate(limit);

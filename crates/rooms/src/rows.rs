@@ -244,6 +244,35 @@ pub(crate) struct ViaRow {
 }
 row!(ViaRow, 1);
 
+/// A room that was joined with part of its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartialRow {
+    /// The join that it was taken in with.
+    pub(crate) join: EventNumber,
+    pub(crate) stage: PartialStage,
+}
+row!(PartialRow, 1);
+
+/// How far a room of partial state has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PartialStage {
+    /// Its whole state is not here.
+    Partial,
+    /// It is prepared, as this import, and its events are being judged again.
+    Judging(u64),
+    /// It is whole; servers are being noted.
+    Settling,
+    /// All is done.
+    Whole,
+}
+
+/// Some servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServersRow {
+    pub(crate) servers: Vec<OwnedServerName>,
+}
+row!(ServersRow, 1);
+
 /// Where an alias points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AliasRow {

@@ -58,13 +58,18 @@ impl ServerVisit {
 
 impl Rooms {
     /// The door for servers: `Forbidden` for one that has no joined user in the room or that the
-    /// room's ACL denies, `UnknownRoom` where this server does not know the room.
+    /// room's ACL denies, `UnknownRoom` where this server does not know the room, `PartialState` where
+    /// it does not know all of it yet.
     pub async fn enter_as_server(
         &self,
         server: &ServerName,
         room: &RoomId,
     ) -> Result<ServerVisit, RoomError> {
         let room = self.room(room).await?.ok_or(RoomError::UnknownRoom)?;
+        if self.is_unsettled(room.number) {
+            // Which servers are in it, and were, is not known.
+            return Err(RoomError::PartialState);
+        }
         let position = self.durable();
         if !self.acl(&room).await?.allows(server) {
             return Err(RoomError::forbidden(

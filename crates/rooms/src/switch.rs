@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use homeserver_storage::{At, Batch, CommitError, Durability, Entry, Position};
+use homeserver_storage::{AppendRef, At, Batch, CommitError, Durability, Entry, Position};
 use ruma::UserId;
 use smallvec::SmallVec;
 
@@ -87,7 +87,8 @@ impl Rooms {
         batch.delete(&tables::IMPORTS, &import.0);
         batch.assert_value(&tables::HEADS, &room.number.0, &seen);
         batch.put(&tables::HEADS, &room.number.0, &head);
-        write_switch(&mut batch, &room, import, (&seen, &head));
+        write_listed(&mut batch, room.number, Some(&seen), &head);
+        let _at = write_switch(&mut batch, &room, import, (&seen, &head));
         let submitted = self.store.submit(batch, Durability::Durable).await;
         let ticket = submitted.map_err(not_stored)?;
         let commit = live.submitted(&mut tip, head);
@@ -220,8 +221,13 @@ fn recount(head: &mut Head, mut prepared: PreparedMembers, meanwhile: &[Differen
     }
 }
 
-/// What the switch from one head to another tells, and leaves to do.
-fn write_switch(batch: &mut Batch, room: &Room, import: ImportId, (seen, head): (&Head, &Head)) {
+/// What the switch from one head to another tells, and leaves to do. Gives where it is told.
+pub(crate) fn write_switch(
+    batch: &mut Batch,
+    room: &Room,
+    import: ImportId,
+    (seen, head): (&Head, &Head),
+) -> AppendRef {
     let entry = Entry {
         kind: journal::STATE_CHANGED,
         version: journal::VERSION,
@@ -235,7 +241,6 @@ fn write_switch(batch: &mut Batch, room: &Room, import: ImportId, (seen, head): 
         invited: head.invited,
     };
     batch.put(&tables::STATE_LOG, &(room.number.0, at), &log);
-    write_listed(batch, room.number, Some(seen), head);
     let debt = IndexDebtRow {
         import: import.0,
         from: seen.root,
@@ -245,4 +250,5 @@ fn write_switch(batch: &mut Batch, room: &Room, import: ImportId, (seen, head): 
     batch.put(&tables::INDEX_DEBTS, &(room.number.0, at), &debt);
     // Nothing names the trees between its parts any more.
     batch.put(&tables::TREE_SWEEPS, &room.number.0, &TreeSweepRow::ASKED);
+    append
 }

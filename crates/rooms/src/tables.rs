@@ -9,8 +9,8 @@ use homeserver_storage::{At, Bytes, Position, Positioned, Reverse64, Table, Tabl
 
 use crate::rows::{
     AliasRow, ArrivalRow, EventRow, GapRow, Head, ImportPartRow, ImportRow, ImportStateRow,
-    IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, RelationKey, RelationRow, RoomRow,
-    StateLogRow, StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
+    IndexDebtRow, JoinedUsers, MembershipRow, NodeRow, PartialRow, RelationKey, RelationRow,
+    RoomRow, ServersRow, StateLogRow, StrippedRow, TransactionRow, TreeSweepRow, ViaRow,
 };
 use crate::tally::ClassCounts;
 
@@ -112,6 +112,18 @@ pub(crate) const OUTSIDE_VIA: Table<(u64, u64), ViaRow> = Table::new(0x39, "outs
 /// the rooms are opened. See `arrival`.
 pub(crate) const ARRIVING: Table<u64, u64> = Table::new(0x3a, "arriving");
 
+/// (room number) → where this server came into a room of whose state only part was told then, and
+/// how far it has come since. See `partial`.
+pub(crate) const PARTIAL_ROOMS: Table<u64, Positioned<PartialRow>> =
+    Table::new(0x3b, "partial_rooms");
+/// (room number, order of judging) → event number. Events that were judged on incomplete state.
+pub(crate) const PARTIAL_EVENTS: Table<(u64, u64), u64> = Table::new(0x3c, "partial_events");
+/// (room number, ordinal) → some of the servers that are said to be in a room of partial state.
+pub(crate) const PARTIAL_SERVERS: Table<(u64, u64), ServersRow> =
+    Table::new(0x3d, "partial_servers");
+/// (room number) → where the state of a room became whole that was partial before.
+pub(crate) const MADE_WHOLE: Table<u64, At> = Table::new(0x3e, "made_whole");
+
 /// All tables of this crate.
 pub const TABLES: &[TableSpec] = &[
     ROOM_IDS.spec(),
@@ -153,4 +165,8 @@ pub const TABLES: &[TableSpec] = &[
     OUTSIDE_ROOMS.spec(),
     OUTSIDE_VIA.spec(),
     ARRIVING.spec(),
+    PARTIAL_ROOMS.spec(),
+    PARTIAL_EVENTS.spec(),
+    PARTIAL_SERVERS.spec(),
+    MADE_WHOLE.spec(),
 ];

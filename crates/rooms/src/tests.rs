@@ -16,6 +16,7 @@ mod member_state;
 mod mortal;
 mod outgoing;
 mod paging;
+mod partial;
 mod peer;
 mod receiving;
 mod redactions;

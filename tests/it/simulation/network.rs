@@ -1,19 +1,28 @@
 //! The network between the servers: it delays, loses, repeats, overtakes and splits.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use axum::{Router, body::Body};
 use bytes::Bytes;
-use futures_util::stream;
-use homeserver::federation::{Body as ReplyBody, Outgoing, Reply, Transport, TransportError};
+use futures_util::{StreamExt as _, stream};
+use homeserver::federation::{
+    Body as ReplyBody, Limits, Outgoing, Reply, Transport, TransportError,
+};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
-use ruma::OwnedServerName;
-use tokio::time::{Instant, sleep};
+use ruma::{OwnedServerName, ServerName};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::ServiceExt;
 
-use super::dice::Dice;
+use super::{dice::Dice, liar::Streamed};
 
 /// Of a thousand requests, how many are lost on their way there or back, are repeated, or are late.
 const LOST: u64 = 20;
@@ -102,6 +111,13 @@ impl Network {
         self.inside.lock().trace.push(format!("{at:>9} {line}"));
     }
 
+    /// How many lines of the trace have all of this in them.
+    pub(super) fn noted(&self, parts: &[&str]) -> usize {
+        let inside = self.inside.lock();
+        let has = |line: &&String| parts.iter().all(|part| line.contains(part));
+        inside.trace.iter().filter(has).count()
+    }
+
     /// The trace, and the number of requests between servers.
     pub(super) fn end(&self) -> (Vec<String>, usize) {
         let mut inside = self.inside.lock();
@@ -137,33 +153,78 @@ impl Network {
         (side(from) == side(to)).then(|| router.clone())
     }
 
-    async fn carry(&self, from: &OwnedServerName, outgoing: Outgoing) -> Result<Reply, String> {
-        let fate = self.fate();
-        sleep(fate.there).await;
-        let router = self.reach(from, &outgoing.destination);
-        let router = router.filter(|_| !fate.lost).ok_or("lost")?;
-        let request = outgoing.request;
-        let answer = ask(router.clone(), request.clone()).await;
-        if fate.repeated {
-            ask(router, request).await;
-        }
-        sleep(fate.back).await;
-        if fate.answer_lost || self.reach(from, &outgoing.destination).is_none() {
-            return Err("answer lost".to_owned());
-        }
+    async fn carry(
+        &self,
+        from: &OwnedServerName,
+        outgoing: Outgoing,
+    ) -> Result<Reply, TransportError> {
+        let (limits, until) = (outgoing.limits, Instant::now() + outgoing.limits.deadline);
+        let carried = timeout_at(until, self.exchange(from, outgoing)).await;
+        let answer = carried.map_err(|_| TransportError::Deadline)??;
         let (head, body) = answer.into_parts();
+        let body = if head.extensions.get::<Streamed>().is_some() {
+            as_it_comes(body, limits, until)
+        } else {
+            let body = body.collect().await.expect("the whole answer").to_bytes();
+            ReplyBody::new(stream::iter([Ok(body)]), limits.body)
+        };
         Ok(Reply {
             status: head.status,
             headers: head.headers,
-            body: ReplyBody::new(stream::iter([Ok(body)]), outgoing.limits.body),
+            body,
         })
+    }
+
+    async fn exchange(
+        &self,
+        from: &OwnedServerName,
+        outgoing: Outgoing,
+    ) -> Result<http::Response<Body>, TransportError> {
+        let lost = |why: &str| TransportError::Unreachable(why.to_owned());
+        let fate = self.fate();
+        sleep(fate.there).await;
+        let router = self.reach(from, &outgoing.destination);
+        let router = router.filter(|_| !fate.lost).ok_or_else(|| lost("lost"))?;
+        let request = outgoing.request;
+        let answer = begin(router.clone(), request.clone()).await;
+        if fate.repeated {
+            begin(router, request).await;
+        }
+        sleep(fate.back).await;
+        if fate.answer_lost || self.reach(from, &outgoing.destination).is_none() {
+            return Err(lost("answer lost"));
+        }
+        Ok(answer)
     }
 }
 
-/// Asks a server.
-pub(super) async fn ask(router: Router, request: http::Request<Bytes>) -> http::Response<Bytes> {
+/// A body that is passed on while it comes, within the limits of its request.
+fn as_it_comes(body: Body, limits: Limits, until: Instant) -> ReplyBody {
+    let pieces = stream::try_unfold(body.into_data_stream(), move |mut pieces| async move {
+        let piece = timeout_at(until, timeout(limits.stall, pieces.next()));
+        let piece = piece.await.map_err(|_| TransportError::Deadline)?;
+        let piece = piece.map_err(|_| TransportError::Stalled)?.transpose();
+        let piece = piece.map_err(|error| TransportError::Broken(error.to_string()))?;
+        Ok(piece.map(|piece| (piece, pieces)))
+    });
+    ReplyBody::new(pieces, limits.body)
+}
+
+/// Asks a server. An answer that is not to be passed on as it comes is there whole.
+async fn begin(router: Router, request: http::Request<Bytes>) -> http::Response<Body> {
     let answered = router.oneshot(request.map(Body::from)).await;
-    let (head, body) = answered.expect("a router answers").into_parts();
+    let answer = answered.expect("a router answers");
+    if answer.extensions().get::<Streamed>().is_some() {
+        return answer;
+    }
+    let (head, body) = answer.into_parts();
+    let body = body.collect().await.expect("the whole answer").to_bytes();
+    http::Response::from_parts(head, Body::from(body))
+}
+
+/// Asks a server, and gives its whole answer.
+pub(super) async fn ask(router: Router, request: http::Request<Bytes>) -> http::Response<Bytes> {
+    let (head, body) = begin(router, request).await.into_parts();
     let body = body.collect().await.expect("the whole answer").to_bytes();
     http::Response::from_parts(head, body)
 }
@@ -173,11 +234,26 @@ pub(super) async fn ask(router: Router, request: http::Request<Bytes>) -> http::
 pub(super) struct Line {
     pub(super) network: Arc<Network>,
     pub(super) from: OwnedServerName,
+    /// Whether its server was killed: what it was about to send is not sent.
+    pub(super) cut: Arc<AtomicBool>,
+}
+
+impl Line {
+    pub(super) fn of(network: &Arc<Network>, from: &ServerName) -> Self {
+        Self {
+            network: Arc::clone(network),
+            from: from.to_owned(),
+            cut: Arc::default(),
+        }
+    }
 }
 
 #[async_trait]
 impl Transport for Line {
     async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(TransportError::Unreachable("killed".to_owned()));
+        }
         let what = format!(
             "{} > {} {} {}",
             self.from,
@@ -188,9 +264,10 @@ impl Transport for Line {
         let carried = self.network.carry(&self.from, outgoing).await;
         let came = match &carried {
             Ok(reply) => reply.status.to_string(),
-            Err(why) => why.clone(),
+            Err(TransportError::Unreachable(why)) => why.clone(),
+            Err(error) => error.to_string(),
         };
         self.network.note(&format!("{what}: {came}"));
-        carried.map_err(TransportError::Unreachable)
+        carried
     }
 }

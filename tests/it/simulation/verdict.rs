@@ -15,7 +15,11 @@ pub(super) const ROUNDS: usize = 20;
 pub(super) const PAUSE: Duration = Duration::from_secs(30);
 
 /// The state of a room, an event for each key.
-async fn state(world: &World, reader: &Actor, room: &str) -> BTreeMap<(String, String), String> {
+pub(super) async fn state(
+    world: &World,
+    reader: &Actor,
+    room: &str,
+) -> BTreeMap<(String, String), String> {
     let state = reader.read(world, room, "state").await.unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let events = state.as_array().into_iter().flatten();
@@ -28,7 +32,7 @@ async fn state(world: &World, reader: &Actor, room: &str) -> BTreeMap<(String, S
 }
 
 /// Everything that a user can page back to, which makes a server fetch what it lacks.
-async fn history(world: &World, reader: &Actor, room: &str) -> BTreeSet<String> {
+pub(super) async fn history(world: &World, reader: &Actor, room: &str) -> BTreeSet<String> {
     let mut events = BTreeSet::new();
     let mut from = String::new();
     loop {

@@ -1,13 +1,19 @@
 //! The servers, what happens to them, and the course of a seed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt, future::join, stream::FuturesUnordered};
 use homeserver::{
-    Homeserver,
+    Homeserver, OpenError,
     config::{Config, RegistrationMode},
     runtime::{Clock, ManualClock, Runtime},
-    storage::engines::memory::MemoryEngine,
 };
 use parking_lot::Mutex;
 use ruma::OwnedServerName;
@@ -16,15 +22,31 @@ use tokio::time::{Instant, sleep};
 use super::{
     actors::{Actor, Room},
     dice::Dice,
+    disk::Disk,
+    lies::Liars,
     network::{Line, Network},
     verdict,
 };
 
 /// When every simulation begins, in milliseconds since 1970.
-const START: u64 = 1_700_000_000_000;
+pub(super) const START: u64 = 1_700_000_000_000;
 /// Requests between servers for each action of a user and each server that hears of it. Far more than
 /// needed, and far less than what a loop makes.
 const REQUESTS_PER_ACTION: usize = 40;
+
+/// How often a server on a faulty disk is started until it is up.
+const STARTS: usize = 20;
+
+/// Who and what goes wrong beside the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cast {
+    /// Servers are stopped and started.
+    Plain,
+    /// One server lies.
+    Liar,
+    /// Disks fail, and servers are killed.
+    Disk,
+}
 
 /// What a seed came to.
 pub(super) struct Told {
@@ -37,14 +59,21 @@ pub(super) struct World {
     pub(super) network: Arc<Network>,
     pub(super) rooms: Mutex<Vec<Room>>,
     pub(super) faults: Mutex<Vec<String>>,
-    hosts: Vec<Host>,
+    pub(super) cast: Cast,
+    pub(super) hosts: Vec<Host>,
 }
 
-struct Host {
-    name: OwnedServerName,
-    engine: Arc<MemoryEngine>,
+pub(super) struct Host {
+    pub(super) name: OwnedServerName,
+    disk: Disk,
     seed: u64,
-    running: Mutex<Option<Homeserver>>,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    homeserver: Homeserver,
+    /// Set when it is killed.
+    cut: Arc<AtomicBool>,
 }
 
 /// The clock of tokio, which stands still while anything is to be done.
@@ -62,7 +91,30 @@ impl Clock for Time {
 }
 
 impl Host {
-    async fn start(&self, network: &Arc<Network>, incarnation: u64) {
+    pub(super) fn new(number: u64, disk: Disk, seed: u64) -> Self {
+        Self {
+            name: OwnedServerName::try_from(format!("s{number}.example")).unwrap(),
+            disk,
+            seed,
+            running: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn start(&self, network: &Arc<Network>, incarnation: u64) {
+        for _ in 0..STARTS {
+            match self.try_start(network, incarnation).await {
+                Ok(()) => return,
+                Err(error) if matches!(self.disk, Disk::Faulty(_)) => {
+                    network.note(&format!("{} does not start: {error}", self.name));
+                    sleep(Duration::from_secs(1)).await;
+                }
+                Err(error) => panic!("{} does not start: {error}", self.name),
+            }
+        }
+        panic!("{} does not start", self.name);
+    }
+
+    async fn try_start(&self, network: &Arc<Network>, incarnation: u64) -> Result<(), OpenError> {
         let mut config = Config {
             server_name: self.name.clone(),
             ..Config::default()
@@ -75,32 +127,42 @@ impl Host {
             clock: Arc::new(Time(Instant::now() - network.age())),
             ..Runtime::simulated(Arc::new(ManualClock::new(START)), seed)
         };
-        let line = Line {
-            network: Arc::clone(network),
-            from: self.name.clone(),
-        };
-        let opened = Homeserver::configured(config)
-            .engine(Arc::clone(&self.engine) as _)
-            .transport(Arc::new(line))
-            .runtime(runtime)
-            .open()
-            .await;
-        let homeserver = opened.expect("a homeserver opens");
+        let line = Line::of(network, &self.name);
+        let cut = Arc::clone(&line.cut);
+        let builder = Homeserver::configured(config);
+        let builder = self.disk.under(builder, &cut);
+        let builder = builder.transport(Arc::new(line)).runtime(runtime);
+        let homeserver = builder.open().await?;
         network.connect(&self.name, homeserver.router());
-        *self.running.lock() = Some(homeserver);
+        *self.running.lock() = Some(Running { homeserver, cut });
+        Ok(())
     }
 
-    async fn stop(&self, network: &Network) {
+    pub(super) async fn stop(&self, network: &Network) {
         network.disconnect(&self.name);
         let running = self.running.lock().take();
-        if let Some(homeserver) = running {
-            assert!(homeserver.shutdown().await, "{} stops well", self.name);
+        if let Some(running) = running {
+            let well = running.homeserver.shutdown().await;
+            let faulty = matches!(self.disk, Disk::Faulty(_));
+            assert!(well || faulty, "{} stops well", self.name);
+        }
+    }
+
+    /// Ends it in the middle of what it does: nothing more of it is sent, or written.
+    pub(super) async fn kill(&self, network: &Network) {
+        network.disconnect(&self.name);
+        let running = self.running.lock().take();
+        if let Some(Running { homeserver, cut }) = running {
+            cut.store(true, Ordering::SeqCst);
+            self.disk.lose_power().await;
+            // Its tasks would go on in this process.
+            tokio::spawn(async move { homeserver.shutdown().await });
         }
     }
 }
 
 /// Plays one seed.
-pub(super) async fn play(seed: u64) -> Told {
+pub(super) async fn play(seed: u64, cast: Cast) -> Told {
     let mut dice = Dice::new(seed);
     // A few of the seeds have many servers, which then do less each.
     let count = if seed % 20 == 19 {
@@ -110,16 +172,19 @@ pub(super) async fn play(seed: u64) -> Told {
     };
     let actions = 100 / count;
     let network = Arc::new(Network::new(dice.throw()));
-    let host = |number| Host {
-        name: OwnedServerName::try_from(format!("s{number}.example")).unwrap(),
-        engine: Arc::new(MemoryEngine::new()),
-        seed: dice.throw(),
-        running: Mutex::default(),
+    let host = |number| {
+        let seed = dice.throw();
+        let disk = match cast {
+            Cast::Disk => Disk::faulty(seed),
+            Cast::Plain | Cast::Liar => Disk::sound(),
+        };
+        Host::new(number, disk, seed)
     };
     let world = World {
         network,
         rooms: Mutex::default(),
         faults: Mutex::default(),
+        cast,
         hosts: (0..count).map(host).collect(),
     };
     let mut actors = Vec::new();
@@ -130,19 +195,28 @@ pub(super) async fn play(seed: u64) -> Told {
     for actor in actors.iter_mut().take(2) {
         actor.create(&world).await;
     }
+    let liars = Liars::of(&world, &mut dice);
     {
+        for host in &world.hosts {
+            host.disk.fails(true);
+        }
         let mut acting: FuturesUnordered<_> = actors
             .iter_mut()
             .map(|actor| actor.act(&world, actions))
             .collect();
         let acting = async { while acting.next().await.is_some() {} };
+        let acting = join(acting, liars.act(&world, actions)).map(drop);
         tokio::select! {
             biased;
             () = acting => {}
             () = world.harm(Dice::new(dice.throw())) => {}
         }
     }
+    for host in &world.hosts {
+        host.disk.fails(false);
+    }
     world.settle(&actors).await;
+    liars.judge(&world, &actors).await;
     for host in &world.hosts {
         host.stop(&world.network).await;
     }
@@ -175,7 +249,11 @@ impl World {
             } else if let Some(host) = dice.pick(&self.hosts) {
                 incarnation += 1;
                 self.network.note(&format!("{} stops", host.name));
-                host.stop(&self.network).await;
+                if self.cast == Cast::Disk {
+                    host.kill(&self.network).await;
+                } else {
+                    host.stop(&self.network).await;
+                }
                 sleep(lasts / 4).await;
                 host.start(&self.network, incarnation).await;
                 self.network.note(&format!("{} starts", host.name));

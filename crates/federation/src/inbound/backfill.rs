@@ -72,6 +72,8 @@ impl Inbound {
         let fillers = &self.inner.fillers;
         let filler = fillers.of(room.number);
         let filled = timeout(PATIENCE, async {
+            // The state of the past is known by that of the join.
+            self.inner.parts.rooms.until_whole(room.number).await;
             let _alone = filler.lock().await;
             self.fill_below(room, place).await
         });

@@ -362,6 +362,10 @@ impl<'a> Gap<'a> {
 
     /// Judges an event by the state that another server has before it.
     async fn over_gap(&mut self, event: &Pdu) -> Result<(), GapError> {
+        if self.inner.parts.rooms.is_partial(self.room.number) {
+            // That state would be told with all the members that are on their way.
+            return Err(RoomError::PartialState.into());
+        }
         let told = self.told_before(event).await?;
         if !told.waits_for.is_empty() {
             if self.attempts < WAITS_FOR_ALL {

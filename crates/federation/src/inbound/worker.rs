@@ -39,6 +39,8 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 const OWN_PAUSE: Duration = Duration::from_secs(2);
 /// The pause of an event whose states could not be resolved within the limits.
 const UNRESOLVED_PAUSE: Duration = Duration::from_mins(15);
+/// The pause of an event that needs a state which is told once that of the room is whole.
+const PARTIAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// What became of a row.
 #[derive(Clone)]
@@ -479,6 +481,7 @@ fn of_error(error: &RoomError) -> Outcome {
     let why = error.to_string();
     match error {
         RoomError::Unresolved(_) => Outcome::Passing(UNRESOLVED_PAUSE, why),
+        RoomError::PartialState => Outcome::Passing(PARTIAL_PAUSE, why),
         RoomError::NotInRoom | RoomError::UnknownRoom => Outcome::Dropped(why),
         error if error.is_passing() => Outcome::Passing(OWN_PAUSE, why),
         _ => Outcome::Failed(why),

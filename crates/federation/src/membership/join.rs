@@ -7,21 +7,21 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use homeserver_events::{Pdu, Step, handshake::with_signatures_of};
 use homeserver_rooms::{Arriving, Imported, PartTaken, RoomError};
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use super::{
     Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted, state::Told,
     template::Template,
 };
-use crate::{Call, Limits, Path};
+use crate::{Call, Limits, Path, is_same_server};
 
 /// Bytes of the state of a room: the largest rooms have some hundred thousand members, of some
 /// hundred bytes each.
-const STATE_BODY: usize = 384 * 1024 * 1024;
+pub(super) const STATE_BODY: usize = 384 * 1024 * 1024;
 /// How long that is waited for: servers take minutes for the largest rooms.
-const STATE_PATIENCE: Duration = Duration::from_mins(5);
+pub(super) const STATE_PATIENCE: Duration = Duration::from_mins(5);
 /// How long it may stand still.
-const STATE_STALL: Duration = Duration::from_mins(1);
+pub(super) const STATE_STALL: Duration = Duration::from_mins(1);
 /// How long the keys are waited for that our own join is signed with.
 const KEY_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,7 +33,17 @@ impl Memberships {
     /// When no server lets the user in; nothing has changed then.
     pub async fn join(&self, wanted: Wanted) -> Result<Joined, MembershipError> {
         let inner = Arc::clone(&self.inner);
-        let joining = async move { inner.join(&wanted).await };
+        let this = self.clone();
+        let joining = async move {
+            let joined = inner.join(&wanted).await?;
+            // Its members may follow.
+            if let Some(room) = inner.rooms.room(&wanted.room).await?
+                && inner.rooms.is_partial(room.number)
+            {
+                this.complete(room.number);
+            }
+            Ok(joined)
+        };
         self.inner.runtime.tasks.see_through(joining).await
     }
 }
@@ -58,11 +68,13 @@ impl Inner {
     async fn join_through(&self, server: &ServerName, wanted: &Wanted) -> Result<(), Failure> {
         let template = self.template(server, Step::Join, wanted).await?;
         let join = self.seal(&template, Step::Join, wanted)?;
+        // A room that is here with a state of the past is not taken in with part of the new one.
+        let omit = self.rooms.room(&wanted.room).await?.is_none();
         let place = self.states.acquire().await;
         let path = Path::v2("send_join")
             .segment(wanted.room.as_str())
             .segment(join.event_id().as_str())
-            .query("omit_members", "false");
+            .query("omit_members", if omit { "true" } else { "false" });
         let limits = Limits {
             body: STATE_BODY,
             deadline: STATE_PATIENCE,
@@ -73,6 +85,9 @@ impl Inner {
         let body = answer.body;
         let told = self.runtime.cpu.run(move || Told::read(&body)).await;
         let told = told.map_err(crate::CheckError::from)??;
+        if told.servers.is_some() && !omit {
+            return Err(Failure::answer("members are left out that were asked for"));
+        }
         let taken = self.take_in(server, (&template, join), told).await;
         drop(place);
         taken
@@ -83,9 +98,10 @@ impl Inner {
         &self,
         server: &ServerName,
         (template, join): (&Template, Pdu),
-        told: Told,
+        mut told: Told,
     ) -> Result<(), Failure> {
         let room = join.room_id().to_owned();
+        let partial = told.servers.take().map(|others| of_partial(server, others));
         let join = self
             .signed_by_them(server, (template, join), told.event.clone())
             .await?;
@@ -102,7 +118,7 @@ impl Inner {
         let (create, events) = checked.map_err(too_slow)??;
         let begun = self.rooms.begin_arrival(&room, &template.version, &create);
         let begun = begun.await.map_err(of_answer)?;
-        let arrived = self.arrive(&begun, &events, join).await;
+        let arrived = self.arrive(&begun, &events, (join, partial)).await;
         if arrived.is_err()
             && let Err(error) = self.rooms.abandon_arrival(begun.import).await
         {
@@ -115,7 +131,7 @@ impl Inner {
         &self,
         begun: &Arriving,
         events: &[Imported],
-        join: Pdu,
+        (join, partial): (Pdu, Option<Vec<OwnedServerName>>),
     ) -> Result<(), Failure> {
         for (ordinal, part) in (begun.first_part..).zip(Imported::parts(events)) {
             match self.rooms.import_part(begun.import, ordinal, part).await? {
@@ -126,7 +142,10 @@ impl Inner {
                 }
             }
         }
-        let arrived = self.rooms.arrive(begun.import, join).await;
+        let arrived = match partial {
+            Some(servers) => self.rooms.arrive_partial(begun.import, join, servers).await,
+            None => self.rooms.arrive(begun.import, join).await,
+        };
         arrived.map_err(of_answer)?;
         Ok(())
     }
@@ -167,8 +186,15 @@ impl Inner {
     }
 }
 
+/// The servers that are said to be in a room of partial state, first the one that says so.
+fn of_partial(server: &ServerName, mut others: Vec<OwnedServerName>) -> Vec<OwnedServerName> {
+    others.retain(|other| !is_same_server(other, server));
+    others.insert(0, server.to_owned());
+    others
+}
+
 /// What the rooms do not allow of an answer says something about that answer.
-fn of_answer(error: RoomError) -> Failure {
+pub(super) fn of_answer(error: RoomError) -> Failure {
     match error {
         RoomError::Forbidden(why) | RoomError::BadContent(why) => Failure::Answer(why),
         error => error.into(),

@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use homeserver_events::{Pdu, Rules, rules::RoomIdFormat};
-use homeserver_rooms::Imported;
-use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use homeserver_rooms::{Imported, MAX_PARTIAL_SERVERS};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use serde::{
     Deserialize,
     de::{self, Deserializer, SeqAccess, Visitor},
@@ -43,6 +43,8 @@ pub(super) struct Told {
     pub(super) auth_chain: Vec<Bytes>,
     /// The join as the other server signed it.
     pub(super) event: Option<Bytes>,
+    /// The servers that are said to be in the room, if members are left out.
+    pub(super) servers: Option<Vec<OwnedServerName>>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +57,17 @@ struct Raw<'a> {
     event: Option<&'a RawValue>,
     #[serde(default)]
     members_omitted: bool,
+    #[serde(borrow)]
+    servers_in_room: Option<Listed<'a>>,
+}
+
+/// The answer to a question for a state.
+#[derive(Deserialize)]
+struct RawState<'a> {
+    #[serde(borrow)]
+    pdus: Listed<'a>,
+    #[serde(borrow)]
+    auth_chain: Listed<'a>,
 }
 
 /// A list of at most [`MAX_EVENTS`] values, which is given up where it is longer.
@@ -90,25 +103,51 @@ impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
 impl Told {
     /// Reads the body of an answer.
     pub(super) fn read(body: &Bytes) -> Result<Self, Failure> {
-        // A list would be taken for a struct of its entries.
-        let begins = body.iter().find(|byte| !byte.is_ascii_whitespace());
-        if begins != Some(&b'{') {
-            return Err(Failure::answer("not a JSON object"));
+        let raw: Raw<'_> = object(body)?;
+        let mut told = Self::cut(body, raw.state, raw.auth_chain)?;
+        told.event = raw.event.map(|raw| cut(body, raw));
+        if raw.members_omitted {
+            let listed = raw.servers_in_room.map(|listed| listed.0);
+            let names = listed.unwrap_or_default().into_iter();
+            let names = names.take(MAX_PARTIAL_SERVERS);
+            let read = |name: &RawValue| serde_json::from_str::<OwnedServerName>(name.get()).ok();
+            let mut seen = HashSet::new();
+            let servers = names.filter_map(read);
+            told.servers = Some(servers.filter(|name| seen.insert(name.clone())).collect());
         }
-        let raw: Raw<'_> = serde_json::from_slice(body).map_err(Failure::answer)?;
-        if raw.state.0.len() + raw.auth_chain.0.len() > MAX_EVENTS {
+        Ok(told)
+    }
+
+    /// Reads the body of an answer to `GET /state`.
+    pub(super) fn of_state(body: &Bytes) -> Result<Self, Failure> {
+        let raw: RawState<'_> = object(body)?;
+        Self::cut(body, raw.pdus, raw.auth_chain)
+    }
+
+    fn cut(body: &Bytes, state: Listed<'_>, auth_chain: Listed<'_>) -> Result<Self, Failure> {
+        if state.0.len() + auth_chain.0.len() > MAX_EVENTS {
             return Err(Failure::answer("too many events"));
         }
-        if raw.members_omitted {
-            return Err(Failure::answer("members are left out that were asked for"));
-        }
-        let cut = |raw: &RawValue| body.slice_ref(raw.get().as_bytes());
         Ok(Self {
-            state: raw.state.0.into_iter().map(cut).collect(),
-            auth_chain: raw.auth_chain.0.into_iter().map(cut).collect(),
-            event: raw.event.map(cut),
+            state: state.0.into_iter().map(|raw| cut(body, raw)).collect(),
+            auth_chain: auth_chain.0.into_iter().map(|raw| cut(body, raw)).collect(),
+            event: None,
+            servers: None,
         })
     }
+}
+
+fn cut(body: &Bytes, raw: &RawValue) -> Bytes {
+    body.slice_ref(raw.get().as_bytes())
+}
+
+fn object<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, Failure> {
+    // A list would be taken for a struct of its entries.
+    let begins = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if begins != Some(&b'{') {
+        return Err(Failure::answer("not a JSON object"));
+    }
+    serde_json::from_slice(body).map_err(Failure::answer)
 }
 
 /// The events of a room's state, checked, and those that authorise them.

@@ -75,7 +75,7 @@ impl Resident {
         let id = signed.event_id().to_owned();
         let received = self.rooms.receive(&proposed.room, signed).await?;
         if let Received::Judged {
-            status: StatusKind::Accepted,
+            status: StatusKind::Accepted | StatusKind::PartialAccepted,
             ..
         } = received
         {

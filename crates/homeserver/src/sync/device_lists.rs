@@ -80,6 +80,10 @@ async fn members(
         let before = engine.rooms.membership(user, room, since).await?;
         let was_in = before.is_some_and(|before| before.membership == Membership::Join);
         match (was_in, membership.membership == Membership::Join) {
+            // All who became known are met now; a few of them were known before.
+            (true, true) if engine.rooms.made_whole_in(room, (since, upto)).is_some() => {
+                met.extend(joined_in(engine, room, upto).await?);
+            }
             (true, true) => {
                 let (came, went) = changed_in(engine, room, since, upto).await?;
                 met.extend(came);

@@ -16,7 +16,7 @@ use super::{
     changes::{AccountDatum, Changes, DeviceListChanges},
     count::Counting,
     ephemeral,
-    filter::{EventFilter, EventShape},
+    filter::{EventFilter, EventShape, LazyMembers},
     memberships::Memberships,
     token::SyncToken,
     touched::Touched,
@@ -182,6 +182,8 @@ impl<'a> Pass<'a> {
                 continue;
             }
             match membership.membership {
+                // Who wants all members is told of the room once they are known.
+                Membership::Join if self.lacks_members(room.number) => {}
                 Membership::Join => {
                     let touched = touched.as_ref();
                     let told = self
@@ -225,6 +227,18 @@ impl<'a> Pass<'a> {
         rooms.extend(beside.account_data.keys());
         let concerned = |one: &&UserMembership| rooms.contains(&one.room.0) || self.is_new(one);
         self.mine.all.iter().filter(concerned).collect()
+    }
+
+    /// Whether the device wants all members of a room, and they are not known yet.
+    fn lacks_members(&self, room: RoomNumber) -> bool {
+        let wants_all = self.request.filter.lazy == LazyMembers::All;
+        wants_all && self.engine.rooms.was_partial_at(room, self.upto())
+    }
+
+    /// Whether all members of a room became known after the device's token.
+    pub(super) fn got_members(&self, room: RoomNumber) -> bool {
+        let span = (self.after(), self.upto());
+        self.engine.rooms.made_whole_in(room, span).is_some()
     }
 
     /// Whether the membership began after the device's token.

@@ -10,7 +10,7 @@ use super::{
     SyncError,
     changes::{AccountDatum, JoinedRoom, Summary, Timeline},
     ephemeral,
-    filter::EventShape,
+    filter::{EventShape, LazyMembers},
     pass::{Beside, Pass, allows_datum},
     state::StateSpan,
     touched::Touched,
@@ -87,11 +87,15 @@ impl Pass<'_> {
         Ok((!nothing || whole || receipts_moved).then_some(told))
     }
 
-    /// Whether the device knows nothing of the room: at its first sync, and after joining.
+    /// Whether the device knows nothing of the room: at its first sync, after joining, and once the
+    /// members that it wants are known.
     async fn is_told_anew(&self, membership: &UserMembership) -> Result<bool, SyncError> {
         let Some(since) = self.since else {
             return Ok(true);
         };
+        if self.request.filter.lazy == LazyMembers::All && self.got_members(membership.room) {
+            return Ok(true);
+        }
         if !self.is_new(membership) {
             return Ok(false);
         }

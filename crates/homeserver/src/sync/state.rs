@@ -134,9 +134,13 @@ impl Pass<'_> {
         let end = readable.root;
         loop {
             let first = slice.events.first().and_then(VisibleEvent::position);
+            let mut lazily = false;
             let start = match first {
                 Some(first) => {
                     let before = first.saturating_sub(1).min(readable.position);
+                    let span = (before, self.upto());
+                    lazily = self.request.filter.lazy != LazyMembers::All
+                        && rooms.made_whole_in(room.number, span).is_some();
                     rooms.state_at(room.number, before).await?.root
                 }
                 None => end,
@@ -159,6 +163,9 @@ impl Pass<'_> {
             let mut wanted = self.difference(room, known, start, span).await?;
             let delivered: Vec<_> = slice.events.iter().map(VisibleEvent::number).collect();
             for change in later {
+                if lazily && change.key.event_type() == MEMBER {
+                    continue;
+                }
                 if let Some(event) = change.after.filter(|event| !delivered.contains(event)) {
                     insert(&mut wanted, &change, event);
                 }
@@ -189,7 +196,13 @@ impl Pass<'_> {
             }
             return Ok(wanted);
         }
+        // Members that became known all at once are loaded as lazily as those that are known from
+        // the start.
+        let lazily = self.request.filter.lazy != LazyMembers::All && self.got_members(room.number);
         for change in rooms.state_difference(room, from, to).await? {
+            if lazily && change.key.event_type() == MEMBER {
+                continue;
+            }
             if let Some(event) = change.after {
                 insert(&mut wanted, &change, event);
             }

@@ -101,11 +101,23 @@ impl RoomEdit<'_> {
             _ => {}
         }
         let (on, missing) = self.foundations(pdu, hands.ids).await?;
+        let at_join = match &missing {
+            Received::Missing { prev, .. } if !prev.is_empty() => self.state_at_join(prev).await?,
+            _ => None,
+        };
+        let mut hands = hands;
+        // As whole as the room is.
+        hands.gap = hands.gap.or(at_join.map(|root| Told { root, whole: true }));
         let unseen = match missing {
             Received::Missing { prev, auth }
                 if auth.is_empty() && (prev.is_empty() || hands.gap.is_some()) =>
             {
                 prev
+            }
+            // What the join follows needs not be fetched.
+            Received::Missing { auth, .. } if at_join.is_some() => {
+                let prev = Vec::new();
+                return Ok(Taken::Answered(Received::Missing { prev, auth }));
             }
             missing => return Ok(Taken::Answered(missing)),
         };
@@ -132,7 +144,7 @@ impl RoomEdit<'_> {
         let roots = on.prev.iter().map(|event| event.after);
         let roots = roots.chain(told.map(|told| told.root)).chain(own);
         let before = match self.resolved(roots, prepared).await? {
-            Ok(before) => before,
+            Ok(before) => self.with_known_members(before, &on.auth).await?,
             Err(roots) => return Ok(Taken::Unresolved(roots)),
         };
         let number = match (&known, *hands.number) {
@@ -142,8 +154,10 @@ impl RoomEdit<'_> {
             (_, None) => self.rooms.numbering.new_event().await?,
         };
         *hands.number = Some(number);
-        let now = match self.state_now(told.is_some(), before, prepared).await? {
-            Ok(now) => now,
+        // Of a room of partial state, all that is since the join is here.
+        let over_gap = told.is_some() && !self.is_partial();
+        let now = match self.state_now(over_gap, before, prepared).await? {
+            Ok(now) => self.with_known_members(now, &on.auth).await?,
             Err(roots) => return Ok(Taken::Unresolved(roots)),
         };
         let at = (number, before, now);
@@ -252,7 +266,8 @@ impl RoomEdit<'_> {
             }
             _ => {
                 let states = (before, now);
-                self.status(&pdu, incoming.refused, &on, states).await?
+                let status = self.status(&pdu, incoming.refused, &on, states).await?;
+                status.judged_on(self.is_partial())
             }
         };
         let auth_heights = on.auth.iter().map(|event| event.auth_height + 1);
@@ -273,7 +288,7 @@ impl RoomEdit<'_> {
             redacted_by,
             origin: None,
         };
-        let rejected = event.status.kind() == StatusKind::Rejected;
+        let rejected = event.status.is_rejected();
         if let (Some((event_type, state_key)), false) = (event.pdu.state_pair(), rejected) {
             let replaced = self.state_in(before, event_type, state_key).await?;
             event.replaces = replaced.map(|event| event.number);
@@ -283,7 +298,7 @@ impl RoomEdit<'_> {
     }
 
     /// The three judgements, in their order.
-    async fn status(
+    pub(crate) async fn status(
         &self,
         pdu: &Pdu,
         refused: Option<SoftFailReason>,
@@ -441,7 +456,10 @@ impl RoomEdit<'_> {
     }
 
     /// Counts members in which two states differ. What is written for each of them is left to do.
-    async fn count_members(&mut self, members: &[(StateKey, Difference)]) -> Result<(), RoomError> {
+    pub(crate) async fn count_members(
+        &mut self,
+        members: &[(StateKey, Difference)],
+    ) -> Result<(), RoomError> {
         for some in members.chunks(MEMBERS_AT_ONCE) {
             let values = some
                 .iter()
@@ -494,7 +512,7 @@ impl RoomEdit<'_> {
 ///
 /// Their events stay in the room; only, events of this server no longer name them as previous ones.
 /// Peers do so, and what they send then joins the branches.
-fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
+pub(crate) fn bound_extremities(extremities: &mut SmallVec<[Extremity; 1]>) -> bool {
     if extremities.len() <= MAX_EXTREMITIES {
         return false;
     }

@@ -79,6 +79,9 @@ impl Rooms {
         let Some(room) = self.directory.by_number(room).await? else {
             return Ok(None);
         };
+        if self.is_unsettled(room.number) {
+            return Err(RoomError::forbidden("your server may not see it yet"));
+        }
         let Some(event) = self.events.find(&room, number).await? else {
             return Ok(None);
         };

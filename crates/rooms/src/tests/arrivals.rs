@@ -41,7 +41,7 @@ impl There {
     }
 
     /// The state of the room, each event after those that authorise it.
-    async fn state(&self) -> Vec<Pdu> {
+    pub(super) async fn state(&self) -> Vec<Pdu> {
         let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
         let now = rooms.state_at(room.number, rooms.durable()).await.unwrap();
         let all = rooms.state_all(&room, now.root).await.unwrap();
@@ -74,7 +74,7 @@ impl There {
     }
 
     /// What bans of the past left in the auth chains, newest first.
-    async fn replaced(&self) -> Vec<Pdu> {
+    pub(super) async fn replaced(&self) -> Vec<Pdu> {
         let (rooms, room) = (&self.server.rooms, self.server.room(&self.room).await);
         let (mut found, mut next) = (Vec::new(), Vec::new());
         let state = self.state().await;

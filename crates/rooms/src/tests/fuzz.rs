@@ -6,10 +6,11 @@ use crate::{
     HistoryToken,
     tables::{
         ALIASES, ARRIVALS, CURRENT_MEMBERSHIPS, DIRECTORY, EVENT_IDS, EVENTS, GAPS, HEADS, HISTORY,
-        IMPORT_IDS, IMPORT_PARTS, IMPORT_STATES, IMPORTS, INDEX_DEBTS, LOCAL_MEMBERS, MEMBERSHIPS,
-        MENTIONS, NUMBER_BLOCKS, OWN_READS, RELATIONS, ROOM_ALIASES, ROOM_IDS, ROOMS, SECRETS,
-        SERVER_COUNTS, SERVER_LOG, STATE_LOG, STATE_NODES, STRIPPED_STATE, THREAD_LOG,
-        THREAD_TALLIES, TRANSACTIONS, TREE_MARKS, TREE_SWEEPS, UNCOUNTED, WAITING_REDACTIONS,
+        IMPORT_IDS, IMPORT_PARTS, IMPORT_STATES, IMPORTS, INDEX_DEBTS, LOCAL_MEMBERS, MADE_WHOLE,
+        MEMBERSHIPS, MENTIONS, NUMBER_BLOCKS, OWN_READS, PARTIAL_EVENTS, PARTIAL_ROOMS,
+        PARTIAL_SERVERS, RELATIONS, ROOM_ALIASES, ROOM_IDS, ROOMS, SECRETS, SERVER_COUNTS,
+        SERVER_LOG, STATE_LOG, STATE_NODES, STRIPPED_STATE, THREAD_LOG, THREAD_TALLIES,
+        TRANSACTIONS, TREE_MARKS, TREE_SWEEPS, UNCOUNTED, WAITING_REDACTIONS,
     },
 };
 
@@ -18,6 +19,9 @@ fn rooms_rows() {
     let snapshots = [
         include_str!("snapshots/homeserver_rooms__tests__rows__rows_of_events.snap"),
         include_str!("snapshots/homeserver_rooms__tests__rows__rows_of_imports.snap"),
+        include_str!(
+            "snapshots/homeserver_rooms__tests__rows__rows_of_rooms_of_partial_state.snap"
+        ),
         include_str!(
             "snapshots/homeserver_rooms__tests__rows__rows_of_members_and_the_directory.snap"
         ),
@@ -66,7 +70,11 @@ fn rooms_rows() {
                 UNCOUNTED,
                 OWN_READS,
                 TREE_SWEEPS,
-                TREE_MARKS
+                TREE_MARKS,
+                PARTIAL_ROOMS,
+                PARTIAL_EVENTS,
+                PARTIAL_SERVERS,
+                MADE_WHOLE
             ]
         )
     });

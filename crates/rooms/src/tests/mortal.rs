@@ -49,6 +49,11 @@ impl MortalEngine {
         })
     }
 
+    /// From now on, so many durable commits are left.
+    pub(super) fn leave(&self, commits: u64) {
+        self.left.store(commits, Ordering::SeqCst);
+    }
+
     fn dead(&self) -> bool {
         self.left.load(Ordering::SeqCst) == 0
     }

@@ -11,7 +11,8 @@ use crate::{
     rows::{
         AliasRow, ArrivalRow, Effect, EventRow, Extremity, GapRow, Head, ImportPartRow, ImportRow,
         ImportStateRow, ImportedState, IndexDebtRow, JoinedUsers, MembershipRow, NodeRow,
-        RelationRow, RoomRow, StrippedRow, TransactionRow, TreeSweepRow, TreeSweepStep, ViaRow,
+        PartialRow, PartialStage, RelationRow, RoomRow, ServersRow, StrippedRow, TransactionRow,
+        TreeSweepRow, TreeSweepStep, ViaRow,
     },
     tables,
     tally::Tally,
@@ -315,6 +316,31 @@ fn rows_of_rooms_elsewhere() {
         line(&tables::OUTSIDE_VIA, &(7_u64, 3_u64), &via),
         line(&tables::ARRIVING, &9_u64, &3),
     ];
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn rows_of_rooms_of_partial_state() {
+    let stages = [
+        PartialStage::Partial,
+        PartialStage::Judging(9),
+        PartialStage::Settling,
+        PartialStage::Whole,
+    ];
+    let join = EventNumber(5);
+    let rooms = stages.map(|stage| {
+        let row = Positioned::new(12, PartialRow { join, stage });
+        line(&tables::PARTIAL_ROOMS, &3_u64, &row)
+    });
+    let told = ServersRow {
+        servers: vec![owned_server_name!("b"), owned_server_name!("c:1")],
+    };
+    let others = [
+        line(&tables::PARTIAL_EVENTS, &(3_u64, 300_u64), &5),
+        line(&tables::PARTIAL_SERVERS, &(3_u64, 0_u64), &told),
+        line(&tables::MADE_WHOLE, &3_u64, &At::Known(14)),
+    ];
+    let lines: Vec<_> = rooms.into_iter().chain(others).collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
 

@@ -116,6 +116,8 @@ struct Faults {
     plan: FaultPlan,
     random: SeededEntropy,
     calls: AtomicU64,
+    /// Nothing goes wrong now.
+    rests: AtomicBool,
     /// Numbers of the calls that were commits.
     commits: Mutex<Vec<u64>>,
     leftover: Mutex<Leftover>,
@@ -135,6 +137,7 @@ impl Faults {
             random: SeededEntropy::new(plan.seed),
             plan,
             calls: AtomicU64::new(0),
+            rests: AtomicBool::new(false),
             commits: Mutex::default(),
             leftover: Mutex::default(),
         })
@@ -148,6 +151,9 @@ impl Faults {
     /// Counts a call and says what goes wrong with it.
     fn next(&self) -> Option<Fault> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.rests.load(Ordering::SeqCst) {
+            return None;
+        }
         let planned = self.plan.at.iter().find(|(at, _)| *at == call);
         if let Some((_, fault)) = planned {
             return Some(*fault);

@@ -21,7 +21,10 @@ use homeserver_users::{
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 
-use super::content::{check_redaction, invited_by_state};
+use super::{
+    content::{check_redaction, invited_by_state},
+    read::MEMBERS_PATIENCE,
+};
 use crate::app::session::Session;
 
 /// Account data in which a user says who may send invites.
@@ -194,8 +197,27 @@ impl RoomChanges {
         self.carry_out(command).await
     }
 
+    /// Waits until the membership that a command changes is known, where only part of the room's
+    /// state is here. Who joins a public room and is not known to be kept out joins at once.
+    async fn await_member(&self, command: &RoomCommand) -> Result<(), ChangeError> {
+        let Some((room, target, joins)) = changed_member(command) else {
+            return Ok(());
+        };
+        let Some(room) = self.rooms.room(room).await? else {
+            return Ok(());
+        };
+        let is_known = async || self.rooms.knows_member(&room, &target).await;
+        if is_known().await? || (joins && self.rooms.is_public(&room).await?) {
+            return Ok(());
+        }
+        let whole = tokio::time::timeout(MEMBERS_PATIENCE, self.rooms.until_whole(room.number));
+        whole.await.map_err(|_| RoomError::PartialState)?;
+        Ok(())
+    }
+
     /// Carries out a command, where it invites users of other servers with the help of these.
     async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
+        self.await_member(&command).await?;
         if let Some(mut proposed) = self.rooms.propose(&command).await? {
             let sealed = self.policies.seal(&proposed.room, proposed.event);
             proposed.event = sealed.await?;
@@ -341,6 +363,32 @@ impl RoomChanges {
             }) if action == "block" => Err(ChangeError::InviteBlocked(user.to_owned())),
             _ => Ok(()),
         }
+    }
+}
+
+/// The room and the user whose membership a command changes, and whether it is a join.
+fn changed_member(command: &RoomCommand) -> Option<(&RoomId, OwnedUserId, bool)> {
+    let sender = || command.sender.clone();
+    match &command.action {
+        RoomAction::Membership { room, change, .. } => {
+            let (target, joins) = match change {
+                MembershipChange::Join { .. } => (sender(), true),
+                MembershipChange::Show { .. }
+                | MembershipChange::Leave
+                | MembershipChange::Knock { .. } => (sender(), false),
+                MembershipChange::Invite { user, .. }
+                | MembershipChange::Kick { user }
+                | MembershipChange::Ban { user }
+                | MembershipChange::Unban { user } => (user.clone(), false),
+            };
+            Some((room, target, joins))
+        }
+        RoomAction::Send { room, event } if event.event_type == "m.room.member" => {
+            let target = UserId::parse(event.state_key.as_deref()?).ok()?;
+            let joins = target == command.sender;
+            Some((room, target, joins))
+        }
+        _ => None,
     }
 }
 

@@ -340,10 +340,12 @@ impl RoomReads {
         struct Content {
             membership: String,
         }
-        let mut visit = self.enter(&session.user, room).await?;
+        let mut visit = self.enter_whole(&session.user, room).await?;
         if let Some(at) = &wanted.at {
             let token = self.token(at)?;
-            self.go_back(&mut visit, position_of(token)).await?;
+            // Of the time when not all were known, those who were there when they were.
+            let at = self.rooms.whole_from(visit.room.number, position_of(token));
+            self.go_back(&mut visit, at).await?;
         }
         let mut members = self.member_events(&visit.room, &visit.state).await?;
         members.retain(|event| {

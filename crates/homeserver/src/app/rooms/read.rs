@@ -6,7 +6,7 @@
 //!
 //! Specification: client-server API, "Getting events for a room", "Room history visibility".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_federation::Inbound;
 use homeserver_rooms::{
@@ -22,6 +22,10 @@ use crate::{
     app::{ignored::IgnoredUsers, session::Session},
     client_event::present::Presenter,
 };
+
+/// How long the members of a room are waited for of whose state only part is here: as long as clients
+/// usually wait for an answer.
+pub(super) const MEMBERS_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why nothing is shown.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +146,25 @@ impl RoomReads {
             reader,
             state,
         })
+    }
+
+    /// The member's door to a room whose members are asked for: where they are on their way, they
+    /// are waited for.
+    pub(super) async fn enter_whole(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+    ) -> Result<Visit, ReadError> {
+        let visit = self.enter(user, room).await?;
+        let number = visit.room.number;
+        if !self.rooms.is_partial(number) {
+            return Ok(visit);
+        }
+        let whole = tokio::time::timeout(MEMBERS_PATIENCE, self.rooms.until_whole(number));
+        if whole.await.is_err() {
+            return Err(RoomError::PartialState.into());
+        }
+        self.enter(user, room).await
     }
 
     /// The room and who reads, without letting anybody in: what is read next is checked event by
@@ -334,7 +357,7 @@ impl RoomReads {
             #[serde(flatten)]
             shown: ShownMember,
         }
-        let visit = self.enter(&session.user, room).await?;
+        let visit = self.enter_whole(&session.user, room).await?;
         if !self.is_member(&visit).await? {
             return Err(ReadError::NotInRoom);
         }

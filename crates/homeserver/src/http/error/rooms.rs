@@ -35,6 +35,7 @@ impl From<RoomError> for ApiError {
             RoomError::UnableToGrantJoin => bad_request(ErrorKind::UnableToGrantJoin),
             RoomError::NotTheEvent(_) => Self::invalid_param(message),
             RoomError::Busy
+            | RoomError::PartialState
             | RoomError::Contended
             | RoomError::Unresolved(_)
             | RoomError::Stopping => Self::unavailable(message),

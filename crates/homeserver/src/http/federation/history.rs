@@ -130,7 +130,7 @@ async fn nearest(
 /// Other servers are told which rooms are not here.
 fn refusal(error: RoomError) -> ApiError {
     match error {
-        RoomError::UnknownRoom => ApiError::not_found(error.to_string()),
+        RoomError::UnknownRoom | RoomError::PartialState => ApiError::not_found(error.to_string()),
         other => other.into(),
     }
 }

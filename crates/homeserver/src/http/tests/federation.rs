@@ -5,6 +5,7 @@ mod history;
 mod invites;
 mod lists;
 mod media;
+mod partial;
 mod peer;
 mod resident;
 mod sending;

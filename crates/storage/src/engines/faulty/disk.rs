@@ -90,6 +90,25 @@ impl FaultyDisk {
         Ok(inner)
     }
 
+    /// Has nothing go wrong for a while (`true`), or go wrong again as planned.
+    pub fn rest(&self, rests: bool) {
+        self.faults.rests.store(rests, Ordering::SeqCst);
+    }
+
+    /// Whoever has the last engine open writes nothing more to it, and the next one finds what a
+    /// power loss leaves now. Databases in files are left as they are.
+    ///
+    /// # Errors
+    /// When what is left cannot be read.
+    pub async fn lose_power(&self) -> Result<(), EngineError> {
+        if let Kind::Memory(last) = &self.kind {
+            let left = self.left().await?;
+            let engine = FaultyEngine::with(left, Arc::clone(&self.faults));
+            *last.lock() = Arc::new(engine);
+        }
+        Ok(())
+    }
+
     fn fault(&self) -> Result<(), EngineError> {
         match self.faults.next() {
             Some(fault @ (Fault::Error | Fault::Full)) => Err(error(fault)),

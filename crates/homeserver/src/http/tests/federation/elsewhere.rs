@@ -94,6 +94,13 @@ impl World {
         self.a.post(&path, Some(&self.alice.token), body).await
     }
 
+    /// Waits until so many members are known to Bob.
+    async fn bob_has_members(&self, room: &str, count: usize) {
+        let path = format!("{CLIENT}/rooms/{}/joined_members", encode(room));
+        let members = self.b.get(&path, Some(&self.bob.token)).await.ok();
+        assert_eq!(members["joined"].as_object().unwrap().len(), count);
+    }
+
     async fn sync(&self, since: Option<&str>) -> Value {
         sync(&self.b, &self.bob, since).await
     }
@@ -207,6 +214,8 @@ async fn a_room_elsewhere_is_joined_and_talked_in() {
         let before = before["next_batch"].as_str().unwrap();
         assert_eq!(world.join(&room).await.ok()["room_id"], *room);
 
+        // It is shown to whoever wants all members once they are there.
+        world.bob_has_members(&room, 2).await;
         let synced = world.sync(Some(before)).await;
         let told = &synced["rooms"]["join"][&*room];
         assert_eq!(types(&told["timeline"]["events"]), ["m.room.member"]);
@@ -429,7 +438,7 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
         }),
         ("/send_join/", |answer| *answer = json!([answer])),
         ("/send_join/", |answer| {
-            answer["members_omitted"] = json!(true);
+            answer["servers_in_room"] = json!("all");
         }),
         ("/send_join/", |answer| {
             // No create event.
@@ -485,20 +494,21 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
 async fn what_lacks_in_an_answer_is_asked_for_and_forged_members_are_left_out() {
     let world = World::new().await;
     let room = world.room(json!({ "room_version": "11" })).await;
-    world.change("/send_join/", |answer| {
-        // The auth chain is not told, nor who may join: it is fetched. And somebody is made up.
+    // The auth chain is not told, nor who may join: it is fetched. And somebody is made up.
+    world.change("/send_join/", |answer| answer["auth_chain"] = json!([]));
+    let forging: Change = |answer| {
         answer["auth_chain"] = json!([]);
-        let state = answer["state"].as_array_mut().unwrap();
+        let state = answer["pdus"].as_array_mut().unwrap();
         let member = state.iter().find(|event| event["type"] == "m.room.member");
         let mut forged = member.unwrap().clone();
         forged["sender"] = json!("@eve:evil.example");
         forged["state_key"] = json!("@eve:evil.example");
         state.push(forged);
-    });
+    };
+    let change = ("/v1/state/".to_owned(), forging);
+    world.meddler.changes.lock().push(change);
     world.join(&room).await.ok();
-    let path = format!("{CLIENT}/rooms/{}/joined_members", encode(&room));
-    let members = world.b.get(&path, Some(&world.bob.token)).await.ok();
-    assert_eq!(members["joined"].as_object().unwrap().len(), 2);
+    world.bob_has_members(&room, 2).await;
     world.talk(&room, "a word").await;
 }
 
@@ -510,6 +520,9 @@ async fn other_candidates_are_tried() {
     let carol = c.register("carol").await;
     let via = format!("{CLIENT}/join/{}?via=a.example", encode(&room));
     c.post(&via, Some(&carol.token), json!({})).await.ok();
+    // Before, it sends others elsewhere.
+    let whole = format!("{CLIENT}/rooms/{}/joined_members", encode(&room));
+    c.get(&whole, Some(&carol.token)).await.ok();
     let path = format!(
         "{CLIENT}/join/{}?server_name=gone.example&server_name=bb.example&server_name=ccc.example",
         encode(&room)
