@@ -12,11 +12,11 @@ use serde::Deserialize;
 
 use crate::canonical::{self, CanonicalError, CanonicalObject, CanonicalValue};
 use crate::hash::content_hash_matches;
-use crate::keys::SigningKey;
+use crate::keys::{SigningKey, VerifyKey};
 use crate::limits::MAX_PDU_BYTES;
 use crate::pdu::{Pdu, PduError};
 use crate::redaction::redact_object;
-use crate::signatures::{insert_signature, signed_text};
+use crate::signatures::{insert_signature, signed_text, verify_json};
 
 /// A step of a protocol in which a server hands over a membership event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,8 +180,9 @@ pub fn with_signatures_of(
 }
 
 /// Whether this server sends an event of another server's user on to the rest of its room: a join,
-/// leave or knock that came to it in a handshake, which it signed.
-pub fn relays(event: &Pdu, own: &ServerName) -> bool {
+/// leave or knock that came to it in a handshake, which it signed. `key` gives the public keys of
+/// this server by their ids: what others write in its name does not count.
+pub fn relays(event: &Pdu, own: &ServerName, key: &dyn Fn(&str) -> Option<VerifyKey>) -> bool {
     let of_a_user = event.event_type() == "m.room.member"
         && event.state_key() == Some(event.sender().as_str())
         && event.sender().server_name() != own;
@@ -191,17 +192,12 @@ pub fn relays(event: &Pdu, own: &ServerName) -> bool {
             Some(Step::Join | Step::Leave | Step::Knock)
         )
     };
-    of_a_user && step() && is_signed_by(event, own)
-}
-
-fn is_signed_by(event: &Pdu, server: &ServerName) -> bool {
-    let signed = |object: CanonicalObject| {
-        let signatures = object
-            .get("signatures")
-            .and_then(CanonicalValue::as_object)?;
-        Some(signatures.contains_key(server.as_str()))
+    let signed = || {
+        let object = event.to_object().ok();
+        let redacted = object.map(|object| redact_object(&object, event.rules()));
+        redacted.is_some_and(|redacted| verify_json(&redacted, own.as_str(), key).is_ok())
     };
-    event.to_object().ok().and_then(signed).unwrap_or(false)
+    of_a_user && step() && signed()
 }
 
 /// The step whose event states the membership that this event does.
@@ -224,4 +220,98 @@ fn assembled(event: &Pdu, object: &CanonicalObject) -> Result<Pdu, CoSignError> 
     }
     let id = event.event_id().to_owned();
     Ok(Pdu::from_stored(json.as_bytes(), id, event.rules())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{OwnedRoomId, OwnedUserId, server_name};
+    use serde_json::{json, value::to_raw_value};
+
+    use super::*;
+    use crate::{Draft, RoomVersion};
+
+    fn here() -> &'static ServerName {
+        server_name!("here.example")
+    }
+
+    fn key(version: &str, seed: u8) -> SigningKey {
+        SigningKey::from_seed(version, &[seed; 32]).unwrap()
+    }
+
+    /// A membership of a user of another server, signed by that server alone.
+    fn theirs(membership: &str) -> Pdu {
+        let user = OwnedUserId::try_from("@zed:there.example").unwrap();
+        let draft = Draft {
+            room_id: Some(OwnedRoomId::try_from("!r:here.example").unwrap()),
+            event_type: "m.room.member".to_owned(),
+            state_key: Some(user.to_string()),
+            sender: user,
+            content: to_raw_value(&json!({ "membership": membership })).unwrap(),
+            origin_server_ts: 1,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            depth: 1,
+            redacts: None,
+        };
+        let rules = RoomVersion::V11.rules();
+        let there = server_name!("there.example");
+        draft.seal(rules, there, &key("far", 9)).unwrap()
+    }
+
+    fn co_signed(event: &Pdu, step: Step, key: &SigningKey) -> Pdu {
+        let handshake = Handshake {
+            step,
+            room: event.room_id(),
+            event: event.event_id(),
+            origin: event.sender().server_name(),
+            own: here(),
+        };
+        handshake.co_sign(event, key).unwrap()
+    }
+
+    /// The event with something that claims to be a signature of this server.
+    fn claims(event: &Pdu, id: &str, signature: &str) -> Pdu {
+        let mut object = event.to_object().unwrap();
+        insert_signature(&mut object, here().as_str(), id, signature.to_owned());
+        assembled(event, &object).unwrap()
+    }
+
+    #[test]
+    fn what_this_server_signed_is_sent_on_and_what_claims_so_is_not() {
+        let (now, before) = (key("now", 1), key("before", 2));
+        let own = |id: &str| match id {
+            "ed25519:now" => Some(now.verify_key()),
+            "ed25519:before" => Some(before.verify_key()),
+            _ => None,
+        };
+        for step in [Step::Join, Step::Leave, Step::Knock] {
+            let event = theirs(step.membership());
+            assert!(!relays(&event, here(), &own), "nobody here signed it");
+            for key in [&now, &before] {
+                let signed = co_signed(&event, step, key);
+                assert!(relays(&signed, here(), &own), "{step:?}");
+            }
+        }
+        let join = theirs("join");
+        let stranger = co_signed(&join, Step::Join, &key("now", 3));
+        let unknown = co_signed(&join, Step::Join, &key("other", 3));
+        let other = co_signed(&theirs("leave"), Step::Leave, &now);
+        let signatures = other.to_object().unwrap();
+        let signatures = signatures.get("signatures").unwrap().as_object().unwrap();
+        let taken = signatures
+            .get(here().as_str())
+            .unwrap()
+            .as_object()
+            .unwrap();
+        let taken = taken.get("ed25519:now").unwrap().as_str().unwrap();
+        for forged in [
+            claims(&join, "ed25519:now", "AAAA"),
+            claims(&join, "ed25519:invented", "AAAA"),
+            claims(&join, "ed25519:now", taken),
+            stranger,
+            unknown,
+        ] {
+            assert!(!relays(&forged, here(), &own), "{}", forged.json_str());
+        }
+    }
 }

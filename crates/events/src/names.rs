@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 
 /// A host, or a glob over hosts, as it is compared: in lower case, without the dot at the end that
 /// a complete DNS name may have, and an IPv6 literal in its shortest form.
@@ -21,13 +21,27 @@ pub fn is_same_server(one: &ServerName, other: &ServerName) -> bool {
         && host_for_comparison(one.host()) == host_for_comparison(other.host())
 }
 
+/// The name by which a server is remembered: of all names of one server ([`is_same_server`]) the
+/// same one. For keys of maps; who is spoken to is called by the name as it was written.
+pub fn canonical_name(server: &ServerName) -> OwnedServerName {
+    let host = host_for_comparison(server.host());
+    let name = match server.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    };
+    OwnedServerName::try_from(name).unwrap_or_else(|_| server.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn same(one: &str, other: &str) -> bool {
         let parsed = |name| ServerName::parse(name).unwrap();
-        is_same_server(&parsed(one), &parsed(other))
+        let (one, other) = (parsed(one), parsed(other));
+        let same = is_same_server(&one, &other);
+        assert_eq!(same, canonical_name(&one) == canonical_name(&other));
+        same
     }
 
     #[test]

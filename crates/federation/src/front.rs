@@ -18,7 +18,7 @@ use ruma::{OwnedServerName, ServerName};
 use crate::{
     Admission, Health, KeyRing, XMatrix, XMatrixError,
     keys::KeyProblem,
-    names::is_same_server,
+    names::{canonical_name, is_same_server},
     signed_request::{Claim, RequestError},
 };
 
@@ -198,16 +198,17 @@ impl Front {
     /// # Errors
     /// [`FrontError::Busy`] when the server has 32 already, or all have 512.
     pub fn place(&self, origin: &ServerName) -> Result<Place, FrontError> {
+        let origin = canonical_name(origin);
         let mut working = self.working.lock();
-        let of_origin = working.by_origin.get(origin).copied().unwrap_or_default();
+        let of_origin = working.by_origin.get(&origin).copied().unwrap_or_default();
         if working.in_all >= IN_ALL || of_origin >= PER_ORIGIN {
             return Err(FrontError::Busy);
         }
         working.in_all += 1;
-        working.by_origin.insert(origin.to_owned(), of_origin + 1);
+        working.by_origin.insert(origin.clone(), of_origin + 1);
         Ok(Place {
             working: Arc::clone(&self.working),
-            origin: origin.to_owned(),
+            origin,
         })
     }
 }
@@ -353,6 +354,8 @@ mod tests {
             .map(|_| front.place(there).unwrap())
             .collect();
         assert!(matches!(front.place(there), Err(FrontError::Busy)));
+        let same = server_name!("THERE.example.");
+        assert!(matches!(front.place(same), Err(FrontError::Busy)));
         for number in PER_ORIGIN..IN_ALL {
             let other = ServerName::parse(format!("s{number}.example")).unwrap();
             places.push(front.place(&other).unwrap());

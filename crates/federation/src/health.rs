@@ -1,8 +1,8 @@
 //! Which servers fail, since when, and when each is asked again.
 //!
 //! A server that fails is left alone for a pause that doubles with each further failure. It ends
-//! with an answer, or with a sign of life: a request of its own that proved to come from it. What
-//! is known is kept over restarts, so that a server which is gone is not asked again by each; a
+//! with an answer, or with a sign of life: a request of its own that proved to come from it. All
+//! names of one server count as one. What is known is kept over restarts, so that a server which is gone is not asked again by each; a
 //! crash may lose the last half minute of it.
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use homeserver_events::names::canonical_name;
 use homeserver_runtime::{Entropy, Runtime};
 use homeserver_storage::{
     Batch, CommitError, Direction, Durability, ScanRange, StorageError, Store,
@@ -92,6 +93,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Servers {
+    /// By their canonical names.
     failing: BTreeMap<OwnedServerName, Server>,
     /// Names whose row differs from what is known.
     unsaved: BTreeSet<OwnedServerName>,
@@ -119,9 +121,13 @@ impl Health {
         let (now, wall) = (runtime.clock.monotonic(), runtime.clock.unix_millis());
         let mut servers = Servers::default();
         for (name, row) in rows.await? {
-            let Ok(name) = OwnedServerName::try_from(name) else {
+            let Ok(stored) = OwnedServerName::try_from(name) else {
                 continue;
             };
+            let name = canonical_name(&stored);
+            if name != stored {
+                servers.unsaved.extend([stored, name.clone()]);
+            }
             // The wall clock may have jumped.
             let pause = Duration::from_millis(row.next_at.saturating_sub(wall));
             let server = Server {
@@ -171,7 +177,7 @@ impl Health {
     pub fn failing(&self, server: &ServerName) -> Option<Failing> {
         let now = self.now();
         let servers = self.inner.servers.lock();
-        servers.failing.get(server).map(|failing| Failing {
+        servers.get(server).map(|failing| Failing {
             since: failing.since,
             attempts: failing.attempts,
             pause: failing.due.saturating_sub(now),
@@ -185,7 +191,7 @@ impl Health {
             let now = self.now();
             let (sooner, pause) = {
                 let servers = self.inner.servers.lock();
-                let Some(failing) = servers.failing.get(server) else {
+                let Some(failing) = servers.get(server) else {
                     return;
                 };
                 // From here on it hears of changes.
@@ -205,7 +211,7 @@ impl Health {
 
     /// It answered.
     pub fn succeeded(&self, server: &ServerName) {
-        self.inner.servers.lock().forget(server);
+        self.inner.servers.lock().forget(&canonical_name(server));
     }
 
     /// It failed, and is left alone for `at_least`, if it asked for that, or longer. Of requests
@@ -213,9 +219,10 @@ impl Health {
     pub fn failed(&self, server: &ServerName, at_least: Duration) {
         let Inner { retry, runtime, .. } = &*self.inner;
         let (now, wall) = (runtime.clock.monotonic(), runtime.clock.unix_millis());
+        let server = canonical_name(server);
         let mut servers = self.inner.servers.lock();
-        servers.make_room(server);
-        let failing = servers.failing.entry(server.to_owned());
+        servers.make_room(&server);
+        let failing = servers.failing.entry(server.clone());
         let failing = failing.or_insert_with(|| Server {
             since: wall,
             attempts: 0,
@@ -230,17 +237,18 @@ impl Health {
             failing.due = now + retry.pause(failing.attempts, jitter);
         }
         failing.due = failing.due.max(now + at_least.min(retry.longest));
-        servers.unsaved.insert(server.to_owned());
+        servers.unsaved.insert(server);
     }
 
     /// It gave a sign of life: it is asked again at once, or as soon as it was not asked for five
     /// seconds. If it fails again, the pauses go on growing: some can ask but not be reached.
     pub fn alive(&self, server: &ServerName) {
+        let server = canonical_name(server);
         let mut servers = self.inner.servers.lock();
-        if let Some(failing) = servers.failing.get_mut(server) {
+        if let Some(failing) = servers.failing.get_mut(&server) {
             failing.due = failing.due.min(failing.failed_at + SIGN_PAUSE);
             failing.sooner.notify_waiters();
-            servers.unsaved.insert(server.to_owned());
+            servers.unsaved.insert(server);
         }
     }
 
@@ -297,6 +305,10 @@ impl Health {
 }
 
 impl Servers {
+    fn get(&self, server: &ServerName) -> Option<&Server> {
+        self.failing.get(&canonical_name(server))
+    }
+
     fn forget(&mut self, server: &ServerName) {
         if let Some((name, failing)) = self.failing.remove_entry(server) {
             failing.sooner.notify_waiters();

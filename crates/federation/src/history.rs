@@ -7,29 +7,16 @@
 //! Specification: server-server API, "Backfilling and retrieving missing events", "Retrieving
 //! events", "Retrieving event authorisation information".
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::Stream;
 use homeserver_events::Pdu;
-use homeserver_rooms::{
-    MissingAsked, RoomError, Rooms, Section, ServedChain, ServedEvent, Towards,
-};
+use homeserver_rooms::{MissingAsked, RoomError, Rooms, Towards};
 use homeserver_runtime::Runtime;
 use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 
-/// States and auth chains that are written at once: each holds the numbers of its events.
-const CHAINS_AT_ONCE: usize = 16;
-
-/// How long one more waits for its turn.
-const TURN: Duration = Duration::from_secs(10);
-
-/// How long the writing of one may take: whoever reads more slowly does not keep others out.
-const CHAIN_TIME: Duration = Duration::from_mins(5);
+use crate::written::{Frame, Writers};
 
 /// Answers other servers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -37,39 +24,32 @@ pub struct History {
     rooms: Arc<Rooms>,
     own: OwnedServerName,
     runtime: Runtime,
-    turns: Arc<Semaphore>,
+    writers: Writers,
 }
 
-/// How the events of a state or a chain are written.
+/// What is told about an event: what it was judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    /// `/state`: whole events.
+pub enum Basis {
+    /// `GET /state/{roomId}`: the state before it, and the auth chains of that.
     State,
-    /// `/state_ids`: their ids.
+    /// `GET /state_ids/{roomId}`: their ids.
     StateIds,
-    /// `/event_auth`: whole events of the chain alone.
+    /// `GET /event_auth/{roomId}/{eventId}`: its auth chain.
     AuthChain,
 }
 
-impl Form {
-    const fn before(self, section: Section) -> &'static str {
-        match (self, section) {
-            (Self::State, Section::State) => "{\"pdus\":[",
-            (Self::State, Section::AuthChain) => "],\"auth_chain\":[",
-            (Self::StateIds, Section::State) => "{\"pdu_ids\":[",
-            (Self::StateIds, Section::AuthChain) => "],\"auth_chain_ids\":[",
-            (Self::AuthChain, Section::State) => "",
-            (Self::AuthChain, Section::AuthChain) => "{\"auth_chain\":[",
-        }
-    }
-
-    fn event(self, event: &ServedEvent, to: &mut Vec<u8>) {
-        match self {
-            Self::State | Self::AuthChain => to.extend_from_slice(&event.json),
-            Self::StateIds => {
-                let id = serde_json::to_vec(event.id.as_str()).unwrap_or_default();
-                to.extend_from_slice(&id);
-            }
+impl Basis {
+    fn frame(self) -> Frame {
+        let (state, chain, ids) = match self {
+            Self::State => ("{\"pdus\":[", "],\"auth_chain\":[", false),
+            Self::StateIds => ("{\"pdu_ids\":[", "],\"auth_chain_ids\":[", true),
+            Self::AuthChain => ("", "{\"auth_chain\":[", false),
+        };
+        Frame {
+            state: state.to_owned(),
+            chain,
+            end: "]}",
+            ids,
         }
     }
 }
@@ -80,8 +60,8 @@ impl History {
         Self {
             rooms,
             own,
+            writers: Writers::new(runtime.tasks.clone()),
             runtime,
-            turns: Arc::new(Semaphore::new(CHAINS_AT_ONCE)),
         }
     }
 
@@ -130,49 +110,20 @@ impl History {
         }))
     }
 
-    /// The answer to `GET /state/{roomId}`, in pieces.
-    pub async fn state(
+    /// What an event was judged by, in pieces.
+    pub async fn basis(
         &self,
         origin: &ServerName,
-        room: &RoomId,
-        event: &EventId,
+        (room, event): (&RoomId, &EventId),
+        basis: Basis,
     ) -> Result<impl Stream<Item = Result<Bytes, RoomError>> + Send + use<>, RoomError> {
         let visit = self.rooms.enter_as_server(origin, room).await?;
-        let turn = self.turn().await?;
-        let chain = self.rooms.serve_state(&visit, event).await?;
-        Ok(written(chain, Form::State, turn))
-    }
-
-    /// The answer to `GET /state_ids/{roomId}`, in pieces.
-    pub async fn state_ids(
-        &self,
-        origin: &ServerName,
-        room: &RoomId,
-        event: &EventId,
-    ) -> Result<impl Stream<Item = Result<Bytes, RoomError>> + Send + use<>, RoomError> {
-        let visit = self.rooms.enter_as_server(origin, room).await?;
-        let turn = self.turn().await?;
-        let chain = self.rooms.serve_state(&visit, event).await?;
-        Ok(written(chain, Form::StateIds, turn))
-    }
-
-    /// The answer to `GET /event_auth/{roomId}/{eventId}`, in pieces.
-    pub async fn auth_chain(
-        &self,
-        origin: &ServerName,
-        room: &RoomId,
-        event: &EventId,
-    ) -> Result<impl Stream<Item = Result<Bytes, RoomError>> + Send + use<>, RoomError> {
-        let visit = self.rooms.enter_as_server(origin, room).await?;
-        let turn = self.turn().await?;
-        let chain = self.rooms.serve_auth_chain(&visit, event).await?;
-        Ok(written(chain, Form::AuthChain, turn))
-    }
-
-    async fn turn(&self) -> Result<OwnedSemaphorePermit, RoomError> {
-        let turn = timeout(TURN, Arc::clone(&self.turns).acquire_owned()).await;
-        turn.map_err(|_| RoomError::Busy)?
-            .map_err(|_| RoomError::Stopping)
+        let turn = self.writers.turn(origin).await?;
+        let chain = match basis {
+            Basis::State | Basis::StateIds => self.rooms.serve_state(&visit, event).await?,
+            Basis::AuthChain => self.rooms.serve_auth_chain(&visit, event).await?,
+        };
+        Ok(self.writers.write(turn, chain, basis.frame()))
     }
 
     fn transaction(&self, events: &[Pdu]) -> String {
@@ -186,77 +137,4 @@ impl History {
 fn listed(events: &[Pdu]) -> String {
     let events: Vec<_> = events.iter().map(Pdu::json_str).collect();
     events.join(",")
-}
-
-/// A chain on its way to the wire.
-struct Writing {
-    chain: ServedChain,
-    form: Form,
-    /// The section that is being written.
-    section: Option<Section>,
-    ended: bool,
-    until: tokio::time::Instant,
-    _turn: OwnedSemaphorePermit,
-}
-
-/// The answer in pieces. It breaks off where the database cannot be read, so that nobody takes a
-/// part for the whole.
-fn written(
-    chain: ServedChain,
-    form: Form,
-    turn: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Bytes, RoomError>> + Send + use<> {
-    let writing = Writing {
-        chain,
-        form,
-        section: None,
-        ended: false,
-        until: tokio::time::Instant::now() + CHAIN_TIME,
-        _turn: turn,
-    };
-    stream::try_unfold(writing, |mut writing| async move {
-        let piece = writing.next().await?;
-        Ok(piece.map(|piece| (piece, writing)))
-    })
-}
-
-impl Writing {
-    async fn next(&mut self) -> Result<Option<Bytes>, RoomError> {
-        if self.ended {
-            return Ok(None);
-        }
-        if tokio::time::Instant::now() > self.until {
-            return Err(RoomError::Busy);
-        }
-        let mut piece = Vec::new();
-        if let Some((section, events)) = self.chain.next().await? {
-            let mut first = self.enter(section, &mut piece);
-            for event in &events {
-                if !first {
-                    piece.push(b',');
-                }
-                first = false;
-                self.form.event(event, &mut piece);
-            }
-        } else {
-            self.enter(Section::AuthChain, &mut piece);
-            piece.extend_from_slice(b"]}");
-            self.ended = true;
-        }
-        Ok(Some(Bytes::from(piece)))
-    }
-
-    /// Writes what stands before a section, if it is not being written already. Gives whether the
-    /// next event is the first of it.
-    fn enter(&mut self, section: Section, piece: &mut Vec<u8>) -> bool {
-        if self.section == Some(section) {
-            return false;
-        }
-        if self.section.is_none() && section == Section::AuthChain {
-            piece.extend_from_slice(self.form.before(Section::State).as_bytes());
-        }
-        piece.extend_from_slice(self.form.before(section).as_bytes());
-        self.section = Some(section);
-        true
-    }
 }

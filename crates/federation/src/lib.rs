@@ -30,6 +30,7 @@ pub mod transport;
 pub mod users;
 pub mod verify;
 pub mod ways;
+mod written;
 pub mod x_matrix;
 
 pub use admission::Admission;

@@ -20,6 +20,7 @@ mod leave;
 mod state;
 mod template;
 mod turns;
+pub(crate) mod undo;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -35,7 +36,8 @@ use tokio::sync::Semaphore;
 pub use self::invite::{InviteRefused, Invited, ReceivedInvite};
 use self::{template::Template, turns::Turns};
 use crate::{
-    Call, CallError, CheckError, Federation, Limits, OwnKeys, Path, Peers, Verifier, is_same_server,
+    Call, CallError, CheckError, Federation, Limits, OwnKeys, Path, Peers, Policies, Verifier,
+    is_same_server,
 };
 
 /// Servers that are tried for one join or knock: each may cost a whole deadline.
@@ -144,6 +146,7 @@ struct Inner {
     own: OwnKeys,
     peers: Peers,
     verifier: Verifier,
+    policies: Policies,
     rooms: Arc<Rooms>,
     runtime: Runtime,
     turns: Turns,
@@ -160,6 +163,7 @@ impl Memberships {
             own: federation.own_keys.clone(),
             peers: federation.peers.clone(),
             verifier: federation.verifier.clone(),
+            policies: Policies::new(Arc::clone(&rooms), federation.peers.clone()),
             rooms,
             runtime,
             turns: Turns::default(),

@@ -1,5 +1,6 @@
 //! Asking the policy server of a room to recommend events: those of other servers that lack its
-//! signature, and those of this server before they are sent.
+//! signature, those of this server before they are sent, and memberships that are handed over
+//! before they are let in.
 //!
 //! Specification: server-server API, "Asking for a Policy Server signature on an event".
 
@@ -70,7 +71,8 @@ impl Policies {
         Ok(checked.collect().await)
     }
 
-    /// An event of this server with the signature of the room's policy server, if it uses one.
+    /// An event that somebody waits for, with the signature of the room's policy server, if it uses
+    /// one.
     ///
     /// # Errors
     /// When the policy server does not recommend it.

@@ -15,16 +15,21 @@ mod invite;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::Stream;
 use homeserver_events::{Handshake, Pdu, PduError, StatusKind, Step};
 use homeserver_rooms::{Admitted, Received, Room, RoomError, Rooms};
 use homeserver_runtime::Runtime;
 use ruma::{EventId, RoomId, RoomVersionId, ServerName, UserId};
 
+use self::answer::join_frame;
 pub use self::{
-    answer::{Form, join_answer, knock_answer},
+    answer::{Form, knock_answer},
     invite::InviteError,
 };
-use crate::{CheckError, Dropped, Federation, OwnKeys, Peers, Verifier, is_same_server};
+use crate::{
+    CheckError, Dropped, Federation, OwnKeys, Peers, Policies, PolicyError, Verifier,
+    is_same_server, written::Writers,
+};
 
 /// How long keys are waited for that are not known.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,6 +62,9 @@ pub enum ResidentError {
     /// 403 `M_FORBIDDEN`.
     #[error("the room does not allow this event")]
     NotAllowed,
+    /// 403 `M_FORBIDDEN`.
+    #[error("the policy server of the room does not recommend this event")]
+    NotRecommended,
     /// The room refuses, or could not tell.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -90,6 +98,8 @@ pub struct Resident {
     verifier: Verifier,
     own: OwnKeys,
     peers: Peers,
+    policies: Policies,
+    writers: Writers,
     runtime: Runtime,
 }
 
@@ -97,10 +107,12 @@ impl Resident {
     /// The resident side of these rooms.
     pub fn new(federation: &Federation, rooms: Arc<Rooms>, runtime: Runtime) -> Self {
         Self {
-            rooms,
             verifier: federation.verifier.clone(),
             own: federation.own_keys.clone(),
             peers: federation.peers.clone(),
+            policies: Policies::new(Arc::clone(&rooms), federation.peers.clone()),
+            writers: Writers::new(runtime.tasks.clone()),
+            rooms,
             runtime,
         }
     }
@@ -187,6 +199,7 @@ impl Resident {
             Admitted::Signed(event) => event,
         };
         let event = self.verified(&room, &signed).await?;
+        let event = self.recommended(&room, event).await?;
         match self.rooms.receive(&room, event.clone()).await? {
             Received::Judged {
                 status: StatusKind::Accepted,
@@ -194,6 +207,41 @@ impl Resident {
             } => Ok(Taken { room, event }),
             Received::Judged { .. } => Err(ResidentError::NotAllowed),
             Received::Missing { .. } => Err(ResidentError::Unfounded),
+        }
+    }
+
+    /// Takes a signed join into its room. Gives the answer in pieces: the state before it, without
+    /// members if these are to be left out.
+    ///
+    /// # Errors
+    /// Those of [`Resident::take`].
+    pub async fn take_join(
+        &self,
+        origin: &ServerName,
+        (room, id): (&RoomId, &EventId),
+        body: &[u8],
+        (omit_members, form): (bool, Form),
+    ) -> Result<impl Stream<Item = Result<Bytes, RoomError>> + Send + use<>, ResidentError> {
+        // Who is let in is told so: the turn comes first.
+        let turn = self.writers.turn(origin).await?;
+        let taken = self.take(origin, (Step::Join, room, id), body).await?;
+        let join = taken.event.event_id();
+        let handover = self.rooms.handover(&taken.room, join, omit_members).await?;
+        let handover = handover.ok_or(ResidentError::NotAllowed)?;
+        let frame = join_frame(&handover, self.own.server(), form);
+        Ok(self.writers.write(turn, handover.chain, frame))
+    }
+
+    /// The event with the signature of the room's policy server, if it uses one.
+    async fn recommended(&self, room: &Room, event: Pdu) -> Result<Pdu, ResidentError> {
+        let id = event.event_id().to_owned();
+        match self.policies.seal(room, event).await {
+            Ok(event) => Ok(event),
+            Err(PolicyError::Room(error)) => Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, room = %room.id, %id, "a membership is not recommended");
+                Err(ResidentError::NotRecommended)
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     health::HealthRow,
     inbound::rows::{AnswerRow, NotedRow, WaitingEdu, WaitingPdu},
     keys::known::ServerKeys,
+    membership::undo::UnsureJoin,
     sender::rows::BehindRow,
 };
 
@@ -28,6 +29,10 @@ pub(crate) const INBOUND_ANSWERS: Table<(u64, [u8; 16]), AnswerRow> =
 /// (room number, event id) → an event that was refused since too many wait, to be fetched later.
 pub(crate) const INBOUND_NOTED: Table<(u64, String), NotedRow> = Table::new(0xab, "inbound_noted");
 
+/// (user, room id) → servers that were handed a join of which it is not known what became of it.
+pub(crate) const UNSURE_JOINS: Table<(String, String), UnsureJoin> =
+    Table::new(0xac, "unsure_joins");
+
 /// (server name) → what it lacks beside events; for every server that lacks anything.
 pub(crate) const BEHIND: Table<String, BehindRow> = Table::new(0xb8, "behind");
 
@@ -42,6 +47,7 @@ pub const TABLES: &[TableSpec] = &[
     INBOUND_EDUS.spec(),
     INBOUND_ANSWERS.spec(),
     INBOUND_NOTED.spec(),
+    UNSURE_JOINS.spec(),
     BEHIND.spec(),
     BEHIND_ROOMS.spec(),
 ];

@@ -7,11 +7,13 @@ use homeserver_federation::{
     Admission, Federation, FederationOptions, Retry, Sender, SenderError, SenderParts, Transport,
 };
 use homeserver_media::{Media, MediaOptions};
-use homeserver_rooms::{RoomError, Rooms, RoomsOptions};
+use homeserver_rooms::{IndexEventRooms, RoomError, Rooms, RoomsOptions};
 use homeserver_runtime::{MemoryBudget, Runtime, Tasks};
 use homeserver_storage::{
     BlobError, BlobStore, CommitError, Engine, EngineError, FileBlobs, MemoryBlobs, OpenEngine,
-    StorageError, Store, TableSpec, engines::memory::MemoryEngine,
+    StorageError, Store, TableSpec,
+    engines::memory::MemoryEngine,
+    migrations::{MigrationError, MigrationProgress},
 };
 use homeserver_users::{Failure, Users};
 use ruma::OwnedServerName;
@@ -37,6 +39,9 @@ use crate::{
 
 /// Share of the memory budget for the engine's own cache, in percent.
 const ENGINE_CACHE_SHARE: u8 = 50;
+
+/// After so many steps of a migration the log says how far it is: each changes some hundred rows.
+const STEPS_TOLD: u64 = 100;
 
 /// Rights on folders that are made: messages and files are nobody else's business.
 const FOLDER_MODE: u32 = 0o700;
@@ -71,6 +76,9 @@ pub enum OpenError {
         /// What is wrong.
         source: EngineError,
     },
+    /// What is stored could not be changed into what this version reads.
+    #[error("cannot bring the database to this version")]
+    Migration(#[from] MigrationError),
     /// The data is in the files of another engine.
     #[error("the data is in {stored} files; `homeserver storage convert` makes {configured} ones")]
     OtherEngine {
@@ -230,6 +238,7 @@ impl HomeserverBuilder {
             None => configured_source(&config.storage, &runtime)?,
         };
         let store = open_store(&config.storage, source, &runtime).await?;
+        migrate(&store).await?;
         check_server_name(&store, &config.server_name).await?;
         let signing_key = if in_folder {
             signing_key::in_folder(&config.storage.path, &runtime)?
@@ -247,6 +256,7 @@ impl HomeserverBuilder {
         let rooms = RoomsOptions {
             server_name: config.server_name.clone(),
             signing_key,
+            old_keys: federation.own_keys.retired().collect(),
             default_version: config.rooms.default_version.clone(),
         };
         let media = MediaOptions {
@@ -271,6 +281,7 @@ impl HomeserverBuilder {
         };
         let components = Components::assemble(&config, foundation);
         components.inbound.resume().await?;
+        components.memberships.resume().await?;
         components.memberships.complete_rooms();
         let leftovers = Leftovers {
             sessions: components.sessions.clone(),
@@ -379,6 +390,18 @@ async fn open_store(
         source,
     })?;
     Ok(Store::open_lasting(engine, opener, TABLES, runtime).await?)
+}
+
+/// Changes what earlier versions stored into what this one reads.
+async fn migrate(store: &Store) -> Result<(), OpenError> {
+    let mut tell = |progress: MigrationProgress| {
+        if progress.steps > 0 && progress.steps.is_multiple_of(STEPS_TOLD) {
+            let MigrationProgress { name, steps, .. } = progress;
+            tracing::info!(%name, steps, "the database is being changed");
+        }
+    };
+    store.migrate(&[&IndexEventRooms], &mut tell).await?;
+    Ok(())
 }
 
 /// An engine must not start empty beside the data of another.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use homeserver_events::{ServerAcl, names::host_for_comparison};
+use homeserver_events::{ServerAcl, names::canonical_name};
 use homeserver_storage::{Direction, Position, ScanRange};
 use quick_cache::sync::Cache;
 use ruma::ServerName;
@@ -106,13 +106,9 @@ impl Rooms {
 /// How user ids may write the name of a server: as it does itself, or plainly.
 fn names_of(server: &ServerName) -> Vec<String> {
     let mut names = vec![server.as_str().to_owned()];
-    let host = host_for_comparison(server.host());
-    let plain = match server.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host,
-    };
+    let plain = canonical_name(server);
     if plain != names[0] {
-        names.push(plain);
+        names.push(plain.to_string());
     }
     names
 }

@@ -27,7 +27,7 @@ use crate::{
 
 impl RoomCommand {
     /// The request as its event remembers it.
-    fn origin(&self) -> Option<Origin> {
+    pub(crate) fn origin(&self) -> Option<Origin> {
         Some(Origin {
             device: self.device.clone()?,
             transaction: self.transaction.as_ref()?.id.clone(),

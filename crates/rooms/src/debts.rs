@@ -33,6 +33,7 @@ use crate::{
     switch::ChangedMember,
     tables,
     tree::Difference,
+    whereabouts::put_whereabouts,
 };
 
 /// Parts of an import whose ids are written by one batch: two operations an event.
@@ -135,6 +136,8 @@ impl Rooms {
         if let Some(redacted) = self.redact_some(room, &head, &named).await? {
             return Ok(Some(redacted));
         }
+        // In a batch of its own, before the ids: a part is as large as one batch has operations for.
+        let mut whereabouts = Batch::new();
         let mut batch = Batch::new();
         batch.assert_value(&tables::HEADS, &room.number.0, &head);
         for event in &named {
@@ -143,11 +146,15 @@ impl Rooms {
             if event.here.is_none() {
                 let key = (room.number.0, event.id.as_str());
                 batch.put(&tables::EVENT_IDS, &key, &event.number.0);
+                put_whereabouts(&mut whereabouts, room.number.0, event.id);
             }
             batch.delete(&tables::IMPORT_IDS, &(import, event.id.as_str()));
         }
         for (key, _) in &parts {
             batch.delete(&tables::IMPORT_PARTS, key);
+        }
+        if !whereabouts.is_empty() {
+            self.write_prepared(whereabouts).await?;
         }
         // Paid for good with the last members.
         let stored = stored(self.write_prepared(batch).await)?;

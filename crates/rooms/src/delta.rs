@@ -19,11 +19,13 @@ use crate::{
     room::Room,
     rows::{
         ArrivalRow, GapRow, Head, IndexDebtRow, JoinedUsers, Membership, MembershipRow,
-        RelationKey, RelationRow, StateLogRow, StrippedRow,
+        RelationKey, RelationRow, StateLogRow, StrippedRow, TransactionRow,
     },
     states::write_nodes,
     tables,
+    transactions::TransactionDigest,
     tree::{SealedNode, StateRoot},
+    whereabouts::put_whereabouts,
 };
 
 /// Journal entries of the rooms, by kind.
@@ -147,6 +149,8 @@ pub(crate) struct RoomDelta {
     /// Redactions that wait for their target, which comes first; `None` where one waits no longer.
     /// See [`tables::WAITING_REDACTIONS`].
     pub(crate) waiting: Vec<(EventNumber, String, Option<EventNumber>)>,
+    /// The transaction that this is the effect of, at the last position.
+    pub(crate) transaction: Option<(TransactionDigest, TransactionRow)>,
 }
 
 impl RoomDelta {
@@ -164,6 +168,7 @@ impl RoomDelta {
             unrelated: Vec::new(),
             uncounted: Vec::new(),
             waiting: Vec::new(),
+            transaction: None,
         }
     }
 
@@ -267,6 +272,15 @@ impl RoomDelta {
         for (key, append) in own_reads {
             batch.put(&tables::OWN_READS, &key, &At::Append(append));
         }
+        if let Some((key, value)) = &self.transaction {
+            let last = appends.last();
+            let row = Positioned {
+                position: last.map_or(At::Known(0), |append| At::Append(*append)),
+                value: value.clone(),
+            };
+            batch.assert_absent(&tables::TRANSACTIONS, key);
+            batch.put(&tables::TRANSACTIONS, key, &row);
+        }
         appends
     }
 
@@ -326,8 +340,8 @@ impl Appended {
 
     /// Operations that it takes in a batch, at most.
     fn operations(&self) -> usize {
-        // Its id, its row, both orders, an append under one topic; an assert.
-        let always = 7;
+        // Its id and where that is, its row, both orders, an append under one topic; an assert.
+        let always = 8;
         let members = self.members.len();
         always
             + usize::from(self.log.is_some())
@@ -359,6 +373,9 @@ impl Appended {
         batch.put(&tables::EVENT_IDS, &(room, id), &number);
         if let Some(judged) = self.judged {
             batch.put(&tables::PARTIAL_EVENTS, &(room, judged), &number);
+        }
+        if self.was != Was::Outlier {
+            put_whereabouts(batch, room, self.event.pdu.event_id());
         }
         if !self.shown {
             put_event(batch, &self.event, At::Known(0));

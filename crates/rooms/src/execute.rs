@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use homeserver_storage::{At, Batch, CommitError, Committed, Durability, Positioned, Ticket};
+use tokio::sync::MutexGuard;
 
 use crate::{
     Rooms,
     command::{NewEvent, RoomAction, RoomAnswer, RoomCommand},
     delta::RoomDelta,
-    edit::{RoomEdit, declared_in},
+    edit::{Pending, RoomEdit, declared_in},
     error::RoomError,
-    live::Wants,
+    live::{Basis, LiveRoom, Tip, Wants},
     room::Room,
     rowchange::RowChange,
     rows::{Effect, TransactionRow},
@@ -146,6 +147,18 @@ impl Rooms {
                 };
             }
         };
+        self.submit(&live, (tip, basis), (delta, decision), transaction)
+            .await
+    }
+
+    /// Writes what was decided on a tip that is held since.
+    async fn submit(
+        &self,
+        live: &Arc<LiveRoom>,
+        (mut tip, basis): (MutexGuard<'_, Tip>, Basis),
+        (delta, decision): (RoomDelta, Decision),
+        transaction: Option<TransactionDigest>,
+    ) -> Result<Attempt, RoomError> {
         let head = delta.head.clone();
         let prepared = self.prepare(Some(delta), decision, transaction);
         if prepared.batch.is_empty() {
@@ -171,6 +184,33 @@ impl Rooms {
         self.remember(&outcome, &deltas);
         commit.settle(outcome.is_ok());
         Self::conclude(outcome, &deltas, effect)
+    }
+
+    /// Writes what was decided about a command a while ago, once for its transaction, unless the room
+    /// moved on since: `None` then.
+    pub(crate) async fn submit_later(
+        &self,
+        room: &Arc<Room>,
+        (delta, decision): (RoomDelta, Decision),
+        pending: Pending,
+        transaction: Option<TransactionDigest>,
+    ) -> Result<Option<RoomAnswer>, RoomError> {
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        if tip.head() != delta.seen {
+            return Ok(None);
+        }
+        tip.pending = pending;
+        let basis = live.basis(&tip);
+        let held = (tip, basis);
+        match self
+            .submit(&live, held, (delta, decision), transaction)
+            .await?
+        {
+            Attempt::Answered(answer) => Ok(Some(answer)),
+            Attempt::Again => Ok(None),
+        }
     }
 
     async fn attempt_create(

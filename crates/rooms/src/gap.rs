@@ -38,9 +38,10 @@ use crate::{
     room::Room,
     tables,
     tree::StateRoot,
+    whereabouts::put_whereabouts,
 };
 
-/// Outliers stored by one batch: four operations each, and none is larger than 64 KiB.
+/// Outliers stored by one batch: five operations each at most, and none is larger than 64 KiB.
 const OUTLIERS_AT_ONCE: usize = 60;
 
 /// What became of outliers.
@@ -188,6 +189,7 @@ impl Rooms {
                 None => self.numbering.new_event().await?,
             };
             let event = outlier(room, &create, (pdu, number), &auth);
+            put_whereabouts(&mut batch, room.number.0, id);
             if known.is_none() {
                 let key = (room.number.0, id.as_str());
                 batch.assert_absent(&tables::EVENT_IDS, &key);
@@ -306,6 +308,7 @@ impl Rooms {
                     root: row.root,
                     whole,
                 }),
+                origin: None,
             };
             let taken = match looked_up {
                 Ok(()) => edit.take_received(incoming, hands).await,

@@ -1,27 +1,17 @@
-//! A room's state and the events that authorise it, as a server that joins is given them: in
-//! pieces, so that a room of any size takes little memory.
+//! A room's state and the events that authorise it, as a server that joins is given them.
 //!
 //! Specification: server-server API, `PUT /send_join`.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use homeserver_events::{Pdu, StatusKind};
+use homeserver_storage::Position;
 use ruma::{EventId, OwnedServerName, UserId};
 
 use crate::{
     Rooms, error::RoomError, event::StoredEvent, numbers::EventNumber, reads::HEROES, room::Room,
-    rows::Membership, tables::SERVER_COUNTS, visible::membership_of,
+    rows::Membership, serving::ServedChain, visible::membership_of,
 };
-
-/// Events of one piece.
-const PIECE: usize = 100;
-
-/// Events that a whole handover may have: a state, and all that ever authorised it. More than that
-/// ends it with an error.
-const MAX_EVENTS: usize = 2_000_000;
 
 /// Members of whom the heroes are chosen.
 const HERO_CANDIDATES: usize = 100;
@@ -29,29 +19,17 @@ const HERO_CANDIDATES: usize = 100;
 /// Servers of a room that are listed at most.
 const MAX_SERVERS: usize = 50_000;
 
-/// The state before a join, read piece by piece: first all pieces of the state, then all of the
-/// auth chain.
+/// What the server of a user who joined is given.
+#[derive(Debug)]
 pub struct Handover {
-    rooms: Arc<Rooms>,
-    room: Arc<Room>,
     /// The join, as it is stored.
     pub event: Pdu,
     /// Whether membership events are left out of the state.
     pub members_omitted: bool,
-    /// Servers that were in the room before.
+    /// Servers that were in the room before, where members are left out.
     pub servers: Vec<OwnedServerName>,
-    state: std::vec::IntoIter<EventNumber>,
-    wanted: BTreeSet<EventNumber>,
-    seen: HashSet<EventNumber>,
-}
-
-impl std::fmt::Debug for Handover {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        to.debug_struct("Handover")
-            .field("room", &self.room.id)
-            .field("event", &self.event)
-            .finish_non_exhaustive()
-    }
+    /// The state before the join, and the auth chains of that and of the join.
+    pub chain: ServedChain,
 }
 
 impl Rooms {
@@ -70,7 +48,10 @@ impl Rooms {
         let Some(event) = self.events.find(room, number).await? else {
             return Ok(None);
         };
-        if event.status.kind() != StatusKind::Accepted || !event.is_placed() {
+        let Some(arrived) = event.position else {
+            return Ok(None);
+        };
+        if event.status.kind() != StatusKind::Accepted {
             return Ok(None);
         }
         let root = event.before();
@@ -89,40 +70,26 @@ impl Rooms {
         let mut servers = Vec::new();
         if omit_members {
             state.extend(self.nameless_heroes(room, &event).await?);
-            servers = self.servers_before(room, &event).await?;
+            servers = self.servers_before(room, arrived).await?;
         }
-        let mut seen = HashSet::new();
-        if omit_members {
-            seen.extend(state.iter().copied());
-        }
-        let mut handover = Handover {
-            rooms: Arc::clone(self),
-            room: Arc::clone(room),
+        let both = (state, &*event.auth);
+        Ok(Some(Handover {
             event: event.pdu.clone(),
             members_omitted: omit_members,
             servers,
-            state: state.into_iter(),
-            wanted: BTreeSet::new(),
-            seen,
-        };
-        handover.want(&event);
-        Ok(Some(handover))
+            chain: ServedChain::of_both(self, room, both, omit_members),
+        }))
     }
 
-    /// The servers in the room now, without one that came with this very join.
+    /// The servers that were in the room when the join arrived, without one that came with it: who
+    /// repeats an old join is not told who came since.
     async fn servers_before(
         &self,
         room: &Room,
-        join: &StoredEvent,
+        arrived: Position,
     ) -> Result<Vec<OwnedServerName>, RoomError> {
-        let mut servers = self.servers(room.number, MAX_SERVERS).await?;
-        let origin = join.pdu.sender().server_name();
-        let key = (room.number.0, origin.as_str());
-        let counted = self.store.get(&SERVER_COUNTS, &key).await?;
-        if counted.is_none_or(|joined| !joined.changed(-1).present()) {
-            servers.retain(|server| server != origin);
-        }
-        Ok(servers)
+        let servers = self.servers_at(room, arrived.saturating_sub(1)).await?;
+        Ok(servers.iter().take(MAX_SERVERS).cloned().collect())
     }
 
     /// The members whom a room is named after that has no name: they are not left out.
@@ -158,52 +125,5 @@ impl Rooms {
             }
         }
         Ok(heroes)
-    }
-}
-
-impl Handover {
-    /// The next events of the state; none when there are no more.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub async fn state(&mut self) -> Result<Vec<Pdu>, RoomError> {
-        let numbers: Vec<_> = self.state.by_ref().take(PIECE).collect();
-        self.load(&numbers).await
-    }
-
-    /// The next events of the auth chain, after all of the state was read; none when there are no
-    /// more.
-    ///
-    /// # Errors
-    /// When they cannot be read, and when there are too many.
-    pub async fn auth_chain(&mut self) -> Result<Vec<Pdu>, RoomError> {
-        if self.seen.len() > MAX_EVENTS {
-            return Err(RoomError::Unresolved("events in an auth chain".to_owned()));
-        }
-        let mut numbers = Vec::with_capacity(PIECE);
-        while numbers.len() < PIECE
-            && let Some(number) = self.wanted.pop_last()
-        {
-            numbers.push(number);
-        }
-        self.load(&numbers).await
-    }
-
-    async fn load(&mut self, numbers: &[EventNumber]) -> Result<Vec<Pdu>, RoomError> {
-        let (rooms, room) = (Arc::clone(&self.rooms), Arc::clone(&self.room));
-        let events = rooms.events.load_all(&room, numbers).await?;
-        for event in &events {
-            self.want(event);
-        }
-        Ok(events.into_iter().map(|event| event.pdu.clone()).collect())
-    }
-
-    /// Notes what authorises an event.
-    fn want(&mut self, event: &StoredEvent) {
-        for number in &event.auth {
-            if self.seen.insert(*number) {
-                self.wanted.insert(*number);
-            }
-        }
     }
 }

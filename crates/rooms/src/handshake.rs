@@ -21,9 +21,11 @@ use crate::{
     edit::{RoomEdit, member::STRIPPED},
     error::RoomError,
     live::Wants,
+    members::MEMBER,
     room::Room,
     rows::Membership,
     tables::SERVER_COUNTS,
+    visible::membership_of,
 };
 
 /// An event of this server that is sealed and not yet part of its room.
@@ -97,6 +99,7 @@ impl Rooms {
         if let Some(before) = self.accepted(room, event.event_id()).await? {
             // Where servers choose ids, another event may have this one.
             handshake.check(&before).map_err(|why| wrong(&why))?;
+            self.still_in(room, &before, handshake.step).await?;
             return Ok(Admitted::Before(before));
         }
         let live = self.live.room(room.number);
@@ -104,15 +107,53 @@ impl Rooms {
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
         let (head, pending) = tip.parts();
         let edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
-        let now = edit.auth_state_in(edit.delta.head.root, event).await?;
-        now.check(room.rules, event)
-            .map_err(|why| RoomError::forbidden(why.to_string()))?;
+        edit.check_now(event).await?;
         if handshake.step == Step::Join && self.vouches(room, event) {
             self.voucher_for_guest(&edit, event.sender()).await?;
         }
         drop(tip);
         let signed = handshake.co_sign(event, &self.signing_key);
         signed.map(Admitted::Signed).map_err(|why| wrong(&why))
+    }
+
+    /// Whether the room allows an event by its state now, whatever the event follows.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub async fn allows_now(&self, room: &Arc<Room>, event: &Pdu) -> Result<bool, RoomError> {
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        let (head, pending) = tip.parts();
+        let edit = RoomEdit::new(self, Arc::clone(room), Some(head), pending);
+        match edit.check_now(event).await {
+            Ok(()) => Ok(true),
+            Err(RoomError::Forbidden(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses to answer a handshake again whose user was put out of the room since: what the answer
+    /// tells is not for them any more.
+    async fn still_in(&self, room: &Room, event: &Pdu, step: Step) -> Result<(), RoomError> {
+        let root = self.state_at(room.number, self.durable()).await?.root;
+        let user = event.sender().as_str();
+        let member = self.state_event(room, root, MEMBER, user).await?;
+        let now = member.and_then(|member| membership_of(&member));
+        let may_hear = match step {
+            Step::Join => now == Some(Membership::Join),
+            Step::Knock => matches!(
+                now,
+                Some(Membership::Knock | Membership::Invite | Membership::Join)
+            ),
+            // The answer tells nothing.
+            Step::Leave | Step::Invite => true,
+        };
+        if may_hear {
+            Ok(())
+        } else {
+            Err(RoomError::forbidden("the user is not in the room any more"))
+        }
     }
 
     /// Whether a join names a user of this server as the one who vouches for it.
@@ -209,6 +250,13 @@ impl Rooms {
 }
 
 impl RoomEdit<'_> {
+    /// Refuses an event that the state of the room does not allow.
+    async fn check_now(&self, event: &Pdu) -> Result<(), RoomError> {
+        let now = self.auth_state_in(self.delta.head.root, event).await?;
+        let checked = now.check(self.room().rules, event);
+        checked.map_err(|why| RoomError::forbidden(why.to_string()))
+    }
+
     /// The events of the state that somebody who is not in the room is shown, and the member event
     /// of who invites.
     async fn shown_state(&self, inviter: Option<&UserId>) -> Result<Vec<Pdu>, RoomError> {

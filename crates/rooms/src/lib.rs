@@ -61,11 +61,12 @@ mod token;
 mod transactions;
 mod tree;
 mod visible;
+mod whereabouts;
 mod whole;
 
 use std::sync::Arc;
 
-use homeserver_events::SigningKey;
+use homeserver_events::{SigningKey, VerifyKey};
 use homeserver_runtime::{Clock, Runtime};
 use homeserver_storage::{Batch, Bytes, CommitError, Store};
 use ruma::{OwnedServerName, RoomVersionId};
@@ -92,7 +93,7 @@ pub use numbers::{EventNumber, KeyNumber, RoomNumber, UserNumber};
 pub use outgoing::{Backlog, Destinations, OutgoingEvent};
 pub use outside::{Outside, Standing};
 pub use partial::MAX_PARTIAL_SERVERS;
-pub use policy::Unsealed;
+pub use policy::{Unsealed, UnsealedUpgrade};
 pub use reads::{HEROES, StateChange, Summary, UserMembership};
 pub use receive::{Incoming, Received};
 pub use relations::{RelationFilter, RelationPage, Thread};
@@ -109,6 +110,7 @@ pub use token::{HistoryKey, HistoryToken, Place, Towards};
 pub use transactions::TRANSACTION_LIFETIME;
 pub use tree::StateRoot;
 pub use visible::{ReadableState, Reader, VisibleEvent};
+pub use whereabouts::IndexEventRooms;
 
 /// Shares of the memory budget, in percent.
 const EVENT_CACHE_SHARE: u8 = 25;
@@ -124,6 +126,8 @@ pub struct RoomsOptions {
     pub server_name: OwnedServerName,
     /// Signs the events of local users.
     pub signing_key: Arc<SigningKey>,
+    /// Public halves of keys that this server signed with before, by their ids.
+    pub old_keys: Vec<(String, VerifyKey)>,
     /// The version of new rooms.
     pub default_version: RoomVersionId,
 }
@@ -144,7 +148,6 @@ pub struct Rooms {
     underway: Arc<transactions::Underway>,
     acls: acl::Acls,
     policies: policy::Policies,
-    last_asked: serving::LastAsked,
     servers_at_hand: outgoing::ServersAtHand,
     partials: partial::Partials,
 }
@@ -177,7 +180,6 @@ impl Rooms {
             underway: Arc::default(),
             acls: acl::Acls::new(),
             policies: policy::Policies::new(),
-            last_asked: serving::LastAsked::new(serving::ASKERS),
             servers_at_hand: outgoing::ServersAtHand::new(),
             partials: partial::Partials::load(&store).await?,
             clock: Arc::clone(&runtime.clock),
@@ -197,6 +199,15 @@ impl Rooms {
     /// The store the rooms are in.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The key of this server with this id (`ed25519:…`).
+    pub(crate) fn own_key(&self, id: &str) -> Option<VerifyKey> {
+        if id == self.signing_key.id().as_str() {
+            return Some(self.signing_key.verify_key());
+        }
+        let mut old = self.options.old_keys.iter();
+        old.find(|(old, _)| old == id).map(|(_, key)| *key)
     }
 }
 

@@ -206,8 +206,8 @@ impl Rooms {
             return Ok(None);
         };
         let is_ours = self.is_local(event.pdu.sender());
-        let leaves = is_ours || relays(&event.pdu, own);
-        if !leaves || !event.status.is_shown() || !self.federates(room).await? {
+        let leaves = || is_ours || relays(&event.pdu, own, &|id| self.own_key(id));
+        if !event.status.is_shown() || !leaves() || !self.federates(room).await? {
             return Ok(None);
         }
         if is_ours && !self.was_joined(room, own, position - 1).await? {

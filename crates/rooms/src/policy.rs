@@ -5,20 +5,19 @@
 use std::{convert::Infallible, sync::Arc};
 
 use homeserver_events::{Pdu, PolicyServer, StatusKind, policy::POLICY};
-use homeserver_storage::{Batch, Positioned};
 use quick_cache::sync::Cache;
 
 use crate::{
     Rooms,
     command::{RoomAction, RoomAnswer, RoomCommand},
-    edit::RoomEdit,
+    delta::RoomDelta,
+    edit::{Pending, RoomEdit},
     error::RoomError,
+    execute::Decision,
     live::Wants,
     numbers::{EventNumber, RoomNumber},
-    receive::Received,
+    receive::{MadeBy, Received},
     room::Room,
-    rows::{Effect, TransactionRow},
-    tables::TRANSACTIONS,
     transactions::transaction_digest,
 };
 
@@ -145,7 +144,11 @@ impl Rooms {
             return Ok(answer);
         }
         let id = event.event_id().to_owned();
-        let position = match self.receive(&room, event).await? {
+        let made = MadeBy {
+            origin: command.origin(),
+            transaction: key,
+        };
+        let position = match self.receive_made(&room, event, made).await? {
             Received::Judged {
                 status: StatusKind::Accepted | StatusKind::PartialAccepted,
                 position,
@@ -156,22 +159,109 @@ impl Rooms {
                 ));
             }
         };
-        if let Some(key) = key {
-            let value = TransactionRow {
-                time: self.clock.unix_millis(),
-                effect: Effect::Sent(id.clone()),
-            };
-            let mut batch = Batch::new();
-            batch.assert_absent(&TRANSACTIONS, &key);
-            batch.put(&TRANSACTIONS, &key, &Positioned::new(position, value));
-            // The event is there: that a repetition would not be known is no reason to say it is not.
-            if let Err(error) = self.store.commit(batch).await {
-                tracing::warn!(%error, "a transaction id is not kept");
-            }
-        }
         Ok(RoomAnswer::Sent {
             event: id,
             position,
         })
+    }
+}
+
+/// An upgrade of a room that uses a policy server, decided and not yet carried out.
+pub struct UnsealedUpgrade {
+    /// The room that is replaced.
+    pub room: Arc<Room>,
+    /// What changes in it, signed by this server. Each may be replaced by itself with a signature
+    /// more.
+    pub events: Vec<Pdu>,
+    delta: RoomDelta,
+    decision: Decision,
+    pending: Pending,
+}
+
+impl std::fmt::Debug for UnsealedUpgrade {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_struct("UnsealedUpgrade")
+            .field("room", &self.room.id)
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Rooms {
+    /// What a command does to a room that uses a policy server, if it replaces that room; `None` of
+    /// all other commands, and where there is no such server.
+    ///
+    /// # Errors
+    /// When the room does not allow it.
+    pub async fn unsealed_upgrade(
+        &self,
+        command: &RoomCommand,
+    ) -> Result<Option<UnsealedUpgrade>, RoomError> {
+        let RoomAction::Upgrade(upgrade) = &command.action else {
+            return Ok(None);
+        };
+        let Some(room) = self.room(&upgrade.room).await? else {
+            return Ok(None);
+        };
+        if self.policy_server(&room).await?.is_none() {
+            return Ok(None);
+        }
+        let live = self.live.room(room.number);
+        let _place = live.queue()?;
+        let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        let (head, pending) = tip.parts();
+        let mut edit = RoomEdit::new(self, Arc::clone(&room), Some(head), pending);
+        let decision = self.decide(&mut edit, command).await;
+        let delta = edit.delta;
+        // It is of no use for other decisions before this one is carried out.
+        let pending = std::mem::take(&mut tip.pending);
+        drop(tip);
+        let decision = decision?;
+        let events = delta.appended.iter();
+        let events = events.map(|appended| appended.event.pdu.clone()).collect();
+        Ok(Some(UnsealedUpgrade {
+            room,
+            events,
+            delta,
+            decision,
+            pending,
+        }))
+    }
+
+    /// Carries out an upgrade whose events were sealed; `None` if the room moved on meanwhile, so
+    /// that it has to be decided again.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    pub async fn append_upgrade(
+        self: &Arc<Self>,
+        upgrade: UnsealedUpgrade,
+    ) -> Result<Option<RoomAnswer>, RoomError> {
+        let UnsealedUpgrade {
+            room,
+            events,
+            mut delta,
+            decision,
+            mut pending,
+        } = upgrade;
+        for (appended, sealed) in delta.appended.iter_mut().zip(events) {
+            let event = &mut appended.event;
+            if event.pdu.event_id() != sealed.event_id() {
+                return Err(RoomError::NotTheEvent(
+                    "another event was sealed".to_owned(),
+                ));
+            }
+            event.pdu = sealed;
+            if pending.events.contains_key(&event.number) {
+                let event = Arc::new(event.clone());
+                pending.events.insert(event.number, event);
+            }
+        }
+        let rooms = Arc::clone(self);
+        let carried_out = async move {
+            let decided = (delta, decision);
+            rooms.submit_later(&room, decided, pending, None).await
+        };
+        self.runtime.tasks.see_through(carried_out).await
     }
 }

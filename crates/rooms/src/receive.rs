@@ -37,6 +37,8 @@ use crate::{
     numbers::EventNumber,
     resolving::{Prepared, Roots},
     room::Room,
+    rows::{Effect, Origin, TransactionRow},
+    transactions::TransactionDigest,
 };
 
 /// Times an event is judged before its room counts as contended.
@@ -72,6 +74,15 @@ impl From<Pdu> for Incoming {
     }
 }
 
+/// What an event of this server that is received like one of another was made by.
+#[derive(Debug, Default)]
+pub(crate) struct MadeBy {
+    /// The device and transaction id, as the event remembers them.
+    pub(crate) origin: Option<Origin>,
+    /// The transaction.
+    pub(crate) transaction: Option<TransactionDigest>,
+}
+
 /// What became of a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -102,7 +113,18 @@ impl Rooms {
         room: &Arc<Room>,
         pdu: Pdu,
     ) -> Result<Received, RoomError> {
-        let mut answers = self.receive_all(room, vec![pdu.into()]).await;
+        self.receive_made(room, pdu, MadeBy::default()).await
+    }
+
+    /// Judges an event of a room that was made by a request to this server, like one that was
+    /// received. If it is accepted, what it was made by is stored with it.
+    pub(crate) async fn receive_made(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        pdu: Pdu,
+        made: MadeBy,
+    ) -> Result<Received, RoomError> {
+        let mut answers = self.receive_some(room, vec![pdu.into()], made).await;
         answers.pop().unwrap_or(Err(RoomError::Stopping))
     }
 
@@ -114,11 +136,21 @@ impl Rooms {
         room: &Arc<Room>,
         events: Vec<Incoming>,
     ) -> Vec<Result<Received, RoomError>> {
+        self.receive_some(room, events, MadeBy::default()).await
+    }
+
+    async fn receive_some(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        events: Vec<Incoming>,
+        made: MadeBy,
+    ) -> Vec<Result<Received, RoomError>> {
         let count = events.len();
         let (tell, hear) = oneshot::channel();
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         self.runtime.tasks.spawn(async move {
             let mut receiving = Receiving::new(&rooms, &room, events);
+            receiving.made = made;
             receiving.run().await;
             // Whoever asked may be gone.
             let _ = tell.send(receiving.answers());
@@ -209,6 +241,8 @@ struct Receiving<'a> {
     prepared: Prepared,
     /// Resolutions made for the event that is next.
     resolved: usize,
+    /// What the first event was made by.
+    made: MadeBy,
 }
 
 impl<'a> Receiving<'a> {
@@ -233,6 +267,7 @@ impl<'a> Receiving<'a> {
             settled: true,
             prepared: Prepared::default(),
             resolved: 0,
+            made: MadeBy::default(),
         }
     }
 
@@ -389,13 +424,21 @@ impl<'a> Receiving<'a> {
                 followed: &followed,
                 settled: self.settled && judged.is_empty(),
                 gap: None,
+                origin: self.made.origin.clone().filter(|_| index == 0),
             };
             match edit.take_received(&self.events[index], hands).await {
-                Ok(Taken::Judged(status, positions)) => judged.push(Judged {
-                    index,
-                    status,
-                    positions,
-                }),
+                Ok(Taken::Judged(status, positions)) => {
+                    let shown =
+                        matches!(status, StatusKind::Accepted | StatusKind::PartialAccepted);
+                    if index == 0 && shown {
+                        edit.delta.transaction = self.transaction();
+                    }
+                    judged.push(Judged {
+                        index,
+                        status,
+                        positions,
+                    });
+                }
                 Ok(Taken::Answered(received)) => self.answer(index, Ok(received)),
                 Ok(Taken::NeedsSettled) => return (judged, Stop::NeedsSettled),
                 Ok(Taken::Unresolved(roots)) => return (judged, Stop::Unresolved(roots)),
@@ -403,6 +446,16 @@ impl<'a> Receiving<'a> {
             }
         }
         (judged, Stop::Full)
+    }
+
+    /// The transaction that made the first event, with its effect.
+    fn transaction(&self) -> Option<(TransactionDigest, TransactionRow)> {
+        let event = self.events.first()?.pdu.event_id().to_owned();
+        let row = TransactionRow {
+            time: self.rooms.clock.unix_millis(),
+            effect: Effect::Sent(event),
+        };
+        Some((self.made.transaction?, row))
     }
 
     /// The limit for which this event could not be judged of late.

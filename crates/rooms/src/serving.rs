@@ -22,7 +22,6 @@ use homeserver_storage::Position;
 use ruma::{EventId, OwnedServerName, RoomId, ServerName};
 
 pub use chain::{MAX_CHAIN, Section, ServedChain, ServedEvent};
-pub(crate) use event::{ASKERS, LastAsked};
 pub(crate) use sights::{ServerSights, Shown};
 pub use walk::{MAX_BACKFILL_SERVED, MAX_MISSING_SERVED, MissingAsked};
 

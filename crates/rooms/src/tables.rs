@@ -22,6 +22,8 @@ pub(crate) const ROOMS: Table<u64, RoomRow> = Table::new(0x11, "rooms");
 pub(crate) const HEADS: Table<u64, Head> = Table::new(0x12, "room_heads");
 /// (room number, event id) → event number; also of events that were only mentioned.
 pub(crate) const EVENT_IDS: Table<(u64, String), u64> = Table::new(0x13, "event_ids");
+/// (digest of an event id, number of a room that the event is in) → nothing. See `whereabouts`.
+pub(crate) const EVENT_ROOMS: Table<([u8; 16], u64), ()> = Table::new(0x34, "event_rooms");
 /// (room number, event number) → the event, with the position it arrived at (zero if none).
 pub(crate) const EVENTS: Table<(u64, u64), Positioned<EventRow>> = Table::new(0x14, "events");
 /// (room number, arrival position) → the event and how it was counted. Live events only. History.
@@ -162,6 +164,7 @@ pub const TABLES: &[TableSpec] = &[
     TREE_MARKS.spec(),
     IMPORT_IDS.spec(),
     IMPORT_STATES.spec(),
+    EVENT_ROOMS.spec(),
     OUTSIDE_ROOMS.spec(),
     OUTSIDE_VIA.spec(),
     ARRIVING.spec(),

@@ -223,3 +223,39 @@ fn rows_keep_their_form() {
     insta::assert_snapshot!(encoded);
     assert_eq!(HealthRow::decode(&row.encode()).unwrap(), row);
 }
+
+#[tokio::test]
+async fn all_names_of_a_server_fail_together() {
+    let world = World::new().await;
+    let names = ["there.example", "THERE.example", "there.example."];
+    let names = names.map(|name| ServerName::parse(name).unwrap());
+    for (at, name) in names.iter().enumerate() {
+        world.health.failed(name, Duration::ZERO);
+        for other in &names {
+            let failing = world.health.failing(other).unwrap();
+            // The others failed while it was left alone.
+            assert_eq!(failing.attempts, 1, "{at}");
+        }
+    }
+    world.health.alive(&names[1]);
+    assert!(world.pause() <= SIGN_PAUSE);
+    world.health.succeeded(&names[2]);
+    assert!(world.health.failing(there()).is_none());
+    // A row of another name, as earlier versions wrote them, becomes one of the server.
+    let row = HealthRow {
+        failing_since: START,
+        attempts: 3,
+        next_at: START + 60_000,
+    };
+    let mut batch = Batch::new();
+    batch.put(&HEALTH, &names[1].as_str(), &row);
+    world.store.commit(batch).await.unwrap();
+    let again = world.restarted(START).await;
+    assert_eq!(again.failing(there()).unwrap().attempts, 3);
+    again.save().await.unwrap();
+    let rows = world
+        .store
+        .scan(&HEALTH, ScanRange::all(), Direction::Forward, 9);
+    let stored: Vec<_> = rows.await.unwrap().into_iter().map(|row| row.0).collect();
+    assert_eq!(stored, ["there.example"]);
+}

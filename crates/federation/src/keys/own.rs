@@ -65,6 +65,11 @@ impl OwnKeys {
         })
     }
 
+    /// The keys that it signed with before, by their ids.
+    pub fn retired(&self) -> impl Iterator<Item = (String, VerifyKey)> {
+        self.old.iter().map(|old| (old.id.clone(), old.key))
+    }
+
     /// The document for others, signed, as of `now` (milliseconds since 1970).
     pub fn document(&self, now: u64) -> String {
         let valid_until = now.saturating_add(VALIDITY.as_millis() as u64);

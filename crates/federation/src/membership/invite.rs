@@ -6,7 +6,7 @@
 //!
 //! Specification: server-server API, "Inviting to a room".
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use homeserver_events::{
     Handshake, Pdu, PduError, RoomVersion, Rules, StatusKind, Step,
     handshake::{CoSignError, NotTheStep},
 };
-use homeserver_rooms::{Membership, Outside, Received, RoomError};
+use homeserver_rooms::{Membership, Outside, Received, Room, RoomError};
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
     UserId,
@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Inner, Memberships, state::names_its_create};
-use crate::{CheckError, Dropped, inbound, is_same_server};
+use crate::{CheckError, Dropped, PolicyError, inbound, is_same_server};
 
 /// How long keys are waited for that are not known.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -242,15 +242,7 @@ impl Inner {
                 return Err(InviteRefused::RoomState("another version".to_owned()));
             }
             if self.rooms.is_resident(&here).await? {
-                return match self.rooms.receive(&here, signed.clone()).await? {
-                    Received::Judged {
-                        status: StatusKind::Accepted | StatusKind::PartialAccepted,
-                        ..
-                    }
-                    // It comes once more, with what it follows.
-                    | Received::Missing { .. } => Ok(signed),
-                    Received::Judged { .. } => Err(InviteRefused::NotAllowed),
-                };
+                return self.received_here(&here, signed).await;
             }
         }
         let mut via = vec![invited.inviter.server_name().to_owned()];
@@ -268,6 +260,31 @@ impl Inner {
             Ok(_) => Ok(signed),
             Err(RoomError::Forbidden(_)) => Err(InviteRefused::NotAllowed),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An invite into a room that users of this server are in: it is judged like any event of the
+    /// room, and signed for nobody whom the room would not let in.
+    async fn received_here(&self, room: &Arc<Room>, signed: Pdu) -> Result<Pdu, InviteRefused> {
+        let signed = match self.policies.seal(room, signed).await {
+            Ok(signed) => signed,
+            Err(PolicyError::Room(error)) => return Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, room = %room.id, "an invite is not recommended");
+                return Err(InviteRefused::NotAllowed);
+            }
+        };
+        let is_taken = match self.rooms.receive(room, signed.clone()).await? {
+            Received::Judged { status, .. } => {
+                matches!(status, StatusKind::Accepted | StatusKind::PartialAccepted)
+            }
+            // It comes once more, with what it follows, and is judged by that then.
+            Received::Missing { .. } => self.rooms.allows_now(room, &signed).await?,
+        };
+        if is_taken {
+            Ok(signed)
+        } else {
+            Err(InviteRefused::NotAllowed)
         }
     }
 

@@ -10,8 +10,10 @@ use homeserver_rooms::{Arriving, Imported, PartTaken, RoomError};
 use ruma::{OwnedServerName, ServerName};
 
 use super::{
-    Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted, state::Told,
+    Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted,
+    state::Told,
     template::Template,
+    undo::{did_nothing, undo},
 };
 use crate::{Call, Limits, Path, is_same_server};
 
@@ -35,7 +37,13 @@ impl Memberships {
         let inner = Arc::clone(&self.inner);
         let this = self.clone();
         let joining = async move {
-            let joined = inner.join(&wanted).await?;
+            let joined = match inner.join(&wanted).await {
+                Ok(joined) => joined,
+                Err(error) => {
+                    undo(&inner, wanted.user, wanted.room);
+                    return Err(error);
+                }
+            };
             // Its members may follow.
             if let Some(room) = inner.rooms.room(&wanted.room).await?
                 && inner.rooms.is_partial(room.number)
@@ -58,7 +66,10 @@ impl Inner {
         let mut failures = Failures::default();
         for server in &servers {
             match self.join_through(server, wanted).await {
-                Ok(()) => return Ok(Joined::Yes),
+                Ok(()) => {
+                    self.is_sure(&wanted.user, &wanted.room).await;
+                    return Ok(Joined::Yes);
+                }
                 Err(failure) => failures.note(server, failure)?,
             }
         }
@@ -81,8 +92,12 @@ impl Inner {
             stall: STATE_STALL,
         };
         let call = Call::put(path, Bytes::copy_from_slice(join.json()));
-        let answer = self.peers.ask(server, call.limits(limits).urgent()).await?;
-        let body = answer.body;
+        self.is_unsure(wanted, server).await?;
+        let asked = self.peers.ask(server, call.limits(limits).urgent()).await;
+        if asked.as_ref().is_err_and(did_nothing) {
+            self.was_refused(wanted, server).await;
+        }
+        let body = asked?.body;
         let told = self.runtime.cpu.run(move || Told::read(&body)).await;
         let told = told.map_err(crate::CheckError::from)??;
         if told.servers.is_some() && !omit {

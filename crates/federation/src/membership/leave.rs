@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use homeserver_events::{Draft, Pdu, Step};
 use homeserver_rooms::{MemberProfile, Membership, Outside, RoomError, Standing};
-use ruma::{OwnedServerName, RoomId, ServerName, UserId};
+use ruma::{OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -118,7 +118,8 @@ impl Inner {
         servers.truncate(MAX_TOLD);
         let mut passed_on = None;
         for server in &servers {
-            match self.leave_through(server, wanted, &standing).await {
+            let version = Some(&standing.room.version);
+            match self.leave_through(server, wanted, version).await {
                 Ok(leave) => {
                     passed_on = Some(leave);
                     break;
@@ -146,15 +147,16 @@ impl Inner {
         }
     }
 
-    async fn leave_through(
+    /// Has a leave passed on by a server: of a room of this version, if it is known here.
+    pub(super) async fn leave_through(
         &self,
         server: &ServerName,
         wanted: &Wanted,
-        standing: &Standing,
+        version: Option<&RoomVersionId>,
     ) -> Result<Pdu, Failure> {
         let template = self.template(server, Step::Leave, wanted).await?;
         // Its event would be unreadable here.
-        if template.version != standing.room.version {
+        if version.is_some_and(|version| *version != template.version) {
             return Err(Failure::answer("the room is of another version"));
         }
         let leave = self.seal(&template, Step::Leave, wanted)?;

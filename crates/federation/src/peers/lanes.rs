@@ -1,7 +1,8 @@
-//! How many calls to one server are on their way at once.
+//! How many calls to one server are on their way at once, whatever it is called.
 
 use std::{collections::HashMap, sync::Arc};
 
+use homeserver_events::names::canonical_name;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -58,7 +59,8 @@ impl Lanes {
 
     fn queue(self: &Arc<Self>, server: &ServerName) -> Result<(Turn, Arc<Semaphore>), CallError> {
         let mut lanes = self.lanes.lock();
-        let lane = lanes.entry(server.to_owned()).or_insert_with(|| Lane {
+        let server = canonical_name(server);
+        let lane = lanes.entry(server.clone()).or_insert_with(|| Lane {
             turns: Arc::new(Semaphore::new(self.at_once)),
             calls: 0,
         });
@@ -68,7 +70,7 @@ impl Lanes {
         lane.calls += 1;
         let turn = Turn {
             lanes: Arc::clone(self),
-            server: server.to_owned(),
+            server,
             permit: None,
         };
         Ok((turn, Arc::clone(&lane.turns)))

@@ -1,11 +1,10 @@
-//! The answers to events that were taken, written as they are read: stored events are copied as
-//! they stand.
+//! The answers to events that were taken: stored events are copied as they stand.
 
-use bytes::Bytes;
-use futures_util::{Stream, stream};
 use homeserver_events::Pdu;
-use homeserver_rooms::{Handover, RoomError};
+use homeserver_rooms::Handover;
 use ruma::ServerName;
+
+use crate::written::Frame;
 
 /// How an answer is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,80 +15,30 @@ pub enum Form {
     Object,
 }
 
-impl Form {
-    /// What stands before the object.
-    pub const fn before(self) -> &'static str {
-        match self {
-            Self::Pair => "[200,",
-            Self::Object => "",
-        }
-    }
-
-    /// What stands after the object.
-    pub const fn after(self) -> &'static str {
-        match self {
-            Self::Pair => "]",
-            Self::Object => "",
-        }
-    }
-}
-
-/// What is to be written next.
-enum Next {
-    Head,
-    State { first: bool },
-    Chain { first: bool },
-    Nothing,
-}
-
-/// The answer to a join, in pieces. It breaks off where the database cannot be read.
-pub fn join_answer(
-    handover: Handover,
-    origin: &ServerName,
-    form: Form,
-) -> impl Stream<Item = Result<Bytes, RoomError>> + Send + use<> {
-    let head = head(&handover, origin, form);
-    let start = (handover, Next::Head, Some(head));
-    stream::try_unfold(start, move |(mut handover, next, mut head)| async move {
-        let (piece, next) = match next {
-            Next::Head => (head.take().unwrap_or_default(), Next::State { first: true }),
-            Next::State { first } => {
-                let events = handover.state().await?;
-                if events.is_empty() {
-                    let between = "],\"auth_chain\":[".to_owned();
-                    (between, Next::Chain { first: true })
-                } else {
-                    (listed(&events, first), Next::State { first: false })
-                }
-            }
-            Next::Chain { first } => {
-                let events = handover.auth_chain().await?;
-                if events.is_empty() {
-                    (format!("]}}{}", form.after()), Next::Nothing)
-                } else {
-                    (listed(&events, first), Next::Chain { first: false })
-                }
-            }
-            Next::Nothing => return Ok(None),
-        };
-        Ok(Some((Bytes::from(piece), (handover, next, head))))
-    })
-}
-
-fn head(handover: &Handover, origin: &ServerName, form: Form) -> String {
+/// What stands around the state and the auth chain in the answer to a join.
+pub(super) fn join_frame(handover: &Handover, origin: &ServerName, form: Form) -> Frame {
     let servers = if handover.members_omitted {
         let names: Vec<_> = handover.servers.iter().map(|name| quoted(name)).collect();
         format!(",\"servers_in_room\":[{}]", names.join(","))
     } else {
         String::new()
     };
-    format!(
-        "{}{{\"origin\":{},\"members_omitted\":{}{servers},\"event\":{},\"state\":[",
-        form.before(),
+    let (before, end) = match form {
+        Form::Pair => ("[200,", "]}]"),
+        Form::Object => ("", "]}"),
+    };
+    let state = format!(
+        "{before}{{\"origin\":{},\"members_omitted\":{}{servers},\"event\":{},\"state\":[",
         quoted(origin),
         handover.members_omitted,
         handover.event.json_str(),
-    )
+    );
+    Frame {
+        state,
+        chain: "],\"auth_chain\":[",
+        end,
+        ids: false,
+    }
 }
 
 /// A server name as JSON: it has no character that would have to be escaped.

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     extract::{Path, Query, Request, State},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -60,6 +61,11 @@ pub(super) fn routes() -> Routes {
             counted,
             get(who_is),
         )
+        .merge(signed_routes())
+}
+
+fn signed_routes() -> Routes {
+    Routes::new()
         .merge(directory::routes())
         .merge(history::routes())
         .merge(invite::routes())
@@ -69,6 +75,7 @@ pub(super) fn routes() -> Routes {
         .merge(space::routes())
         .merge(transactions::routes())
         .merge(user_keys::routes())
+        .around(|router| router.layer(middleware::from_fn(signed::hold_place)))
 }
 
 /// The parameters of a query string. Of one that stands twice the last counts.

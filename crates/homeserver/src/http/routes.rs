@@ -87,6 +87,17 @@ impl Routes {
         self
     }
 
+    /// Puts something around every handler that counts its requests itself.
+    pub(crate) fn around(
+        self,
+        around: impl FnOnce(Router<Components>) -> Router<Components>,
+    ) -> Self {
+        Self {
+            router: around(self.router),
+            ..self
+        }
+    }
+
     pub(super) fn into_router(self, components: &Components) -> Router<Components> {
         let mut router = self.router;
         for (path, class, methods) in self.counted {

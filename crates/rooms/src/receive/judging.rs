@@ -23,7 +23,7 @@ use crate::{
     numbering::StateKey,
     numbers::EventNumber,
     resolving::{Prepared, Roots},
-    rows::{Extremity, StateLogRow},
+    rows::{Extremity, Origin, StateLogRow},
     tree::{Difference, StateRoot},
     visible::membership_of,
 };
@@ -52,6 +52,8 @@ pub(crate) struct Hands<'a> {
     pub(crate) settled: bool,
     /// The state before the event as another server told it: where previous ones are missing.
     pub(crate) gap: Option<Told>,
+    /// The request that made it, of an event of this server.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// A state that another server told.
@@ -166,6 +168,7 @@ impl RoomEdit<'_> {
             .map(|event| event.pdu.event_id().to_owned())
             .collect();
         let mut event = self.assess(incoming, &known, on, at).await?;
+        event.origin = hands.origin;
         if !unseen.is_empty() {
             event.over_gap = true;
             event.height = self.height_over_gap(&event.pdu);

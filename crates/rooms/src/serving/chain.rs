@@ -66,6 +66,21 @@ impl ServedChain {
         chain
     }
 
+    /// A state, and the auth chains of that and of an event that follows it. With `apart`, what is in
+    /// the state is not in the chain.
+    pub(crate) fn of_both(
+        rooms: &Arc<Rooms>,
+        room: &Arc<Room>,
+        (state, auth): (Vec<EventNumber>, &[EventNumber]),
+        apart: bool,
+    ) -> Self {
+        let met = apart.then(|| state.iter().copied().collect());
+        let mut chain = Self::of_state(rooms, room, state);
+        chain.met = met.unwrap_or_default();
+        chain.meet(auth);
+        chain
+    }
+
     /// Notes auth events.
     fn meet(&mut self, auth: &[EventNumber]) {
         for number in auth {

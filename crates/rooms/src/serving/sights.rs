@@ -2,8 +2,9 @@
 //!
 //! A server sees what one of its users may see by being in the room: the rules are those of
 //! [`homeserver_events::visibility`], with the greatest membership that a user of the server has in
-//! the state around the event. Whether the server was joined when an event arrived is read from
-//! history rows; of what has no arrival, and of invitations, the members of the state are looked at.
+//! the state around the event. Where the state before an event is that of the room when it arrived,
+//! history rows tell whether the server was joined; elsewhere (forks, what has no arrival), and for
+//! invitations, the members of the state are looked at.
 
 use std::collections::HashMap;
 
@@ -194,9 +195,8 @@ impl<'a> ServerSights<'a> {
         } else {
             Seen::Outside
         };
-        if let Some(at) = event.position {
-            let (room, server) = (self.room, self.server);
-            let joined = self.rooms.server_joined(room, server, at.saturating_sub(1));
+        if let Some(at) = self.logged(event, before).await? {
+            let joined = self.rooms.server_joined(self.room, self.server, at);
             if joined.await? {
                 return Ok(Around::unchanged(Seen::Join));
             }
@@ -212,6 +212,20 @@ impl<'a> ServerSights<'a> {
             before: members,
             after: own,
         })
+    }
+
+    /// The position at which the state before an event was that of the room; `None` if it never was,
+    /// as on a branch that is older than what arrived before the event.
+    async fn logged(
+        &self,
+        event: &StoredEvent,
+        before: StateRoot,
+    ) -> Result<Option<Position>, RoomError> {
+        let Some(at) = event.position.map(|at| at.saturating_sub(1)) else {
+            return Ok(None);
+        };
+        let logged = self.rooms.state_at(self.room.number, at).await?;
+        Ok((logged.root == before).then_some(at))
     }
 
     fn is_own(&self, state_key: Option<&str>) -> bool {

@@ -17,6 +17,7 @@ use crate::{
     tables,
     tally::Tally,
     tree::KeyHash,
+    whereabouts::event_digest,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -109,6 +110,7 @@ fn rows_of_events() {
     };
     let others = [
         line(&tables::EVENT_IDS, &(3_u64, "$e"), &5),
+        line(&tables::EVENT_ROOMS, &(event_digest("$e"), 3_u64), &()),
         line(&tables::ARRIVALS, &(3_u64, 12_u64), &arrival),
         line(&tables::MENTIONS, &(7_u64, 3_u64, 12_u64), &arrival),
         line(&tables::UNCOUNTED, &(3_u64, 12_u64), &arrival),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use homeserver_events::{Pdu, StatusKind};
-use homeserver_storage::Position;
+use homeserver_storage::{Batch, Direction, Position, ScanRange, migrations::Migration as _};
 use ruma::{OwnedEventId, OwnedRoomId, ServerName, server_name};
 use serde_json::{Value, json};
 
@@ -12,8 +12,8 @@ use super::{
     support::{Server, event, user},
 };
 use crate::{
-    CreateRoom, MembershipChange, MissingAsked, Room, RoomError, Section, ServedChain, ServerVisit,
-    Towards,
+    CreateRoom, IndexEventRooms, MembershipChange, MissingAsked, Room, RoomError, Section,
+    ServedChain, ServerVisit, Towards, tables,
 };
 
 async fn joined(server: &Server, room: &Room, name: &str, at: Position) -> bool {
@@ -293,6 +293,93 @@ async fn an_invitation_shows_an_invited_server_what_came_after_it() {
     assert_eq!(content(by_id[&*shown])["body"], "shown");
     assert_eq!(content(by_id[&*invite])["membership"], "invite");
     assert_eq!(content(by_id[&*left])["membership"], "leave");
+}
+
+#[tokio::test]
+async fn a_server_does_not_see_what_comes_late_on_a_branch_that_is_older_than_its_join() {
+    for named in ["joined", "invited"] {
+        let server = Server::start().await;
+        let (mut yan, _) = shared_room(&server, "12").await;
+        let room = yan.room.clone();
+        visibility(&server, &room, named).await;
+        let base = server.say(&user("alice"), &room, "base").await;
+        let mut zoe = yan.other("@zoe:third.example");
+        let join = zoe.join(&base).await;
+        let body = json!({ "body": "theirs" });
+        let aside = yan
+            .make(
+                std::slice::from_ref(&base),
+                "m.room.message",
+                None,
+                body.clone(),
+            )
+            .await;
+        yan.receive(&aside).await;
+        let after = yan
+            .make(
+                std::slice::from_ref(&join),
+                "m.room.message",
+                None,
+                body.clone(),
+            )
+            .await;
+        yan.receive(&after).await;
+        let id = aside.event_id().to_owned();
+        let both = [id.clone(), after.event_id().to_owned()];
+        let merged = yan.make(&both, "m.room.message", None, body.clone()).await;
+        yan.receive(&merged).await;
+        let third = server_name!("third.example");
+        let mut shown = Vec::new();
+        for event in [&aside, &after, &merged] {
+            let seen = server.rooms.serve_event(third, event.event_id()).await;
+            shown.push(content(&seen.unwrap()) == body);
+        }
+        assert_eq!(shown, [false, true, true], "{named}");
+        // Its own server sees all of them.
+        let there = server_name!("there.example");
+        let seen = server.rooms.serve_event(there, &id).await.unwrap();
+        assert_eq!(content(&seen), body);
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_found_by_its_id_alone_and_by_an_index_that_is_made_later() {
+    let server = Server::start().await;
+    let (zed, join) = shared_room(&server, "12").await;
+    let there = server_name!("there.example");
+    let mut ids = vec![join];
+    for number in 0..3 {
+        ids.push(
+            server
+                .say(&user("alice"), &zed.room, &number.to_string())
+                .await,
+        );
+    }
+    let store = server.rooms.store();
+    let found = async |id: &OwnedEventId| server.rooms.serve_event(there, id).await.is_ok();
+    for id in &ids {
+        assert!(found(id).await);
+    }
+    // As an earlier version left it.
+    let all = || ScanRange::all();
+    let rows = store.scan(&tables::EVENT_ROOMS, all(), Direction::Forward, 900);
+    let rows = rows.await.unwrap();
+    let mut batch = Batch::new();
+    for (key, ()) in &rows {
+        batch.delete(&tables::EVENT_ROOMS, key);
+    }
+    store.commit(batch).await.unwrap();
+    assert!(!found(&ids[0]).await);
+    // By steps that end at any place.
+    let step = IndexEventRooms.step(store, None).await.unwrap();
+    assert!(step.next.is_none());
+    store.commit(step.batch).await.unwrap();
+    for id in &ids {
+        assert!(found(id).await);
+    }
+    let again = store.scan(&tables::EVENT_ROOMS, all(), Direction::Forward, 900);
+    let again: BTreeSet<_> = again.await.unwrap().into_iter().map(|row| row.0).collect();
+    assert!(rows.iter().all(|(key, ())| again.contains(key)));
 }
 
 #[tokio::test]

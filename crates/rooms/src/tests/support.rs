@@ -46,6 +46,7 @@ impl Server {
         let options = RoomsOptions {
             server_name,
             signing_key: Arc::new(SigningKey::from_seed("test", &[5; 32]).unwrap()),
+            old_keys: Vec::new(),
             default_version: RoomVersionId::V12,
         };
         let rooms = Rooms::open(store, &runtime, options).await?;

@@ -184,6 +184,7 @@ impl Here {
         let options = RoomsOptions {
             server_name: server_name.clone(),
             signing_key: own_key(),
+            old_keys: Vec::new(),
             default_version: RoomVersionId::V11,
         };
         let rooms = Rooms::open(store.clone(), &runtime, options).await.unwrap();

@@ -33,6 +33,10 @@ const INVITE_PERMISSION: &str = "m.invite_permission_config";
 /// Servers that are asked at once to sign invites into a new room.
 const INVITES_AT_ONCE: usize = 20;
 
+/// Times that an upgrade is decided and shown to a policy server: a room in which more is said in
+/// the meantime is replaced by events that other servers have to show to it.
+const UPGRADES_DECIDED: usize = 5;
+
 /// How long an invite waits for the profile of a user of another server, which it can do without.
 const PROFILE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -229,6 +233,17 @@ impl RoomChanges {
             let sealed = self.policies.seal(&unsealed.room, unsealed.event);
             unsealed.event = sealed.await?;
             return Ok(self.rooms.append_sealed(command, unsealed).await?);
+        }
+        for _ in 0..UPGRADES_DECIDED {
+            let Some(mut upgrade) = self.rooms.unsealed_upgrade(&command).await? else {
+                break;
+            };
+            for event in &mut upgrade.events {
+                *event = self.policies.seal(&upgrade.room, event.clone()).await?;
+            }
+            if let Some(answer) = self.rooms.append_upgrade(upgrade).await? {
+                return Ok(answer);
+            }
         }
         let further = Self::invites_elsewhere(&command);
         let answer = self.rooms.execute(command).await?;

@@ -11,9 +11,10 @@ impl From<ResidentError> for ApiError {
         let message = error.to_string();
         match error {
             ResidentError::UnknownRoom => Self::not_found(message),
-            ResidentError::NotYours | ResidentError::Denied | ResidentError::NotAllowed => {
-                Self::forbidden(message)
-            }
+            ResidentError::NotYours
+            | ResidentError::Denied
+            | ResidentError::NotAllowed
+            | ResidentError::NotRecommended => Self::forbidden(message),
             ResidentError::Version(version) => {
                 let kind = IncompatibleRoomVersionErrorData::new(version);
                 let kind = ErrorKind::IncompatibleRoomVersion(kind);

@@ -8,11 +8,11 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use homeserver_federation::History;
+use homeserver_federation::{History, history::Basis};
 use homeserver_rooms::{MissingAsked, RoomError, Towards};
 use http::header;
 use ruma::{
-    UInt,
+    EventId, RoomId, ServerName, UInt,
     api::{
         Direction,
         federation::{
@@ -42,9 +42,7 @@ pub(super) fn routes() -> Routes {
 
 async fn event(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_event::v1::Request>,
+    Signed { origin, request }: Signed<get_event::v1::Request>,
 ) -> Result<Response, ApiError> {
     let answer = history.event(&origin, &request.event_id).await;
     Ok(json(answer.map_err(refusal)?))
@@ -52,42 +50,41 @@ async fn event(
 
 async fn state(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_room_state::v1::Request>,
+    Signed { origin, request }: Signed<get_room_state::v1::Request>,
 ) -> Result<Response, ApiError> {
-    let (room, event) = (&request.room_id, &request.event_id);
-    let pieces = history.state(&origin, room, event).await;
-    Ok(json(Body::from_stream(pieces.map_err(refusal)?)))
+    let about = (&*request.room_id, &*request.event_id);
+    told(&history, &origin, about, Basis::State).await
 }
 
 async fn state_ids(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_room_state_ids::v1::Request>,
+    Signed { origin, request }: Signed<get_room_state_ids::v1::Request>,
 ) -> Result<Response, ApiError> {
-    let (room, event) = (&request.room_id, &request.event_id);
-    let pieces = history.state_ids(&origin, room, event).await;
-    Ok(json(Body::from_stream(pieces.map_err(refusal)?)))
+    let about = (&*request.room_id, &*request.event_id);
+    told(&history, &origin, about, Basis::StateIds).await
 }
 
 async fn auth_chain(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_event_authorization::v1::Request>,
+    Signed { origin, request }: Signed<get_event_authorization::v1::Request>,
 ) -> Result<Response, ApiError> {
-    let (room, event) = (&request.room_id, &request.event_id);
-    let pieces = history.auth_chain(&origin, room, event).await;
+    let about = (&*request.room_id, &*request.event_id);
+    told(&history, &origin, about, Basis::AuthChain).await
+}
+
+async fn told(
+    history: &History,
+    origin: &ServerName,
+    about: (&RoomId, &EventId),
+    basis: Basis,
+) -> Result<Response, ApiError> {
+    let pieces = history.basis(origin, about, basis).await;
     Ok(json(Body::from_stream(pieces.map_err(refusal)?)))
 }
 
 async fn backfill(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_backfill::v1::Request>,
+    Signed { origin, request }: Signed<get_backfill::v1::Request>,
 ) -> Result<Response, ApiError> {
     let from = (&*request.v, at_most(request.limit));
     let answer = history.backfill(&origin, &request.room_id, from).await;
@@ -96,9 +93,7 @@ async fn backfill(
 
 async fn missing_events(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_missing_events::v1::Request>,
+    Signed { origin, request }: Signed<get_missing_events::v1::Request>,
 ) -> Result<Response, ApiError> {
     let asked = MissingAsked {
         latest: &request.latest_events,
@@ -112,9 +107,7 @@ async fn missing_events(
 
 async fn nearest(
     State(history): State<History>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_event_by_timestamp::v1::Request>,
+    Signed { origin, request }: Signed<get_event_by_timestamp::v1::Request>,
 ) -> Result<Response, ApiError> {
     let towards = match request.dir {
         Direction::Forward => Towards::Newer,

@@ -47,9 +47,7 @@ async fn download(
 
 async fn thumbnail(
     State(components): State<Components>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_content_thumbnail::v1::Request>,
+    Signed { origin, request }: Signed<get_content_thumbnail::v1::Request>,
 ) -> Result<Response, ApiError> {
     let (media, id) = (&components.media, parsed(&request.media_id)?);
     let own: &OwnedServerName = &components.server_name;

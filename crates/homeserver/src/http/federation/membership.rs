@@ -11,11 +11,11 @@ use axum::{
 use homeserver_events::Step;
 use homeserver_federation::{
     Resident,
-    resident::{Form, Taken, join_answer, knock_answer},
+    resident::{Form, Taken, knock_answer},
 };
 use http::header;
 use ruma::{
-    EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId,
+    EventId, OwnedEventId, OwnedRoomId, RoomId,
     api::federation::membership::{prepare_join_event, prepare_knock_event, prepare_leave_event},
 };
 use serde::Deserialize;
@@ -41,9 +41,7 @@ pub(super) fn routes() -> Routes {
 
 async fn make_join(
     State(resident): State<Resident>,
-    Signed {
-        origin, request, ..
-    }: Signed<prepare_join_event::v1::Request>,
+    Signed { origin, request }: Signed<prepare_join_event::v1::Request>,
 ) -> Result<Response, ApiError> {
     let versions: Vec<_> = request.ver.iter().map(ToString::to_string).collect();
     let step = (Step::Join, &*request.room_id, &*request.user_id);
@@ -53,9 +51,7 @@ async fn make_join(
 
 async fn make_knock(
     State(resident): State<Resident>,
-    Signed {
-        origin, request, ..
-    }: Signed<prepare_knock_event::v1::Request>,
+    Signed { origin, request }: Signed<prepare_knock_event::v1::Request>,
 ) -> Result<Response, ApiError> {
     let versions: Vec<_> = request.ver.iter().map(ToString::to_string).collect();
     let step = (Step::Knock, &*request.room_id, &*request.user_id);
@@ -65,9 +61,7 @@ async fn make_knock(
 
 async fn make_leave(
     State(resident): State<Resident>,
-    Signed {
-        origin, request, ..
-    }: Signed<prepare_leave_event::v1::Request>,
+    Signed { origin, request }: Signed<prepare_leave_event::v1::Request>,
 ) -> Result<Response, ApiError> {
     let step = (Step::Leave, &*request.room_id, &*request.user_id);
     let template = resident.template(&origin, step, None).await?;
@@ -89,7 +83,7 @@ async fn take(
     resident: &Resident,
     step: Step,
     named: Named,
-    SignedBody { origin, body, .. }: SignedBody,
+    SignedBody { origin, body }: SignedBody,
 ) -> Result<Taken, ApiError> {
     let (room, event) = parsed(named)?;
     let taken = resident.take(&origin, (step, &room, &event), &body.bytes);
@@ -104,38 +98,32 @@ struct JoinOptions {
 
 async fn send_join_v1(
     State(resident): State<Resident>,
-    State(own_name): State<OwnedServerName>,
     named: Named,
     body: SignedBody,
 ) -> Result<Response, ApiError> {
-    let taken = take(&resident, Step::Join, named, body).await?;
-    joined(&resident, &own_name, &taken, (false, Form::Pair)).await
+    join(&resident, named, &body, (false, Form::Pair)).await
 }
 
 async fn send_join_v2(
     State(resident): State<Resident>,
-    State(own_name): State<OwnedServerName>,
     named: Named,
     Query(options): Query<JoinOptions>,
     body: SignedBody,
 ) -> Result<Response, ApiError> {
-    let taken = take(&resident, Step::Join, named, body).await?;
     let form = (options.omit_members, Form::Object);
-    joined(&resident, &own_name, &taken, form).await
+    join(&resident, named, &body, form).await
 }
 
-async fn joined(
+async fn join(
     resident: &Resident,
-    own_name: &OwnedServerName,
-    taken: &Taken,
-    (omit_members, form): (bool, Form),
+    named: Named,
+    SignedBody { origin, body }: &SignedBody,
+    form: (bool, Form),
 ) -> Result<Response, ApiError> {
-    let join = taken.event.event_id();
-    let rooms = resident.rooms();
-    let handover = rooms.handover(&taken.room, join, omit_members).await?;
-    let handover = handover.ok_or_else(|| ApiError::forbidden("The room does not allow this"))?;
-    let body = Body::from_stream(join_answer(handover, own_name, form));
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    let (room, event) = parsed(named)?;
+    let taken = resident.take_join(origin, (&room, &event), &body.bytes, form);
+    let answer = Body::from_stream(taken.await?);
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 async fn send_leave_v1(

@@ -4,18 +4,28 @@
 //! may cost before that is bounded by address: keys of strangers are fetched as often as the class
 //! `other` of the rate limits allows, bodies have a share of what is held of all of them.
 //!
+//! A request has its place among those of its server until its answer is written or given up: many
+//! slow readers hold no more answers than fast ones ([`hold_place`]).
+//!
 //! Specification: server-server API, "Request Authentication".
+
+use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts as _, RawPathParams, Request},
     http::{StatusCode, request::Parts},
+    middleware::Next,
+    response::Response,
 };
+
 use homeserver_federation::{
     FrontError,
     front::{Arrived as Unproven, Place},
     keys::KeyProblem,
 };
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use ruma::{
     OwnedServerName,
     api::{IncomingRequest, error::ErrorKind},
@@ -36,8 +46,6 @@ pub(crate) struct Signed<T> {
     pub(crate) origin: OwnedServerName,
     /// What it asks.
     pub(crate) request: T,
-    /// Among what is worked on for that server; given back with the argument.
-    _place: Place,
 }
 
 /// A request of another server whose body the handler reads by itself.
@@ -46,8 +54,26 @@ pub(crate) struct SignedBody {
     pub(crate) origin: OwnedServerName,
     /// The whole body.
     pub(crate) body: Held,
-    /// Among what is worked on for that server; given back with the argument.
-    place: Place,
+}
+
+/// Where the place of a request waits for its answer.
+#[derive(Clone, Debug, Default)]
+struct PlaceOfAnswer(Arc<Mutex<Option<Place>>>);
+
+/// Keeps the place that a request was given until its answer is gone.
+pub(super) async fn hold_place(mut request: Request, next: Next) -> Response {
+    let place = PlaceOfAnswer::default();
+    request.extensions_mut().insert(place.clone());
+    let response = next.run(request).await;
+    let place = place.0.lock().take();
+    let held = |body: Body| {
+        let body = body.map_err(move |error| {
+            let _held_as_long_as_the_body = &place;
+            error
+        });
+        Body::new(body)
+    };
+    response.map(held)
 }
 
 impl<T: IncomingRequest> FromRequest<Components> for Signed<T> {
@@ -71,7 +97,6 @@ impl<T: IncomingRequest> FromRequest<Components> for Signed<T> {
         Ok(Self {
             origin: proven.origin,
             request: arrived.parse()?,
-            _place: proven.place,
         })
     }
 }
@@ -112,11 +137,11 @@ async fn prove(parts: &Parts, body: Body, state: &Components) -> Result<SignedBo
     };
     let origin = front.check(claim, keys, arrived).await?;
     let place = front.place(&origin)?;
-    Ok(SignedBody {
-        origin,
-        body,
-        place,
-    })
+    let answer = parts.extensions.get::<PlaceOfAnswer>();
+    if let Some(answer) = answer {
+        *answer.0.lock() = Some(place);
+    }
+    Ok(SignedBody { origin, body })
 }
 
 impl From<FrontError> for ApiError {

@@ -17,9 +17,7 @@ pub(super) fn routes() -> Routes {
 
 async fn tree(
     State(spaces): State<Spaces>,
-    Signed {
-        origin, request, ..
-    }: Signed<get_hierarchy::v1::Request>,
+    Signed { origin, request }: Signed<get_hierarchy::v1::Request>,
 ) -> Result<Response, ApiError> {
     let found = spaces.for_server(&origin, &request.room_id, request.suggested_only);
     let found = found.await?;

@@ -26,7 +26,7 @@ pub(super) fn routes() -> Routes {
 async fn send(
     State(inbound): State<Inbound>,
     Path(txn_id): Path<String>,
-    SignedBody { origin, body, .. }: SignedBody,
+    SignedBody { origin, body }: SignedBody,
 ) -> Result<Response, ApiError> {
     let answer = inbound
         .receive(&origin, &txn_id, body.bytes.clone())

@@ -106,6 +106,11 @@ impl Peer {
             .insert(0, (path.to_owned(), status, body));
     }
 
+    /// Has it answer as it does by itself.
+    pub(crate) fn recommends(&self) {
+        self.known.lock().instead.clear();
+    }
+
     /// Makes it a policy server.
     pub(crate) fn recommends_by(&self, key: SigningKey) {
         self.known.lock().policy = Some(key);

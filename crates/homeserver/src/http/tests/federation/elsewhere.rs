@@ -490,6 +490,66 @@ async fn what_a_lying_resident_answers_to_a_join_leaves_nothing() {
     world.talk(&room, "a word").await;
 }
 
+#[tokio::test]
+async fn a_join_whose_answer_is_of_no_use_is_taken_back_elsewhere() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    let useless: Change = |answer| answer["state"] = json!([]);
+    let is = async |membership: &str| world.members(&room).await["membership"] == membership;
+    world.change("/send_join/", useless);
+    world.join(&room).await.refused(502, "M_UNKNOWN");
+    until(async || is("leave").await).await;
+    // Also by a process that comes after it.
+    world
+        .meddler
+        .changes
+        .lock()
+        .push(("/make_leave/".to_owned(), |answer| *answer = json!({})));
+    world.join(&room).await.refused(502, "M_UNKNOWN");
+    until(async || {
+        world
+            .meddler
+            .asked
+            .lock()
+            .last()
+            .unwrap()
+            .contains("/make_leave/")
+    })
+    .await;
+    assert!(is("join").await);
+    world.meddler.changes.lock().clear();
+    let memberships = &world.b.homeserver.components().memberships;
+    memberships.resume().await.unwrap();
+    until(async || is("leave").await).await;
+    // What succeeds is not taken back, whatever was before.
+    world.change("/send_join/", useless);
+    world.join(&room).await.refused(502, "M_UNKNOWN");
+    world.meddler.changes.lock().clear();
+    world.join(&room).await.ok();
+    memberships.resume().await.unwrap();
+    world.talk(&room, "a word").await;
+    assert!(is("join").await);
+}
+
+#[tokio::test]
+async fn a_failed_join_of_somebody_invited_leaves_them_able_to_join_or_refuse() {
+    let world = World::new().await;
+    let room = world.room(json!({ "preset": "private_chat" })).await;
+    let useless: Change = |answer| answer["state"] = json!([]);
+    for succeeds in [true, false] {
+        world.alice(&room, "invite", &world.bob.user).await.ok();
+        world.change("/send_join/", useless);
+        world.bob(&room, "join").await.refused(502, "M_UNKNOWN");
+        world.meddler.changes.lock().clear();
+        if succeeds {
+            world.bob(&room, "join").await.ok();
+            world.talk(&room, "a word").await;
+        }
+        world.bob(&room, "leave").await.ok();
+        until(async || world.members(&room).await["membership"] == "leave").await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_lacks_in_an_answer_is_asked_for_and_forged_members_are_left_out() {
     let world = World::new().await;

@@ -42,6 +42,24 @@ impl Peer {
 
     /// Sends a signed request; `null` is an empty body.
     pub(super) async fn ask(&self, to: &Fresh, method: Method, path: &str, body: &Value) -> Answer {
+        let answer = self.begin(to, method, path, body).await;
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        }
+    }
+
+    /// Sends a signed request. The body of the answer is not read.
+    pub(super) async fn begin(
+        &self,
+        to: &Fresh,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> http::Response<Body> {
         let text = if body.is_null() {
             String::new()
         } else {
@@ -59,14 +77,7 @@ impl Peer {
         let request = Request::builder().method(method).uri(path);
         let request = request.header(header::AUTHORIZATION, signature);
         let request = request.body(Body::from(text)).unwrap();
-        let answer = to.router.clone().oneshot(request).await.unwrap();
-        let (parts, body) = answer.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-        }
+        to.router.clone().oneshot(request).await.unwrap()
     }
 
     pub(super) async fn get(&self, to: &Fresh, path: &str) -> Answer {

@@ -1,5 +1,7 @@
 //! Users of other servers in rooms of this one: what is let in, and above all what is not.
 
+use axum::body::HttpBody as _;
+
 use super::{peer::Peer, *};
 
 pub(super) const FEDERATION: &str = "/_matrix/federation";
@@ -559,4 +561,161 @@ async fn aliases_and_the_directory_are_told_to_servers_and_asked_of_them() {
     let gone = "/_matrix/client/v3/publicRooms?server=gone.example";
     let answer = there.get(gone, Some(&zoe.token)).await;
     answer.refused(502, "M_UNKNOWN");
+}
+
+#[tokio::test]
+async fn who_was_put_out_of_a_room_is_told_nothing_new_of_it() {
+    let world = World::new().await;
+    let room = world.public_room("12").await;
+    let bob = world.peer.user("bob");
+    let (id, event) = world.made("join", &room, &bob).await;
+    let step = "join?omit_members=true";
+    let first = world.send(step, &room, &id, &event).await.ok();
+    assert_eq!(first["servers_in_room"], json!(["here.example"]));
+    // Somebody comes from a third server: that is not what was so before the join.
+    let other = Peer::join(&world.network, "other.example", Router::new());
+    let zoe = other.user("zoe");
+    let path = format!(
+        "{FEDERATION}/v1/make_join/{}/{}?ver=12",
+        encode(&room),
+        encode(&zoe)
+    );
+    let made = other.get(&world.here, &path).await.ok();
+    let (theirs, join) = other.seal(&made["event"], "12");
+    let path = format!(
+        "{FEDERATION}/v2/send_join/{}/{}",
+        encode(&room),
+        encode(&theirs)
+    );
+    other.put(&world.here, &path, &join).await.ok();
+    assert_eq!(world.send(step, &room, &id, &event).await.ok(), first);
+    // And then nothing at all.
+    let kick = json!({ "user_id": bob });
+    world.do_in(&room, "kick", kick.clone()).await.ok();
+    let again = world.send(step, &room, &id, &event).await;
+    again.refused(403, "M_FORBIDDEN");
+    let knock = json!([{
+        "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" },
+    }]);
+    let room = world.room(json!({ "initial_state": knock })).await;
+    let (id, event) = world.made("knock", &room, &bob).await;
+    world.send("knock", &room, &id, &event).await.ok();
+    world.send("knock", &room, &id, &event).await.ok();
+    world.do_in(&room, "kick", kick).await.ok();
+    let again = world.send("knock", &room, &id, &event).await;
+    again.refused(403, "M_FORBIDDEN");
+    // A leave may be repeated: its answer tells nothing.
+    let (id, event) = world.made("knock", &room, &bob).await;
+    world.send("knock", &room, &id, &event).await.ok();
+    let (id, event) = world.made("leave", &room, &bob).await;
+    world.send("leave", &room, &id, &event).await.ok();
+    world.send("leave", &room, &id, &event).await.ok();
+}
+
+#[tokio::test]
+async fn an_invite_into_a_room_that_is_here_is_judged_whatever_it_follows() {
+    let world = World::new().await;
+    let dave = world.here.register("dave").await;
+    let bob = world.peer.user("bob");
+    for (invites, status) in [(0, 200), (50, 403)] {
+        let levels = json!({ "invite": invites });
+        let room = world
+            .room(json!({
+                "preset": "public_chat", "room_version": "11",
+                "power_level_content_override": levels,
+            }))
+            .await;
+        world.join(&room, &bob).await;
+        let mut event = world.make("leave", &room, &bob).await.ok()["event"].clone();
+        event["content"] = json!({ "membership": "invite" });
+        event["state_key"] = json!(dave.user);
+        event["prev_events"] = json!(["$unknown"]);
+        let (id, event) = world.peer.seal(&event, "11");
+        let path = format!("{FEDERATION}/v2/invite/{}/{}", encode(&room), encode(&id));
+        let body = json!({ "room_version": "11", "event": event, "invite_room_state": [] });
+        let answer = world.peer.put(&world.here, &path, &body).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        assert_eq!(answer.body["event"].is_object(), status == 200);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_keeps_the_place_of_its_request() {
+    let world = World::new().await;
+    let room = world.public_room("12").await;
+    let path = format!(
+        "{FEDERATION}/v1/make_join/{}/{}?ver=12",
+        encode(&room),
+        encode(&world.peer.user("bob"))
+    );
+    let begin = async || {
+        let (peer, null) = (&world.peer, Value::Null);
+        peer.begin(&world.here, Method::GET, &path, &null).await
+    };
+    let mut unread = Vec::new();
+    let refused = loop {
+        let answer = begin().await;
+        if !answer.status().is_success() {
+            break answer;
+        }
+        unread.push(answer);
+    };
+    assert_eq!(refused.status(), 429);
+    assert_eq!(unread.len(), 32);
+    // One that is read, and one that is given up.
+    let read = unread.pop().unwrap();
+    assert!(read.headers().contains_key("content-type"));
+    let body = read.into_body();
+    assert!(body.size_hint().exact().is_some());
+    body.collect().await.unwrap();
+    unread.pop();
+    unread.extend([begin().await, begin().await]);
+    assert!(unread.iter().all(|answer| answer.status().is_success()));
+    assert_eq!(begin().await.status(), 429);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_readers_of_the_answers_to_joins_keep_nobody_out() {
+    let world = World::new().await;
+    let room = world.public_room("12").await;
+    let (id, event) = world.made("join", &room, &world.peer.user("bob")).await;
+    let path = format!(
+        "{FEDERATION}/v2/send_join/{}/{}",
+        encode(&room),
+        encode(&id)
+    );
+    let begin = async || {
+        let peer = &world.peer;
+        peer.begin(&world.here, Method::PUT, &path, &event).await
+    };
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let answer = begin().await;
+        assert_eq!(answer.status(), 200);
+        unread.push(answer);
+    }
+    // It has as many as it may, and others have theirs.
+    assert_eq!(begin().await.status(), 503);
+    let other = Peer::join(&world.network, "other.example", Router::new());
+    let zoe = other.user("zoe");
+    let make = format!(
+        "{FEDERATION}/v1/make_join/{}/{}?ver=12",
+        encode(&room),
+        encode(&zoe)
+    );
+    let made = other.get(&world.here, &make).await.ok();
+    let (theirs, join) = other.seal(&made["event"], "12");
+    let send = format!(
+        "{FEDERATION}/v2/send_join/{}/{}",
+        encode(&room),
+        encode(&theirs)
+    );
+    other.put(&world.here, &send, &join).await.ok();
+    // What nobody takes is given up, and does not look whole.
+    tokio::time::sleep(std::time::Duration::from_mins(2)).await;
+    let answer = begin().await;
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap();
+    let late = unread.pop().unwrap().into_body().collect().await;
+    assert!(late.is_err());
 }
