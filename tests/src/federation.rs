@@ -111,69 +111,20 @@ impl Federation {
     }
 
     fn synapse_configuration(&self, name: &str, port: u16, clients: u16) -> Value {
+        let mut configuration: Value =
+            serde_json::from_str(include_str!("../peers/synapse.json")).expect("it is JSON");
         let mut seed = [0; 32];
         seed[..2].copy_from_slice(&port.to_be_bytes());
-        let mut configuration = json!({
-            "server_name": name,
-            "report_stats": false,
-            "pid_file": "pid",
-            "media_store_path": "media",
-            "signing_key": format!("ed25519 a_test {}", STANDARD_NO_PAD.encode(seed)),
-            "database": { "name": "sqlite3", "args": { "database": "homeserver.db" } },
-            "listeners": [
-                listener(clients, false, "client"),
-                listener(port, true, "federation"),
-            ],
-            "tls_certificate_path": self.path("certificate.pem"),
-            "tls_private_key_path": self.path("key.pem"),
-            "federation_custom_ca_list": [self.path("authority.pem")],
-            "ip_range_blacklist": [],
-            "trusted_key_servers": [],
-            "enable_registration": true,
-            "enable_registration_without_verification": true,
-            "bcrypt_rounds": 4,
-            "macaroon_secret_key": "secret of the tests",
-            "form_secret": "secret of the tests",
-            "url_preview_enabled": false,
-            "presence": { "enabled": true },
-            "federation": {
-                "destination_min_retry_interval": "1s",
-                "destination_max_retry_interval": "2s",
-                "destination_retry_multiplier": 1,
-                "max_short_retry_delay": "1s",
-                "max_long_retry_delay": "2s",
-            },
-            "room_list_publication_rules": [{ "action": "allow" }],
-            "allow_public_rooms_over_federation": true,
-            "allow_public_rooms_without_auth": true,
-        });
-        let boundless = json!({ "per_second": 10_000, "burst_count": 10_000 });
-        for (limit, parts) in [
-            ("rc_message", &[] as &[&str]),
-            ("rc_registration", &[]),
-            ("rc_joins", &["local", "remote"]),
-            ("rc_joins_per_room", &[]),
-            ("rc_login", &["address", "account", "failed_attempts"]),
-            ("rc_invites", &["per_room", "per_user", "per_issuer"]),
-            ("rc_presence", &["per_user"]),
-            ("rc_key_requests", &[]),
-            ("rc_media_create", &[]),
-            ("rc_profile", &[]),
-            ("rc_room_creation", &[]),
-        ] {
-            configuration[limit] = if parts.is_empty() {
-                boundless.clone()
-            } else {
-                parts
-                    .iter()
-                    .map(|part| ((*part).to_owned(), boundless.clone()))
-                    .collect()
-            };
-        }
-        configuration["rc_federation"] = json!({
-            "window_size": 1000, "sleep_limit": 10_000, "sleep_delay": 1,
-            "reject_limit": 10_000, "concurrent": 10,
-        });
+        configuration["server_name"] = name.into();
+        configuration["signing_key"] =
+            format!("ed25519 a_test {}", STANDARD_NO_PAD.encode(seed)).into();
+        configuration["listeners"] = json!([
+            listener(clients, false, "client"),
+            listener(port, true, "federation"),
+        ]);
+        configuration["tls_certificate_path"] = json!(self.path("certificate.pem"));
+        configuration["tls_private_key_path"] = json!(self.path("key.pem"));
+        configuration["federation_custom_ca_list"] = json!([self.path("authority.pem")]);
         configuration
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::command::{Error, cargo, run as run_command};
+use crate::command::{Error, answers, cargo, run as run_command, target_folder};
 
 /// What can be measured.
 #[derive(Clone, Copy, ValueEnum)]
@@ -13,7 +13,8 @@ pub(crate) enum What {
     Client,
     /// Reading in a room of a thousand events beside one of a million, seeded offline.
     Rooms,
-    /// Transactions of another server, and joins of its rooms.
+    /// State resolution, transactions of another server, joins of its rooms, delivery and outages
+    /// beside Synapse.
     Federation,
 }
 
@@ -53,5 +54,11 @@ pub(crate) fn run(what: What, arguments: &[String]) -> Result<(), Error> {
         ];
         run_command(&mut cargo(&seed))?;
     }
-    run_command(cargo(base).args(arguments))
+    let mut command = cargo(base);
+    // Synapse is measured where the tests have installed it.
+    let python = target_folder().join("peers/python/bin/python");
+    if std::env::var_os("HOMESERVER_PYTHON").is_none() && answers(&python) {
+        command.env("HOMESERVER_PYTHON", python);
+    }
+    run_command(command.args(arguments))
 }

@@ -4,11 +4,16 @@
 //! everything before the measurement begins, and pushes. Its transactions go to a listener without
 //! TLS, as from a proxy on the same machine.
 
+mod delivery;
+mod floor;
+mod outage;
+mod pair;
 mod peer;
 mod room;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +27,7 @@ use self::{
     room::Generated,
 };
 use crate::{
-    Error, FederationArguments,
+    Error, FederationArguments, Part,
     client::Client,
     load::percentile,
     process::{Prepared, Server},
@@ -174,25 +179,70 @@ impl Scene {
     }
 }
 
-/// Measures everything on one engine.
+/// Why a figure of Synapse is not there.
+const NO_SYNAPSE: &str = "not measured, since no Synapse is prepared (`cargo xtask test` installs \
+                          it; --synapse-python names a Python that has it)";
+
+/// Measures everything that was asked for on one engine.
 pub(crate) async fn measure(
     arguments: &FederationArguments,
     engine: &str,
     folder: &Path,
 ) -> Result<(), Error> {
-    let scene = Scene::new(arguments, engine, &folder.join(format!("{engine}-push"))).await?;
-    taken(&scene, "1 room", 1, arguments.events).await?;
-    taken(&scene, "100 rooms", 100, arguments.events).await?;
-    for members in &arguments.members {
-        let folder = folder.join(format!("{engine}-join-{members}"));
-        let scene = Scene::new(arguments, engine, &folder).await?;
-        joined(&scene, *members).await?;
+    let wants = |part| arguments.parts.contains(&part);
+    let place = |part: &str| folder.join(format!("{engine}-{part}"));
+    if wants(Part::Push) {
+        let scene = Scene::new(arguments, engine, &place("push")).await?;
+        let floor = floor::of_a_pdu(&scene.peer)?;
+        println!(
+            "  floor: {:.1} µs of CPU a PDU (hashes and one signature)",
+            floor * 1e6
+        );
+        taken(&scene, ("1 room", 1), arguments.events, floor).await?;
+        taken(&scene, ("100 rooms", 100), arguments.events, floor).await?;
+    }
+    if wants(Part::Join) {
+        for members in &arguments.members {
+            let scene = Scene::new(arguments, engine, &place(&format!("join-{members}"))).await?;
+            joined(&scene, *members).await?;
+        }
+    }
+    let synapse = synapse(arguments);
+    let (program, synapse) = (&*arguments.program, synapse.as_deref());
+    if wants(Part::Delivery) {
+        let (count, folder) = (arguments.deliveries, place("delivery"));
+        delivery::measure(program, engine, synapse, count, &folder).await?;
+    }
+    if wants(Part::Outage) {
+        let (time, folder) = (Duration::from_secs(arguments.outage), place("outage"));
+        outage::measure(program, engine, synapse, time, &folder).await?;
     }
     Ok(())
 }
 
+/// A Python that has Synapse, if there is one.
+fn synapse(arguments: &FederationArguments) -> Option<PathBuf> {
+    let named = || std::env::var_os("HOMESERVER_PYTHON").map(PathBuf::from);
+    let python = arguments.synapse_python.clone().or_else(named)?;
+    let asked = Command::new(&python).args(["-c", SYNAPSE_VERSION]).output();
+    let asked = asked.ok().filter(|asked| asked.status.success())?;
+    println!(
+        "  Synapse {}",
+        String::from_utf8_lossy(&asked.stdout).trim()
+    );
+    Some(python)
+}
+
+/// Prints the version.
+const SYNAPSE_VERSION: &str = "import importlib.metadata as m; print(m.version('matrix-synapse'))";
+
 /// How many events a second are taken, and shown to clients.
-async fn taken(scene: &Scene, name: &str, rooms: usize, events: usize) -> Result<(), Error> {
+async fn taken(
+    scene: &Scene,
+    (name, rooms): (&str, usize),
+    events: usize,
+    floor: f64,
+) -> Result<(), Error> {
     let mut lines = Vec::new();
     let peer = &scene.peer;
     for _ in 0..rooms {
@@ -228,9 +278,10 @@ async fn taken(scene: &Scene, name: &str, rooms: usize, events: usize) -> Result
         count / pushed
     );
     println!(
-        "  {:<12}{:>8.1} µs of CPU a PDU, transaction p50 {:.2} ms, p99 {:.2} ms",
+        "  {:<12}{:>8.1} µs of CPU a PDU ({:.1} times the floor), transaction p50 {:.2} ms, p99 {:.2} ms",
         "",
         cpu * 1e6 / count,
+        cpu / count / floor,
         percentile(&mut times, 50).as_secs_f64() * 1e3,
         percentile(&mut times, 99).as_secs_f64() * 1e3,
     );

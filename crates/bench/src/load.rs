@@ -74,7 +74,7 @@ pub(crate) async fn measure(
 
     server.kill()?;
     let after_kill = server.restart().await?;
-    server.stop()?;
+    server.stop().await?;
     let disk = (bytes_below(&server.data())?.saturating_sub(disk_before)) as f64 / sends;
     figures.push((
         "disk per short message, after a clean stop",

@@ -17,12 +17,14 @@ mod client;
 mod disk;
 mod federation;
 mod load;
+mod machine;
 mod process;
+mod resolution;
 mod rooms;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Measures a homeserver.
 #[derive(Parser)]
@@ -37,7 +39,7 @@ enum What {
     Client(LoadArguments),
     /// Reading in a room of few events beside one of many.
     Rooms(RoomsArguments),
-    /// What another server pushes, and joins of its rooms.
+    /// State resolution, what another server pushes, joins of its rooms, delivery and outages.
     Federation(FederationArguments),
 }
 
@@ -82,11 +84,45 @@ struct RoomsArguments {
     folder: Option<PathBuf>,
 }
 
+/// A part of the measurements of federation.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// State resolution beside `ruma-state-res`.
+    Resolution,
+    /// Transactions of another server.
+    Push,
+    /// Joins of large rooms of another server.
+    Join,
+    /// From server to server, beside Synapse.
+    Delivery,
+    /// A server is away for a minute.
+    Outage,
+}
+
 #[derive(Args)]
 struct FederationArguments {
     /// Storage engines to measure, in turn.
     #[arg(long, value_delimiter = ',', default_value = "fjall")]
     engines: Vec<String>,
+    /// What to measure; everything by default.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "resolution,push,join,delivery,outage"
+    )]
+    parts: Vec<Part>,
+    /// Sizes of the conflicts that are resolved, in events.
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000")]
+    conflicts: Vec<usize>,
+    /// Messages from server to server, of each kind of server.
+    #[arg(long, default_value_t = 200)]
+    deliveries: usize,
+    /// Seconds for which a server is away.
+    #[arg(long, default_value_t = 60)]
+    outage: u64,
+    /// A Python that has Synapse; by default what `HOMESERVER_PYTHON` names, if anything.
+    #[arg(long)]
+    synapse_python: Option<PathBuf>,
     /// Events that are pushed in each measurement.
     #[arg(long, default_value_t = 20_000)]
     events: usize,
@@ -146,7 +182,13 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None => tempfile::tempdir()?,
     };
+    println!("machine: {}", machine::describe());
     println!("floor: {}", disk::fdatasync_floor(folder.path())?);
+    if let What::Federation(arguments) = &arguments.what
+        && arguments.parts.contains(&Part::Resolution)
+    {
+        resolution::measure(&arguments.conflicts)?;
+    }
     for engine in engines {
         println!("\n{engine}");
         match &arguments.what {

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Value, json};
+
 use crate::{Error, client::Client};
 
 /// A start takes at most this long.
@@ -16,10 +18,22 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// A running server. Dropping it kills the process.
 pub(crate) struct Server {
     process: Child,
-    program: PathBuf,
+    launch: Launch,
     folder: PathBuf,
     base: String,
 }
+
+/// The command that starts a server, in its folder.
+struct Launch {
+    program: PathBuf,
+    arguments: &'static [&'static str],
+}
+
+/// How ours is started.
+const OURS: &[&str] = &["--config", "conduit.toml"];
+
+/// How Synapse is started, by a Python that has it.
+const SYNAPSE: &[&str] = &["-m", "synapse.app.homeserver", "-c", "homeserver.yaml"];
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -31,7 +45,7 @@ impl Drop for Server {
 
 /// A server's folder with its configuration, before its first start.
 pub(crate) struct Prepared {
-    program: PathBuf,
+    launch: Launch,
     folder: PathBuf,
     base: String,
     /// The port of the listener for other servers, if there is one.
@@ -42,9 +56,7 @@ impl Prepared {
     /// Writes a configuration for one engine into a folder of its own.
     pub(crate) fn new(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(folder)?;
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
+        let port = free_port()?;
         let configuration = format!(
             "server_name = \"localhost\"\n[[listeners]]\naddress = \"127.0.0.1:{port}\"\n\
              serves = [\"client\"]\n[storage]\nengine = \"{engine}\"\npath = \"data\"\n\
@@ -52,31 +64,61 @@ impl Prepared {
         );
         std::fs::write(folder.join("conduit.toml"), configuration)?;
         Ok(Self {
-            program: program.into(),
+            launch: Launch {
+                program: program.into(),
+                arguments: OURS,
+            },
             folder: folder.into(),
             base: format!("http://127.0.0.1:{port}"),
             federation: None,
         })
     }
 
-    /// As [`Self::new`], with a listener for other servers, who trust the authority whose
+    /// As [`Self::new`], with a listener for other servers, which trusts the authority whose
     /// certificate is in the folder.
     pub(crate) fn federating(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
+        Self::listening(program, engine, folder, "")
+    }
+
+    /// As [`Self::federating`], but others come over TLS; the certificate is in the folder too.
+    pub(crate) fn over_tls(program: &Path, engine: &str, folder: &Path) -> Result<Self, Error> {
+        let tls = "tls = { certificate = \"certificate.pem\", key = \"key.pem\" }\n";
+        Self::listening(program, engine, folder, tls)
+    }
+
+    fn listening(program: &Path, engine: &str, folder: &Path, tls: &str) -> Result<Self, Error> {
         let mut prepared = Self::new(program, engine, folder)?;
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
+        let port = free_port()?;
         let path = folder.join("conduit.toml");
         let alone = std::fs::read_to_string(&path)?;
         let alone = alone.replacen("\"localhost\"", &format!("\"localhost:{port}\""), 1);
         let configuration = format!(
             "{alone}[federation]\nextra_ca_certificates = [\"authority.pem\"]\n\
              allowed_private_ranges = [\"127.0.0.0/8\", \"::1/128\"]\n[[listeners]]\n\
-             address = \"127.0.0.1:{port}\"\nserves = [\"federation\"]\n"
+             address = \"127.0.0.1:{port}\"\nserves = [\"federation\"]\n{tls}"
         );
         std::fs::write(path, configuration)?;
         prepared.federation = Some(port);
         Ok(prepared)
+    }
+
+    /// A Synapse over TLS, run by a Python that has it. Its certificate, and that of the authority
+    /// which it trusts, are in the folder.
+    pub(crate) fn synapse(python: &Path, folder: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(folder)?;
+        let (clients, port) = (free_port()?, free_port()?);
+        let text = synapse_configuration(port, clients)?;
+        // JSON is YAML.
+        std::fs::write(folder.join("homeserver.yaml"), text)?;
+        Ok(Self {
+            launch: Launch {
+                program: python.into(),
+                arguments: SYNAPSE,
+            },
+            folder: folder.into(),
+            base: format!("http://127.0.0.1:{clients}"),
+            federation: Some(port),
+        })
     }
 
     /// The name of the server.
@@ -100,8 +142,8 @@ impl Prepared {
     /// Starts the server and waits until it answers.
     pub(crate) async fn start(self) -> Result<Server, Error> {
         let mut server = Server {
-            process: spawn(&self.program, &self.folder)?,
-            program: self.program,
+            process: spawn(&self.launch, &self.folder)?,
+            launch: self.launch,
             folder: self.folder,
             base: self.base,
         };
@@ -119,18 +161,24 @@ impl Server {
     /// Starts the stopped or killed server again; gives the time until it answered.
     pub(crate) async fn restart(&mut self) -> Result<Duration, Error> {
         let started = Instant::now();
-        self.process = spawn(&self.program, &self.folder)?;
+        self.process = spawn(&self.launch, &self.folder)?;
         self.answers().await?;
         Ok(started.elapsed())
     }
 
     /// Asks the server to stop and waits for it.
-    pub(crate) fn stop(&mut self) -> Result<(), Error> {
+    pub(crate) async fn stop(&mut self) -> Result<(), Error> {
         Command::new("kill")
             .args(["-TERM", &self.process.id().to_string()])
             .status()?;
-        self.process.wait()?;
-        Ok(())
+        let asked = Instant::now();
+        while asked.elapsed() < START_PATIENCE {
+            if self.process.try_wait()?.is_some() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Err(Error::Server("the server did not stop".into()))
     }
 
     /// Ends the server at once.
@@ -193,16 +241,49 @@ impl Server {
     }
 }
 
-fn spawn(program: &Path, folder: &Path) -> Result<Child, Error> {
+fn spawn(launch: &Launch, folder: &Path) -> Result<Child, Error> {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(folder.join("log"))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(&launch.program);
     command
-        .args(["--config", "conduit.toml"])
+        .args(launch.arguments)
         .current_dir(folder)
         .stdin(Stdio::null());
     let spawned = command.stdout(log.try_clone()?).stderr(log).spawn();
-    spawned.map_err(|error| Error::Server(format!("{}: {error}", program.display())))
+    spawned.map_err(|error| Error::Server(format!("{}: {error}", launch.program.display())))
+}
+
+/// A port nobody listens on now.
+fn free_port() -> Result<u16, Error> {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    Ok(socket.local_addr()?.port())
+}
+
+/// The Synapse of the tests, with these ports.
+fn synapse_configuration(port: u16, clients: u16) -> Result<String, Error> {
+    let unusable = |error: serde_json::Error| Error::Server(error.to_string());
+    let text = include_str!("../../../tests/peers/synapse.json");
+    let mut configuration: Value = serde_json::from_str(text).map_err(unusable)?;
+    let listener = |port: u16, tls: bool, resource: &str| {
+        json!({
+            "port": port,
+            "bind_addresses": ["127.0.0.1"],
+            "type": "http",
+            "tls": tls,
+            "resources": [{ "names": [resource], "compress": false }],
+        })
+    };
+    configuration["server_name"] = format!("localhost:{port}").into();
+    // A seed of 32 bytes, another one for each server.
+    configuration["signing_key"] = format!("ed25519 a_bench {port:0<43}").into();
+    configuration["listeners"] = json!([
+        listener(clients, false, "client"),
+        listener(port, true, "federation"),
+    ]);
+    configuration["tls_certificate_path"] = "certificate.pem".into();
+    configuration["tls_private_key_path"] = "key.pem".into();
+    configuration["federation_custom_ca_list"] = json!(["authority.pem"]);
+    Ok(configuration.to_string())
 }

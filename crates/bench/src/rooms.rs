@@ -95,7 +95,7 @@ async fn ask(
     figures.push(milliseconds(server.restart().await?));
     figures.push(resident);
     figures.push(format!("{:.1} MB", disk as f64 / 1e6));
-    server.stop()?;
+    server.stop().await?;
     Ok(figures)
 }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 pub use levels::{LevelName, Levels, PowerLevel, PowerLevels, UnreadableLevel};
+pub(crate) use selection::auth_types_of;
 pub use selection::{AuthEvent, AuthTypes, auth_types, check_auth_events};
 
 use self::state::State;

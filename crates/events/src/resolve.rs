@@ -22,10 +22,12 @@
 //!
 //! Specification: room versions 1, 2 and 12, "State resolution".
 
+mod ahead;
 mod checks;
 mod conflict;
 mod difference;
 mod judge;
+mod keyed;
 mod known;
 mod limits;
 mod mainline;
@@ -38,6 +40,15 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use self::{
+    ahead::{Ahead, MAX_GENERATIONS, MAX_LINKS_AHEAD},
+    conflict::{Conflict, split},
+    known::{Above, Answer, Links, LoadedEvent, Need},
+    limits::{
+        Limit, Limits, MAX_EVENT_BYTES, MAX_EVENTS, MAX_LINKS, MAX_STATES, MAX_STEPS,
+        UNCONFLICTED_CHUNK,
+    },
+};
 use self::{
     checks::{Base, PartialState},
     difference::Difference,
@@ -45,14 +56,6 @@ use self::{
     limits::{Budget, Stop},
     mainline::Mainline,
     subgraph::Subgraph,
-};
-pub use self::{
-    conflict::{Conflict, split},
-    known::{Above, Answer, Links, LoadedEvent, Need},
-    limits::{
-        Limit, Limits, MAX_EVENT_BYTES, MAX_EVENTS, MAX_LINKS, MAX_STATES, MAX_STEPS,
-        UNCONFLICTED_CHUNK,
-    },
 };
 use crate::rules::{Rules, StateResolution};
 
@@ -103,10 +106,23 @@ enum Phase {
     PowerEvents {
         conflicted: BTreeSet<EventNumber>,
     },
-    Remaining {
+    PowerChecks {
+        conflicted: BTreeSet<EventNumber>,
+        sorted: Vec<EventNumber>,
         state: PartialState,
+    },
+    PowerLevels {
+        remaining: Vec<EventNumber>,
+        state: PartialState,
+    },
+    Mainline {
         remaining: Vec<EventNumber>,
         mainline: Box<Mainline>,
+        state: PartialState,
+    },
+    Checks {
+        sorted: Vec<EventNumber>,
+        state: PartialState,
     },
     Settle {
         state: PartialState,
@@ -164,7 +180,7 @@ impl Resolution {
 
     fn stopped(&mut self, stop: Stop) -> Step {
         match stop {
-            Stop::Need => Step::Need(self.known.ask()),
+            Stop::Need => Step::Need(self.known.ask(self.budget.has_spare_links())),
             Stop::Over(limit) => Step::OverLimit(limit),
         }
     }
@@ -207,31 +223,52 @@ impl Resolution {
                     StateResolution::V2_1 => Base::Empty,
                     _ => Base::Unconflicted,
                 };
-                let sorted = power::sort(rules, conflicted, known, budget)?;
-                let mut state = PartialState::new(base);
-                checks::apply(rules, &sorted, &mut state, known, budget)?;
-                let sorted: BTreeSet<_> = sorted.into_iter().collect();
-                let levels = state.power_levels(known)?;
-                let remaining = conflicted.difference(&sorted).copied().collect();
-                Phase::Remaining {
-                    state,
-                    remaining,
-                    mainline: Box::new(Mainline::new(levels)),
+                Phase::PowerChecks {
+                    sorted: power::sort(rules, conflicted, known, budget)?,
+                    conflicted: std::mem::take(conflicted),
+                    state: PartialState::new(base),
                 }
             }
-            Phase::Remaining {
+            Phase::PowerChecks {
+                conflicted,
+                sorted,
                 state,
+            } => {
+                checks::apply(rules, sorted, state, known, budget)?;
+                for number in sorted {
+                    conflicted.remove(number);
+                }
+                Phase::PowerLevels {
+                    remaining: conflicted.iter().copied().collect(),
+                    state: state.take(),
+                }
+            }
+            Phase::PowerLevels { remaining, state } => {
+                let levels = state.power_levels(known)?;
+                Phase::Mainline {
+                    remaining: std::mem::take(remaining),
+                    mainline: Box::new(Mainline::new(levels)),
+                    state: state.take(),
+                }
+            }
+            Phase::Mainline {
                 remaining,
                 mainline,
-            } => {
-                let sorted = mainline.sort(remaining, known, budget)?;
-                let mut state = state.clone();
-                checks::apply(rules, &sorted, &mut state, known, budget)?;
-                Phase::Settle { state }
+                state,
+            } => Phase::Checks {
+                sorted: mainline.sort(remaining, known, budget)?,
+                state: state.take(),
+            },
+            Phase::Checks { sorted, state } => {
+                checks::apply(rules, sorted, state, known, budget)?;
+                Phase::Settle {
+                    state: state.take(),
+                }
             }
             Phase::Settle { state } => return state.settle(conflict, known).map(Some),
         };
         *phase = next;
+        known.begin();
         Ok(None)
     }
 }

@@ -127,6 +127,32 @@ impl<'a> RoomEdit<'a> {
         }
     }
 
+    /// The events, which something names, in the order of `numbers`.
+    pub(crate) async fn events(
+        &self,
+        numbers: &[EventNumber],
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let pending = |number: &EventNumber| self.pending.events.get(number).map(Arc::clone);
+        let mut found: Vec<_> = numbers.iter().map(pending).collect();
+        let stored = numbers.iter().zip(&found);
+        let stored: Vec<_> = stored
+            .filter(|(_, found)| found.is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        let mut stored = self
+            .rooms
+            .events
+            .load_all(self.room(), &stored)
+            .await?
+            .into_iter();
+        for found in &mut found {
+            if found.is_none() {
+                *found = stored.next();
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// An event of the room if it is here or, as far as that is known, on its way to disk.
     pub(crate) async fn find(
         &self,

@@ -4,12 +4,12 @@
 //! each room, and is kept: while a fork is open, every event resolves the same states again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use homeserver_events::resolve::{
-    Answer, Conflict, Limit, Limits, Links, LoadedEvent, Need, Resolution, Step,
+    Ahead, Answer, Conflict, Limit, Limits, Links, LoadedEvent, Need, Resolution, Step,
 };
 
 use parking_lot::Mutex;
@@ -39,6 +39,9 @@ const OVER_LIMIT: usize = 1024;
 /// For so long a resolution that was over its limits is not tried again, in milliseconds: each
 /// event on such a fork would cost all that the limits allow.
 pub(crate) const OVER_LIMIT_LIFETIME: u64 = 10 * 60 * 1000;
+
+/// Looks that may all find what they want in memory; then other tasks have their turn.
+const LOOKS_AT_ONCE: usize = 256;
 
 /// Rooms share a count of what made their resolutions untrue with those of the same number modulo
 /// this.
@@ -198,6 +201,8 @@ impl Rooms {
 struct States {
     roots: Vec<StateRoot>,
     conflicted: BTreeSet<KeyNumber>,
+    /// The events that some states have under these keys.
+    disputed: HashSet<EventNumber>,
 }
 
 impl RoomEdit<'_> {
@@ -274,30 +279,35 @@ impl RoomEdit<'_> {
     /// Where the states differ: every key in which some state differs from the first.
     async fn conflict(&self, roots: Roots) -> Result<(States, Conflict), RoomError> {
         let room = self.room().number;
-        let mut conflicted = BTreeSet::new();
-        for other in &roots[1..] {
+        let mut values = BTreeMap::<KeyNumber, Vec<Option<u64>>>::new();
+        for (at, other) in roots.iter().enumerate().skip(1) {
             let pair = (roots[0], *other);
-            let found = self
-                .rooms
-                .states
-                .difference(room, &self.pending.nodes, pair)
-                .await?;
-            conflicted.extend(found.into_iter().map(|difference| difference.key));
+            let nodes = &self.pending.nodes;
+            for found in self.rooms.states.difference(room, nodes, pair).await? {
+                let first = found.before.map(|(event, _)| event.0);
+                // States that are not mentioned have what the first one has.
+                let of_key = values
+                    .entry(found.key)
+                    .or_insert_with(|| vec![first; roots.len()]);
+                of_key[at] = found.after.map(|(event, _)| event.0);
+            }
         }
         let mut conflict = Conflict::new(roots.len());
-        for key in &conflicted {
-            let name = self.rooms.numbering.key_name(*key).await?;
-            let mut values = Vec::with_capacity(roots.len());
-            for root in &roots {
-                let item =
-                    self.rooms
-                        .state_item(self.room(), &self.pending.nodes, *root, name.pair());
-                values.push(item.await?.map(|item| item.event.0));
-            }
+        let disputed = values.values().flatten().flatten();
+        let disputed = disputed.copied().map(EventNumber).collect();
+        let conflicted = values.keys().copied().collect();
+        for (count, (key, values)) in values.into_iter().enumerate() {
+            give_way(count).await;
+            let name = self.rooms.numbering.key_name(key).await?;
             let name = (name.event_type().to_owned(), name.state_key().to_owned());
             conflict.insert(name, values);
         }
-        Ok((States { roots, conflicted }, conflict))
+        let states = States {
+            roots,
+            conflicted,
+            disputed,
+        };
+        Ok((states, conflict))
     }
 
     async fn run(
@@ -329,14 +339,13 @@ impl RoomEdit<'_> {
     }
 
     async fn answer(&self, states: &States, need: &Need) -> Result<Answer, RoomError> {
-        let mut answer = Answer::default();
-        for number in &need.links {
-            answer
-                .links
-                .push(links(&*self.event(EventNumber(*number)).await?));
-        }
-        for number in &need.events {
-            let event = self.event(EventNumber(*number)).await?;
+        let mut answer = Answer {
+            links: self.links(states, need).await?,
+            ..Answer::default()
+        };
+        let events: Vec<_> = need.events.iter().copied().map(EventNumber).collect();
+        for (count, event) in self.events(&events).await?.into_iter().enumerate() {
+            give_way(count).await;
             answer.events.push(LoadedEvent {
                 links: links(&event),
                 rejected: event.status.before().is_none()
@@ -344,7 +353,8 @@ impl RoomEdit<'_> {
                 event: event.pdu.clone(),
             });
         }
-        for key in &need.unconflicted {
+        for (count, key) in need.unconflicted.iter().enumerate() {
+            give_way(count).await;
             let value = self.unconflicted(states, key).await?;
             answer.unconflicted.push((key.clone(), value));
         }
@@ -354,6 +364,38 @@ impl RoomEdit<'_> {
             answer.highest = higher.into_iter().filter(after).take(above.limit).collect();
         }
         Ok(answer)
+    }
+
+    /// The links that are asked for, and some below them.
+    async fn links(&self, states: &States, need: &Need) -> Result<Vec<Links>, RoomError> {
+        let (mut ahead, mut next) = Ahead::of(need);
+        let mut found = Vec::new();
+        while !next.is_empty() {
+            let numbers: Vec<_> = next.into_iter().map(EventNumber).collect();
+            let from = found.len();
+            for event in self.events(&numbers).await? {
+                give_way(found.len()).await;
+                found.push(Links {
+                    in_all: Some(self.is_in_all(states, &event).await?),
+                    ..links(&event)
+                });
+            }
+            next = ahead.below(&found[from..]);
+        }
+        Ok(found)
+    }
+
+    /// Whether all states have an event.
+    async fn is_in_all(&self, states: &States, event: &StoredEvent) -> Result<bool, RoomError> {
+        if states.disputed.contains(&event.number) {
+            return Ok(false);
+        }
+        let Some((event_type, state_key)) = event.pdu.state_pair() else {
+            return Ok(false);
+        };
+        let key = (event_type.to_owned(), state_key.to_owned());
+        let value = self.unconflicted(states, &key).await?;
+        Ok(value == Some(event.number.0))
     }
 
     /// The value on which all states agree.
@@ -399,11 +441,13 @@ impl RoomEdit<'_> {
         resolved: BTreeMap<(String, String), u64>,
     ) -> Result<StateRoot, RoomError> {
         let mut keys = conflicted.clone();
-        for (event_type, state_key) in resolved.keys() {
+        for (count, (event_type, state_key)) in resolved.keys().enumerate() {
+            give_way(count).await;
             keys.insert(self.rooms.numbering.key(event_type, state_key).await?);
         }
         let mut changes = Vec::with_capacity(keys.len());
-        for key in &keys {
+        for (count, key) in keys.iter().enumerate() {
+            give_way(count).await;
             let name = self.rooms.numbering.key_name(*key).await?;
             let pair = (name.event_type().to_owned(), name.state_key().to_owned());
             let value = match resolved.get(&pair) {
@@ -423,11 +467,20 @@ impl RoomEdit<'_> {
     }
 }
 
+/// Lets other tasks run before every so many-th look.
+async fn give_way(count: usize) {
+    if count % LOOKS_AT_ONCE == LOOKS_AT_ONCE - 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn links(event: &StoredEvent) -> Links {
     Links {
         number: event.number.0,
         height: event.auth_height,
         auth: event.auth.iter().map(|number| number.0).collect(),
+        is_power_levels: event.is_state("m.room.power_levels", ""),
+        in_all: None,
     }
 }
 

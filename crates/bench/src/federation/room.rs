@@ -126,6 +126,12 @@ impl Generated {
         })
     }
 
+    /// The event that made the creator a member.
+    pub(super) fn first_member(&self) -> Result<OwnedEventId, Error> {
+        let member = self.state.get(1).map(|event| event.event_id().to_owned());
+        member.ok_or_else(|| Error::Server("a room has a member".to_owned()))
+    }
+
     /// The answer to `make_join`.
     pub(super) fn join_template(&self, user: &str) -> Value {
         json!({
@@ -174,14 +180,8 @@ impl Generated {
             server: &server,
             key,
         };
-        let member = self.state.get(1).map(|event| event.event_id().to_owned());
-        let auth: Vec<_> = self
-            .authorising
-            .iter()
-            .take(1)
-            .cloned()
-            .chain(member)
-            .collect();
+        let levels = self.authorising.iter().take(1).cloned();
+        let auth: Vec<_> = levels.chain([self.first_member()?]).collect();
         let mut last = join.clone();
         let mut messages = Vec::with_capacity(count);
         for number in 0..count {

@@ -25,6 +25,22 @@ pub fn auth_types(
     state_key: Option<&str>,
     content: &RawValue,
 ) -> AuthTypes {
+    select(rules, event_type, sender, state_key, content.get())
+}
+
+/// The same for a whole event.
+pub(crate) fn auth_types_of(rules: &Rules, event: &Pdu) -> AuthTypes {
+    let (kind, sender) = (event.event_type(), event.sender());
+    select(rules, kind, sender, event.state_key(), event.content_str())
+}
+
+fn select(
+    rules: &Rules,
+    event_type: &str,
+    sender: &UserId,
+    state_key: Option<&str>,
+    content: &str,
+) -> AuthTypes {
     if event_type == "m.room.create" {
         return Vec::new();
     }
@@ -44,7 +60,7 @@ pub fn auth_types(
         if let Some(target) = state_key {
             add("m.room.member", target.to_owned());
         }
-        if let Ok(content) = serde_json::from_str::<MemberContent<'_>>(content.get()) {
+        if let Ok(content) = serde_json::from_str::<MemberContent<'_>>(content) {
             add_for_membership(rules, &content, &mut add);
         }
     }

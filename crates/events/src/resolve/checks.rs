@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::{
     EventNumber, StateKey,
     conflict::Conflict,
-    judge,
-    known::Known,
+    keyed::Keyed,
+    known::{Known, LoadedEvent},
     limits::{Budget, Stop},
 };
-use crate::{Pdu, rules::Rules};
+use crate::{auth, rules::Rules};
 
 /// What a partially resolved state has beneath the events applied so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,50 +25,55 @@ pub(super) enum Base {
 }
 
 /// A partially resolved state.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct PartialState {
     base: Base,
-    applied: BTreeMap<StateKey, EventNumber>,
+    applied: Keyed<EventNumber>,
 }
 
 impl PartialState {
     pub(super) fn new(base: Base) -> Self {
         Self {
             base,
-            applied: BTreeMap::new(),
+            applied: Keyed::default(),
         }
     }
 
-    pub(super) fn set(&mut self, key: StateKey, event: EventNumber) {
-        self.applied.insert(key, event);
+    /// Takes it away for the next phase.
+    pub(super) fn take(&mut self) -> Self {
+        Self {
+            base: self.base,
+            applied: std::mem::take(&mut self.applied),
+        }
     }
 
-    pub(super) fn unset(&mut self, key: &StateKey) {
-        self.applied.remove(key);
+    pub(super) fn set(&mut self, event_type: &str, state_key: &str, event: EventNumber) {
+        self.applied.set(event_type, state_key, event);
+    }
+
+    pub(super) fn unset(&mut self, event_type: &str, state_key: &str) {
+        self.applied.remove(event_type, state_key);
     }
 
     /// The value of a key; what the base may have for it was required before.
-    fn value(&self, key: &StateKey, known: &Known) -> Option<EventNumber> {
+    fn value(&self, event_type: &str, state_key: &str, known: &Known) -> Option<EventNumber> {
         let beneath = || match self.base {
-            Base::UnconflictedAlone | Base::Unconflicted => known.unconflicted(key),
+            Base::UnconflictedAlone | Base::Unconflicted => {
+                known.unconflicted(event_type, state_key)
+            }
             Base::Empty => None,
         };
-        self.applied.get(key).copied().or_else(beneath)
-    }
-
-    /// Stops unless [`Self::value`] can answer for these keys.
-    fn require(&self, keys: Vec<StateKey>, known: &mut Known) -> Result<(), Stop> {
-        match self.base {
-            Base::UnconflictedAlone | Base::Unconflicted => known.require_unconflicted(keys),
-            Base::Empty => Ok(()),
-        }
+        let applied = self.applied.get(event_type, state_key).copied();
+        applied.or_else(beneath)
     }
 
     /// The power levels event of this state.
     pub(super) fn power_levels(&self, known: &mut Known) -> Result<Option<EventNumber>, Stop> {
-        let key = ("m.room.power_levels".to_owned(), String::new());
-        self.require(vec![key.clone()], known)?;
-        Ok(self.value(&key, known))
+        const KEY: (&str, &str) = ("m.room.power_levels", "");
+        if self.base != Base::Empty {
+            known.require_unconflicted([KEY])?;
+        }
+        Ok(self.value(KEY.0, KEY.1, known))
     }
 
     /// The outcome: what was applied, except where all states agree anyway.
@@ -75,15 +82,28 @@ impl PartialState {
         conflict: &Conflict,
         known: &mut Known,
     ) -> Result<BTreeMap<StateKey, EventNumber>, Stop> {
-        let agreed = |key: &StateKey| !conflict.values().contains_key(key);
-        known.require_unconflicted(self.applied.keys().filter(|key| agreed(key)).cloned())?;
-        let mut outcome = self.applied.clone();
-        outcome.retain(|key, _| !agreed(key) || known.unconflicted(key).is_none());
-        Ok(outcome)
+        let outcome: BTreeMap<_, _> = self
+            .applied
+            .iter()
+            .map(|((event_type, key), event)| {
+                let key = (event_type.to_owned(), key.to_owned());
+                let disputed = conflict.values().contains_key(&key);
+                (key, (*event, disputed))
+            })
+            .collect();
+        let agreed = outcome.iter().filter(|(_, (_, disputed))| !disputed);
+        known.require_unconflicted(agreed.map(|(key, _)| (key.0.as_str(), key.1.as_str())))?;
+        let stays =
+            |key: &StateKey, disputed| disputed || known.unconflicted(&key.0, &key.1).is_none();
+        let outcome = outcome.into_iter();
+        Ok(outcome
+            .filter(|(key, (_, disputed))| stays(key, *disputed))
+            .map(|(key, (event, _))| (key, event))
+            .collect())
     }
 }
 
-/// Applies sorted events to a state.
+/// Applies sorted events to a state. Where it stops for a need it has not begun.
 pub(super) fn apply(
     rules: &'static Rules,
     sorted: &[EventNumber],
@@ -97,11 +117,11 @@ pub(super) fn apply(
         let Some(loaded) = known.event(*number) else {
             continue;
         };
-        let Some(key) = judge::key(&loaded.event) else {
+        let Some((event_type, state_key)) = loaded.event.state_pair() else {
             continue;
         };
         if is_allowed(rules, *number, state, known) {
-            state.set(key, *number);
+            state.set(event_type, state_key, *number);
         }
     }
     Ok(())
@@ -115,16 +135,17 @@ pub(super) fn prepare(
     known: &mut Known,
 ) -> Result<(), Stop> {
     known.require_with_auth(events.iter().copied())?;
-    let loaded = events.iter().filter_map(|number| known.event(*number));
-    let keys: Vec<_> = loaded
-        .flat_map(|e| judge::auth_keys(rules, &e.event))
-        .collect();
-    state.require(keys.clone(), known)?;
-    let values: Vec<_> = keys
-        .iter()
-        .filter_map(|key| state.value(key, known))
-        .collect();
-    known.require_events(values)
+    if state.base != Base::Empty {
+        known.require_unconflicted_auth(rules, events)?;
+    }
+    let mut absent = Vec::new();
+    for number in events {
+        for (event_type, key) in known.auth_types(rules, *number) {
+            let value = state.value(event_type, key, known);
+            absent.extend(value.filter(|value| known.event(*value).is_none()));
+        }
+    }
+    known.require_events(absent)
 }
 
 /// Whether the authorisation rules allow an event in a state. What the state lacks is taken from
@@ -138,27 +159,25 @@ pub(super) fn is_allowed(
     let Some(loaded) = known.event(number) else {
         return false;
     };
-    let mut seen: BTreeMap<StateKey, Pdu> = BTreeMap::new();
     let create = rules
         .create_is_implied()
         .then(|| known.event(known.create()))
         .flatten();
     let own = (state.base != Base::UnconflictedAlone).then(|| known.auth_of(number));
-    for auth in own
-        .into_iter()
-        .flatten()
-        .chain(create)
-        .filter(|auth| !auth.rejected)
-    {
-        seen.extend(judge::key(&auth.event).map(|key| (key, auth.event.clone())));
-    }
-    for key in judge::auth_keys(rules, &loaded.event) {
-        let current = state
-            .value(&key, known)
-            .and_then(|number| known.event(number));
-        if let Some(current) = current.filter(|current| !current.rejected) {
-            seen.insert(key, current.event.clone());
-        }
-    }
-    judge::is_allowed(rules, &loaded.event, &seen)
+    // The last one of a key counts.
+    let own: SmallVec<[_; 8]> = own.into_iter().flatten().chain(create).collect();
+    let types = known.auth_types(rules, number);
+    let lookup = |event_type: &str, key: &str| {
+        let may_be_asked = types
+            .iter()
+            .any(|(of_type, of_key)| *of_type == event_type && of_key == key);
+        let current = may_be_asked.then(|| state.value(event_type, key, known));
+        let current = current.flatten().and_then(|number| known.event(number));
+        let counts = |loaded: &&LoadedEvent| !loaded.rejected;
+        let is_of_key = |loaded: &&&LoadedEvent| loaded.event.is_state(event_type, key);
+        let own = || own.iter().rev().filter(is_of_key).copied().find(counts);
+        let found = current.filter(counts).or_else(own)?;
+        Some(found.event.clone())
+    };
+    auth::check(rules, &loaded.event, &lookup).is_ok()
 }

@@ -9,9 +9,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    AuthHeight, EventNumber, StateKey,
+    AuthHeight, EventNumber,
     conflict::{Conflict, StateSet},
-    judge,
     known::Known,
     limits::{Budget, Stop},
 };
@@ -63,7 +62,7 @@ impl Difference {
                     self.follow(higher.1, known, budget)?;
                 }
                 _ if self.conflicted.contains(&number)
-                    || self.stays_partly(height, number, known, budget)? =>
+                    || self.stays_partly(height, number, known)? =>
                 {
                     self.partly.remove(&(height, number));
                     self.follow(number, known, budget)?;
@@ -82,7 +81,7 @@ impl Difference {
     /// Puts what was newly reached in line by its height.
     fn queue_arrived(&mut self, known: &mut Known, budget: &mut Budget) -> Result<(), Stop> {
         let arrived = self.arrived.iter().copied();
-        if arrived.clone().any(|number| known.links(number).is_none()) {
+        if arrived.clone().any(|number| !known.knows_holders(number)) {
             // Those in line will be followed next: asking for what they lead to saves rounds.
             budget.spend_steps(self.partly.len())?;
             let in_line = self
@@ -92,7 +91,7 @@ impl Difference {
             let next: Vec<_> = in_line
                 .flat_map(|links| links.auth.iter().copied())
                 .collect();
-            known.require_links(arrived.chain(next))?;
+            known.require_holders(arrived.chain(next))?;
         }
         for number in std::mem::take(&mut self.arrived) {
             let Some(links) = known.links(number) else {
@@ -145,11 +144,9 @@ impl Difference {
         height: AuthHeight,
         number: EventNumber,
         known: &mut Known,
-        budget: &mut Budget,
     ) -> Result<bool, Stop> {
-        let own_key = self.own_key(number, known, budget)?;
-        let in_all = own_key.is_some_and(|key| known.unconflicted(&key) == Some(number));
-        let higher = if in_all {
+        let in_all = known.links(number).and_then(|links| links.in_all);
+        let higher = if in_all == Some(true) {
             Some(number)
         } else {
             known.next_above(height)?
@@ -160,35 +157,5 @@ impl Difference {
         let all = self.all.clone();
         self.arrive(reached, &all);
         Ok(false)
-    }
-
-    /// The key of an event, after making sure that its unconflicted value is here. What is not here
-    /// yet is asked for together with that of all others in line.
-    fn own_key(
-        &self,
-        number: EventNumber,
-        known: &mut Known,
-        budget: &mut Budget,
-    ) -> Result<Option<StateKey>, Stop> {
-        let in_line = || self.partly.iter().map(|(_, number)| *number);
-        if known.event(number).is_none() {
-            budget.spend_steps(self.partly.len())?;
-            known.require_events(in_line().filter(|number| !self.conflicted.contains(number)))?;
-        }
-        let key_of = |number| {
-            known
-                .event(number)
-                .and_then(|loaded| judge::key(&loaded.event))
-        };
-        let own_key = key_of(number);
-        if own_key
-            .as_ref()
-            .is_some_and(|key| !known.has_unconflicted(key))
-        {
-            budget.spend_steps(self.partly.len())?;
-            let keys: Vec<_> = in_line().filter_map(key_of).collect();
-            known.require_unconflicted(keys)?;
-        }
-        Ok(own_key)
     }
 }

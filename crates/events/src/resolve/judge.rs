@@ -1,22 +1,14 @@
 //! What the algorithms ask of a single event.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use super::StateKey;
 use crate::{
     Pdu, PowerLevel, auth,
-    auth::{LevelName, Levels},
+    auth::{AuthTypes, LevelName, Levels},
     rules::Rules,
 };
-
-/// The key of a state event.
-pub(super) fn key(event: &Pdu) -> Option<StateKey> {
-    event
-        .state_pair()
-        .map(|(event_type, key)| (event_type.to_owned(), key.to_owned()))
-}
 
 pub(super) fn is_power_levels(event: &Pdu) -> bool {
     event.is_state("m.room.power_levels", "")
@@ -33,42 +25,21 @@ pub(super) fn is_power_event(event: &Pdu) -> bool {
     }
 }
 
-fn membership(event: &Pdu) -> Option<String> {
+fn membership(event: &Pdu) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
-    struct Member {
-        membership: String,
+    struct Member<'a> {
+        #[serde(borrow)]
+        membership: Cow<'a, str>,
     }
     event
-        .content_as::<Member>()
+        .content_as::<Member<'_>>()
         .ok()
         .map(|member| member.membership)
 }
 
 /// The keys of the state that authorises an event.
-pub(super) fn auth_keys(rules: &Rules, event: &Pdu) -> Vec<StateKey> {
-    let (sender, content) = (event.sender(), event.content());
-    let types = auth::auth_types(
-        rules,
-        event.event_type(),
-        sender,
-        event.state_key(),
-        content,
-    );
-    types
-        .into_iter()
-        .map(|(event_type, key)| (event_type.to_owned(), key))
-        .collect()
-}
-
-/// Whether the authorisation rules allow an event where this is the state.
-pub(super) fn is_allowed(
-    rules: &'static Rules,
-    event: &Pdu,
-    state: &BTreeMap<StateKey, Pdu>,
-) -> bool {
-    let lookup =
-        |event_type: &str, key: &str| state.get(&(event_type.to_owned(), key.to_owned())).cloned();
-    auth::check(rules, event, &lookup).is_ok()
+pub(super) fn auth_types(rules: &Rules, event: &Pdu) -> AuthTypes {
+    auth::auth_types_of(rules, event)
 }
 
 /// The level of an event's sender by the power levels among the event's own auth events. A level

@@ -1,14 +1,20 @@
 //! What a resolution has loaded, and what it asks for.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeSet, HashMap, VecDeque},
+};
 
 use smallvec::SmallVec;
 
 use super::{
     AuthHeight, EventNumber, StateKey,
+    ahead::MAX_GENERATIONS,
+    judge,
+    keyed::Keyed,
     limits::{Budget, Stop, UNCONFLICTED_CHUNK},
 };
-use crate::Pdu;
+use crate::{Pdu, auth::AuthTypes, rules::Rules};
 
 /// An event's place in the graph of auth events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +25,10 @@ pub struct Links {
     pub height: AuthHeight,
     /// The numbers of its `auth_events`, as stored with it.
     pub auth: SmallVec<[EventNumber; 6]>,
+    /// Whether it is an `m.room.power_levels` event with an empty state key.
+    pub is_power_levels: bool,
+    /// Whether all states that are being resolved have it. Only [`Need::links`] asks for that.
+    pub in_all: Option<bool>,
 }
 
 /// A whole event.
@@ -49,6 +59,9 @@ pub struct Above {
 pub struct Need {
     /// Events of which the links are needed.
     pub links: BTreeSet<EventNumber>,
+    /// For so many generations, the links of the auth events below those should come along: see
+    /// [`super::Ahead`].
+    pub generations: usize,
     /// Events that are needed whole.
     pub events: BTreeSet<EventNumber>,
     /// Keys of which the value is needed on which all states agree.
@@ -69,7 +82,7 @@ impl Need {
 /// where the caller has them at hand.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
-    /// For [`Need::links`].
+    /// For [`Need::links`], all with [`Links::in_all`].
     pub links: Vec<Links>,
     /// For [`Need::events`].
     pub events: Vec<LoadedEvent>,
@@ -85,11 +98,20 @@ pub struct Answer {
 pub(super) struct Known {
     create: EventNumber,
     links: HashMap<EventNumber, Links>,
-    events: HashMap<EventNumber, LoadedEvent>,
-    unconflicted: HashMap<StateKey, Option<EventNumber>>,
+    events: HashMap<EventNumber, Held>,
+    unconflicted: Keyed<Option<EventNumber>>,
     highest: Highest,
     need: Need,
     asked: Need,
+    /// How many generations of links come along next time.
+    generations: usize,
+}
+
+/// A loaded event with what it says about others, worked out once.
+#[derive(Debug)]
+struct Held {
+    loaded: LoadedEvent,
+    auth_types: OnceCell<AuthTypes>,
 }
 
 /// The unconflicted events read so far from the highest down.
@@ -99,7 +121,35 @@ struct Highest {
     last: Option<(AuthHeight, EventNumber)>,
     /// All unconflicted events higher than this were supplied.
     whole_above: Option<AuthHeight>,
+    /// How often a part was asked for.
+    asked: u32,
 }
+
+impl Highest {
+    /// What to ask for where events above `height` are needed. A state may hold very many events of
+    /// one height, so at first it is asked for no more than is needed; a walk that goes on and on
+    /// asks twice as far down each time, and for greater parts.
+    fn next_part(&mut self, height: AuthHeight) -> Above {
+        let doubled = self.asked.min(MAX_DOUBLED);
+        let further = self.asked.checked_sub(EXACT_PARTS);
+        let further = further.map_or(0, |more| 1 << more.min(MAX_FURTHER));
+        self.asked = self.asked.saturating_add(1);
+        Above {
+            height: height.saturating_sub(further),
+            after: self.last,
+            limit: UNCONFLICTED_CHUNK << doubled,
+        }
+    }
+}
+
+/// The size of a part doubles as often as this.
+const MAX_DOUBLED: u32 = 4;
+
+/// Parts of the unconflicted state that are asked for exactly as far down as is needed.
+const EXACT_PARTS: u32 = 8;
+
+/// Later parts reach down by this power of two more than is needed, at most.
+const MAX_FURTHER: u32 = 10;
 
 impl Known {
     pub(super) fn new(create: EventNumber) -> Self {
@@ -107,10 +157,11 @@ impl Known {
             create,
             links: HashMap::new(),
             events: HashMap::new(),
-            unconflicted: HashMap::new(),
+            unconflicted: Keyed::default(),
             highest: Highest::default(),
             need: Need::default(),
             asked: Need::default(),
+            generations: 0,
         }
     }
 
@@ -121,10 +172,19 @@ impl Known {
         }
         for loaded in answer.events {
             budget.spend_event(loaded.event.json().len())?;
-            self.add_links(loaded.links.clone(), budget)?;
-            self.events.insert(loaded.links.number, loaded);
+            let number = loaded.links.number;
+            if !self.links.contains_key(&number) {
+                self.add_links(loaded.links.clone(), budget)?;
+            }
+            let held = Held {
+                loaded,
+                auth_types: OnceCell::new(),
+            };
+            self.events.insert(number, held);
         }
-        self.unconflicted.extend(answer.unconflicted);
+        for (key, value) in answer.unconflicted {
+            self.unconflicted.insert(key, value);
+        }
         if let Some(asked) = self.asked.highest.take() {
             if answer.highest.len() < asked.limit {
                 self.highest.whole_above = Some(asked.height);
@@ -145,21 +205,28 @@ impl Known {
     /// What was asked for and is still not here.
     pub(super) fn still_missing(&mut self) -> Option<Need> {
         let mut asked = std::mem::take(&mut self.asked);
-        asked
-            .links
-            .retain(|number| !self.links.contains_key(number));
+        asked.links.retain(|number| !self.knows_holders(*number));
         asked
             .events
             .retain(|number| !self.events.contains_key(number));
         asked
             .unconflicted
-            .retain(|key| !self.unconflicted.contains_key(key));
+            .retain(|(event_type, key)| !self.has_unconflicted(event_type, key));
         (!asked.is_empty()).then_some(asked)
     }
 
-    /// Hands out what was noted as needed.
-    pub(super) fn ask(&mut self) -> Need {
+    /// A walk through the links begins.
+    pub(super) fn begin(&mut self) {
+        self.generations = 0;
+    }
+
+    /// Hands out what was noted as needed. `ahead`: whether links may come along.
+    pub(super) fn ask(&mut self, ahead: bool) -> Need {
         self.asked = std::mem::take(&mut self.need);
+        if !self.asked.links.is_empty() {
+            self.asked.generations = if ahead { self.generations } else { 0 };
+            self.generations = (self.generations * 2).clamp(1, MAX_GENERATIONS);
+        }
         self.asked.clone()
     }
 
@@ -171,17 +238,39 @@ impl Known {
         self.links.get(&number)
     }
 
-    pub(super) fn event(&self, number: EventNumber) -> Option<&LoadedEvent> {
-        self.events.get(&number)
+    /// Whether the links of an event are here, and whether all states have it.
+    pub(super) fn knows_holders(&self, number: EventNumber) -> bool {
+        let links = self.links.get(&number);
+        links.is_some_and(|links| links.in_all.is_some())
     }
 
-    pub(super) fn has_unconflicted(&self, key: &StateKey) -> bool {
-        self.unconflicted.contains_key(key)
+    pub(super) fn event(&self, number: EventNumber) -> Option<&LoadedEvent> {
+        self.events.get(&number).map(|held| &held.loaded)
+    }
+
+    /// The keys of the state that authorises a loaded event.
+    pub(super) fn auth_types(
+        &self,
+        rules: &Rules,
+        number: EventNumber,
+    ) -> &[(&'static str, String)] {
+        let held = self.events.get(&number);
+        held.map_or(&[], |held| {
+            let types = || judge::auth_types(rules, &held.loaded.event);
+            held.auth_types.get_or_init(types)
+        })
+    }
+
+    fn has_unconflicted(&self, event_type: &str, state_key: &str) -> bool {
+        self.unconflicted.get(event_type, state_key).is_some()
     }
 
     /// The unconflicted value of a key that was required before.
-    pub(super) fn unconflicted(&self, key: &StateKey) -> Option<EventNumber> {
-        self.unconflicted.get(key).copied().flatten()
+    pub(super) fn unconflicted(&self, event_type: &str, state_key: &str) -> Option<EventNumber> {
+        self.unconflicted
+            .get(event_type, state_key)
+            .copied()
+            .flatten()
     }
 
     /// Stops unless the links of all these events are here.
@@ -193,6 +282,23 @@ impl Known {
             .into_iter()
             .filter(|number| !self.links.contains_key(number));
         self.need.links.extend(missing);
+        self.has_all_links()
+    }
+
+    /// Stops unless the links of all these events are here, and whether all states have them.
+    pub(super) fn require_holders(
+        &mut self,
+        numbers: impl IntoIterator<Item = EventNumber>,
+    ) -> Result<(), Stop> {
+        for number in numbers {
+            if !self.knows_holders(number) {
+                self.need.links.insert(number);
+            }
+        }
+        self.has_all_links()
+    }
+
+    fn has_all_links(&self) -> Result<(), Stop> {
         if self.need.links.is_empty() {
             Ok(())
         } else {
@@ -222,22 +328,28 @@ impl Known {
         numbers: impl IntoIterator<Item = EventNumber> + Clone,
     ) -> Result<(), Stop> {
         self.require_events(numbers.clone())?;
-        let links = numbers
-            .into_iter()
-            .filter_map(|number| self.links.get(&number));
-        let auth: BTreeSet<_> = links.flat_map(|links| links.auth.iter().copied()).collect();
-        self.require_events(auth)
+        for number in numbers {
+            let auth = self.links.get(&number).into_iter();
+            for auth in auth.flat_map(|links| &links.auth) {
+                if !self.events.contains_key(auth) {
+                    self.need.events.insert(*auth);
+                }
+            }
+        }
+        self.require_events([])
     }
 
     /// Stops unless the unconflicted values of all these keys are here.
-    pub(super) fn require_unconflicted(
+    pub(super) fn require_unconflicted<'a>(
         &mut self,
-        keys: impl IntoIterator<Item = StateKey>,
+        keys: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<(), Stop> {
-        let missing = keys
-            .into_iter()
-            .filter(|key| !self.unconflicted.contains_key(key));
-        self.need.unconflicted.extend(missing);
+        for (event_type, key) in keys {
+            if !self.has_unconflicted(event_type, key) {
+                let key = (event_type.to_owned(), key.to_owned());
+                self.need.unconflicted.insert(key);
+            }
+        }
         if self.need.unconflicted.is_empty() {
             Ok(())
         } else {
@@ -245,10 +357,55 @@ impl Known {
         }
     }
 
+    /// As [`Self::require_unconflicted`], for what authorises these loaded events.
+    pub(super) fn require_unconflicted_auth(
+        &mut self,
+        rules: &Rules,
+        events: &[EventNumber],
+    ) -> Result<(), Stop> {
+        let mut missing = Vec::new();
+        for number in events {
+            for (event_type, key) in self.auth_types(rules, *number) {
+                if !self.has_unconflicted(event_type, key) {
+                    missing.push(((*event_type).to_owned(), key.clone()));
+                }
+            }
+        }
+        self.need.unconflicted.extend(missing);
+        self.require_unconflicted([])
+    }
+
+    /// The power levels event among the auth events of an event, by their links.
+    pub(super) fn cited_power_levels(
+        &mut self,
+        number: EventNumber,
+    ) -> Result<Option<EventNumber>, Stop> {
+        let Some(links) = self.links.get(&number) else {
+            self.require_links([number])?;
+            return Ok(None);
+        };
+        let absent = |auth: &&EventNumber| !self.links.contains_key(*auth);
+        let absent: Vec<_> = links.auth.iter().filter(absent).copied().collect();
+        self.require_links(absent)?;
+        let auth = self.links.get(&number).into_iter();
+        let mut auth = auth.flat_map(|links| links.auth.iter().copied());
+        let is_levels = |auth: &EventNumber| {
+            let links = self.links.get(auth);
+            links.is_some_and(|links| links.is_power_levels)
+        };
+        Ok(auth.find(is_levels))
+    }
+
     /// The next unconflicted event higher than `height`, each once, highest first.
     pub(super) fn next_above(&mut self, height: AuthHeight) -> Result<Option<EventNumber>, Stop> {
         match self.highest.unread.front().copied() {
             Some((next, number)) if next > height => {
+                if !self.knows_holders(number) {
+                    // The others of this part will be followed too.
+                    let unread = self.highest.unread.iter().map(|(_, number)| *number);
+                    let unread: Vec<_> = unread.collect();
+                    self.require_holders(unread)?;
+                }
                 self.highest.unread.pop_front();
                 Ok(Some(number))
             }
@@ -261,12 +418,7 @@ impl Known {
                 Ok(None)
             }
             None => {
-                let after = self.highest.last;
-                self.need.highest = Some(Above {
-                    height,
-                    after,
-                    limit: UNCONFLICTED_CHUNK,
-                });
+                self.need.highest = Some(self.highest.next_part(height));
                 Err(Stop::Need)
             }
         }
@@ -277,6 +429,6 @@ impl Known {
         let links = self.links.get(&number).into_iter();
         links
             .flat_map(|links| links.auth.iter())
-            .filter_map(|auth| self.events.get(auth))
+            .filter_map(|auth| self.event(*auth))
     }
 }

@@ -10,7 +10,7 @@ pub const MAX_EVENTS: usize = 20_000;
 pub const MAX_EVENT_BYTES: usize = 64 * 1024 * 1024;
 /// Steps of work: links followed, events sorted, checks made; by default.
 pub const MAX_STEPS: u64 = 5_000_000;
-/// Unconflicted events asked for at once, highest first.
+/// Unconflicted events asked for at once, highest first; a long walk asks for more each time.
 pub const UNCONFLICTED_CHUNK: usize = 256;
 
 /// What a resolution may use.
@@ -65,11 +65,21 @@ pub(super) enum Stop {
 #[derive(Debug)]
 pub(super) struct Budget {
     left: Limits,
+    /// Kept for links that were asked for by name.
+    reserved_links: usize,
 }
 
 impl Budget {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { left: limits }
+        Self {
+            left: limits,
+            reserved_links: limits.links / 2,
+        }
+    }
+
+    /// Whether links may come along: only what is asked for may use up the limit.
+    pub(super) fn has_spare_links(&self) -> bool {
+        self.left.links > self.reserved_links
     }
 
     pub(super) fn spend_steps(&mut self, steps: usize) -> Result<(), Stop> {

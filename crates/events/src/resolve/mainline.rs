@@ -1,15 +1,12 @@
 //! The mainline ordering.
 //!
 //! The mainline, the chain of power levels events behind the resolved one, is followed only as far
-//! down as the events to be sorted require.
+//! down as the events to be sorted require, and by links alone: its events are not loaded.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, HashMap},
-};
+use std::{cmp::Reverse, collections::HashMap};
 
 use super::{
-    AuthHeight, EventNumber, judge,
+    AuthHeight, EventNumber,
     known::Known,
     limits::{Budget, Stop},
 };
@@ -18,9 +15,9 @@ use super::{
 pub(super) struct Mainline {
     /// The mainline as far as it was followed, newest first.
     line: Vec<EventNumber>,
-    index: HashMap<EventNumber, usize>,
     has_ended: bool,
-    /// Positions of events by the power levels event that they cite.
+    /// Positions of the events that cite these power levels events: those on the mainline, and all
+    /// that were met on the way to it.
     positions: HashMap<EventNumber, Position>,
 }
 
@@ -30,39 +27,37 @@ type Position = Option<usize>;
 impl Mainline {
     /// The mainline of this power levels event.
     pub(super) fn new(power_levels: Option<EventNumber>) -> Self {
+        let first = power_levels.into_iter();
         Self {
-            line: power_levels.into_iter().collect(),
-            index: power_levels.into_iter().map(|number| (number, 0)).collect(),
+            line: first.clone().collect(),
             has_ended: power_levels.is_none(),
-            positions: HashMap::new(),
+            positions: first.map(|number| (number, Some(0))).collect(),
         }
     }
 
-    /// Sorts events by the mainline ordering.
+    /// Sorts events, which are loaded with their auth events, by the mainline ordering.
     pub(super) fn sort(
         &mut self,
         events: &[EventNumber],
         known: &mut Known,
         budget: &mut Budget,
     ) -> Result<Vec<EventNumber>, Stop> {
-        known.require_with_auth(events.iter().copied())?;
-        let cited: BTreeSet<_> = events
-            .iter()
-            .filter_map(|number| cited_power_levels(*number, known))
-            .collect();
-        for levels in cited {
-            if !self.positions.contains_key(&levels) {
-                let position = self.position(levels, known, budget)?;
-                self.positions.insert(levels, position);
+        let mut cited = Vec::with_capacity(events.len());
+        for number in events {
+            let levels = known.cited_power_levels(*number)?;
+            if let Some(levels) = levels
+                && !self.positions.contains_key(&levels)
+            {
+                self.find(levels, known, budget)?;
             }
+            cited.push(levels);
         }
         let mut ranked = Vec::with_capacity(events.len());
-        for number in events {
+        for (number, levels) in events.iter().zip(cited) {
             budget.spend_steps(1)?;
             let Some(loaded) = known.event(*number) else {
                 continue;
             };
-            let levels = cited_power_levels(*number, known);
             let position = levels.and_then(|levels| self.positions.get(&levels).copied().flatten());
             let place = position.unwrap_or(usize::MAX);
             let event = &loaded.event;
@@ -73,34 +68,39 @@ impl Mainline {
                 *number,
             ));
         }
-        ranked.sort();
+        ranked.sort_unstable();
         Ok(ranked.into_iter().map(|(.., number)| number).collect())
     }
 
-    /// The mainline position of an event that cites this power levels event.
-    fn position(
+    /// Finds the mainline position of events that cite this power levels event, and notes it for
+    /// all that lie between it and the mainline.
+    fn find(
         &mut self,
         levels: EventNumber,
         known: &mut Known,
         budget: &mut Budget,
-    ) -> Result<Position, Stop> {
-        let mut current = levels;
-        loop {
+    ) -> Result<(), Stop> {
+        let mut way = Vec::new();
+        let mut current = Some(levels);
+        let mut position = None;
+        while let Some(number) = current {
             budget.spend_steps(1)?;
-            known.require_with_auth([current])?;
-            let height = known.links(current).map_or(0, |links| links.height);
+            known.require_links([number])?;
+            let height = known.links(number).map_or(0, |links| links.height);
             self.follow_down_to(height, known, budget)?;
-            if let Some(position) = self.index.get(&current) {
-                return Ok(Some(*position));
+            if let Some(found) = self.positions.get(&number) {
+                position = *found;
+                break;
             }
+            way.push(number);
             if self.ends_above(height, known) {
-                return Ok(None);
+                break;
             }
-            match cited_power_levels(current, known) {
-                Some(next) => current = next,
-                None => return Ok(None),
-            }
+            current = known.cited_power_levels(number)?;
         }
+        let noted = way.into_iter().map(|number| (number, position));
+        self.positions.extend(noted);
+        Ok(())
     }
 
     /// Follows the mainline until it is no higher than `height`.
@@ -111,14 +111,14 @@ impl Mainline {
         budget: &mut Budget,
     ) -> Result<(), Stop> {
         while let (false, Some(&last)) = (self.has_ended, self.line.last()) {
-            known.require_with_auth([last])?;
+            known.require_links([last])?;
             if known.links(last).is_none_or(|links| links.height <= height) {
                 break;
             }
             budget.spend_steps(1)?;
-            match cited_power_levels(last, known) {
+            match known.cited_power_levels(last)? {
                 Some(next) => {
-                    self.index.insert(next, self.line.len());
+                    self.positions.insert(next, Some(self.line.len()));
                     self.line.push(next);
                 }
                 None => self.has_ended = true,
@@ -132,11 +132,4 @@ impl Mainline {
         let end = self.line.last().and_then(|last| known.links(*last));
         self.has_ended && end.is_none_or(|end| end.height > height)
     }
-}
-
-/// The power levels event among the auth events of an event.
-fn cited_power_levels(number: EventNumber, known: &Known) -> Option<EventNumber> {
-    let mut auth = known.auth_of(number);
-    let levels = auth.find(|auth| judge::is_power_levels(&auth.event))?;
-    Some(levels.links.number)
 }

@@ -20,9 +20,9 @@ pub(super) fn sort(
     known: &mut Known,
     budget: &mut Budget,
 ) -> Result<Vec<EventNumber>, Stop> {
-    known.require_events(conflicted.iter().copied())?;
+    // The auth events of the others are needed too when those are checked.
+    known.require_with_auth(conflicted.iter().copied())?;
     let graph = graph(conflicted, known, budget)?;
-    known.require_with_auth(graph.keys().copied())?;
     topological(rules, &graph, known, budget)
 }
 

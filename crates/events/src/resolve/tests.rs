@@ -8,7 +8,6 @@ mod fork;
 mod fuzz;
 mod peer;
 mod room;
-mod speed;
 mod version1;
 
 use std::collections::BTreeMap;

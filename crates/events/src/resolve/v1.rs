@@ -32,7 +32,7 @@ pub(super) fn resolve(
         budget.spend_steps(events.len())?;
         match events.as_slice() {
             // Only some states have it, but none has another: no conflict in this version.
-            [only] => state.set(key.clone(), *only),
+            [only] => state.set(&key.0, &key.1, *only),
             _ => drop(open.insert(key, events)),
         }
     }
@@ -49,10 +49,10 @@ pub(super) fn resolve(
                 Pass::Others => deepest_allowed(rules, &events, &state, known),
                 _ => last_allowed(rules, key, &events, &mut state, known),
             };
-            winners.extend(winner.map(|winner| (key.clone(), winner)));
+            winners.extend(winner.map(|winner| (key, winner)));
         }
-        for (key, winner) in winners {
-            state.set(key, winner);
+        for ((event_type, state_key), winner) in winners {
+            state.set(event_type, state_key, winner);
         }
     }
     state.settle(conflict, known)
@@ -103,13 +103,13 @@ fn last_allowed(
     let (first, rest) = events.split_first()?;
     let mut winner = *first;
     for event in rest {
-        state.set(key.clone(), winner);
+        state.set(&key.0, &key.1, winner);
         if !checks::is_allowed(rules, *event, state, known) {
             break;
         }
         winner = *event;
     }
-    state.unset(key);
+    state.unset(&key.0, &key.1);
     Some(winner)
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use homeserver_events::{Pdu, SoftFailReason, StatusKind, resolve::Limits};
 use homeserver_storage::Engine;
-use ruma::{OwnedEventId, OwnedRoomId};
+use ruma::OwnedRoomId;
 use serde_json::json;
 
 use super::{
@@ -354,31 +354,4 @@ async fn a_resolution_over_its_limits_is_not_tried_at_each_delivery() {
     assert_eq!(zed.receive(&theirs).await, StatusKind::Accepted);
     let now = server.state(&zed.room, "m.room.name", "").await.unwrap();
     assert_eq!(now["name"], "theirs");
-}
-
-async fn held(server: &Server, room: &OwnedRoomId, id: &OwnedEventId) -> Pdu {
-    let room = server.room(room).await;
-    let number = server.rooms.events.number(room.number, id).await.unwrap();
-    let event = server.rooms.events.load(&room, number.unwrap()).await;
-    event.unwrap().pdu.clone()
-}
-
-/// How much time one event takes. Not a test: `cargo test --release -- --ignored --nocapture`.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn measure_a_chain() {
-    let (memory, mut peer) = peer("11").await;
-    for turn in 0..3000 {
-        peer.say(&turn.to_string()).await;
-    }
-    let server = Server::on(copy(&memory).await).await;
-    let clock = homeserver_runtime::Runtime::system().clock;
-    let start = clock.unix_millis();
-    for some in peer.made.chunks(500) {
-        let answers = receive_all(&server, &peer.room, some).await;
-        assert!(answers.iter().all(Result::is_ok));
-    }
-    println!("{} ms for 3000 events", clock.unix_millis() - start);
-    let last = peer.made.last().unwrap();
-    held(&server, &peer.room, &last.event_id().to_owned()).await;
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::{
     State, cases,
@@ -67,6 +68,67 @@ proptest! {
         let renumbered = ForkedRoom::build(version, mask, &actions);
         let again = renumbered.room.resolve(&renumbered.states);
         prop_assert_eq!(renumbered.room.named(&again), resolved);
+    }
+}
+
+/// A room whose two forks differ in about so many settings, made under changing power levels.
+fn settings(version: RoomVersion, conflicting: usize) -> ForkedRoom {
+    const POWER_CHANGES: usize = 20;
+    let mut room = ForkedRoom::new(version, 0);
+    room.states.truncate(2);
+    for fork in 0..2 {
+        for number in 0..conflicting / 2 {
+            let time = 1000 + number as u64;
+            if number % (conflicting / 2 / POWER_CHANGES).max(1) == 0 {
+                let mut levels = json!({ "users": { USERS[1]: 50, USERS[3]: number % 50 } });
+                if !room.room.rules.create_is_implied() {
+                    levels["users"][USERS[0]] = 100.into();
+                }
+                assert!(room.send(fork, USERS[0], "m.room.power_levels", "", &levels, time));
+            }
+            let (sender, key) = (USERS[number % 2], format!("key {number}"));
+            let content = json!({ "fork": fork });
+            let time = 1000 + (number * 7919 % conflicting) as u64;
+            assert!(room.send(fork, sender, "org.example.setting", &key, &content, time));
+        }
+    }
+    room
+}
+
+#[test]
+fn a_large_conflict_is_resolved_as_by_the_peer() {
+    for version in [RoomVersion::V11, RoomVersion::V12] {
+        let room = settings(version, 200);
+        let resolved = room.check(&room.states);
+        assert!(resolved.len() > 100, "{version:?}");
+    }
+}
+
+/// Power levels change in turn on both forks for long, with a setting under each of them: the
+/// mainline and the way to it from the other fork are long, and take few rounds.
+#[test]
+fn long_chains_of_power_levels_take_few_rounds() {
+    const CHANGES: usize = 200;
+    for version in [RoomVersion::V2, RoomVersion::V11, RoomVersion::V12] {
+        let mut room = ForkedRoom::new(version, 0);
+        room.states.truncate(2);
+        for number in 0..CHANGES {
+            for fork in 0..2 {
+                let mut levels = json!({ "users": { USERS[1]: 50, USERS[3]: number % 50 } });
+                if !room.room.rules.create_is_implied() {
+                    levels["users"][USERS[0]] = 100.into();
+                }
+                let time = 1000 + number as u64;
+                assert!(room.send(fork, USERS[0], "m.room.power_levels", "", &levels, time));
+                let key = format!("key {number}");
+                let content = json!({ "fork": fork });
+                assert!(room.send(fork, USERS[1], "org.example.setting", &key, &content, time));
+            }
+        }
+        let limits = super::Limits::default();
+        let (resolved, usage) = room.room.resolve_within(&room.states, limits);
+        assert_eq!(resolved.unwrap(), room.check(&room.states), "{version:?}");
+        assert!(usage.rounds < 40, "{version:?}: {usage:?}");
     }
 }
 

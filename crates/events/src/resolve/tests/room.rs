@@ -1,12 +1,12 @@
 //! A room whose events are made up, in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ruma::{EventId, OwnedEventId};
 use serde_json::{Value, json};
 
 use super::super::{
-    Above, Answer, AuthHeight, Conflict, Limits, Links, LoadedEvent, Resolution, Step, split,
+    Above, Ahead, Answer, AuthHeight, Conflict, Limits, Links, LoadedEvent, Resolution, Step, split,
 };
 use super::{EventNumber, Need, State};
 use crate::{
@@ -92,6 +92,8 @@ impl TestRoom {
             number,
             height,
             auth: auth.into(),
+            is_power_levels: event.is_state("m.room.power_levels", ""),
+            in_all: None,
         };
         self.events.insert(
             number,
@@ -172,10 +174,10 @@ impl TestRoom {
             match resolution.step(answer) {
                 Step::Need(need) => {
                     assert_ne!(need, Need::default(), "asks for nothing");
-                    usage.rounds += 1;
-                    usage.links += need.links.len() + need.highest.map_or(0, |_| 1);
-                    usage.events += need.events.len();
                     answer = self.answer(&need, common);
+                    usage.rounds += 1;
+                    usage.links += answer.links.len() + need.highest.map_or(0, |_| 1);
+                    usage.events += need.events.len();
                 }
                 over => return (over, usage),
             }
@@ -185,11 +187,7 @@ impl TestRoom {
     /// Exactly what was asked for.
     pub(super) fn answer(&self, need: &Need, common: &State) -> Answer {
         Answer {
-            links: need
-                .links
-                .iter()
-                .map(|number| self.events[number].links.clone())
-                .collect(),
+            links: self.links(need, common),
             events: need
                 .events
                 .iter()
@@ -203,6 +201,22 @@ impl TestRoom {
                 .map(|above| self.highest(above, common))
                 .unwrap_or_default(),
         }
+    }
+
+    fn links(&self, need: &Need, common: &State) -> Vec<Links> {
+        let in_all: BTreeSet<_> = common.values().copied().collect();
+        let (mut ahead, mut next) = Ahead::of(need);
+        let mut links: Vec<Links> = Vec::new();
+        while !next.is_empty() {
+            let loaded = next.iter().map(|number| Links {
+                in_all: Some(in_all.contains(number)),
+                ..self.events[number].links.clone()
+            });
+            let loaded: Vec<_> = loaded.collect();
+            next = ahead.below(&loaded);
+            links.extend(loaded);
+        }
+        links
     }
 
     fn highest(&self, above: Above, common: &State) -> Vec<(AuthHeight, EventNumber)> {
