@@ -280,6 +280,11 @@ impl Liar {
         std::mem::take(&mut self.inside.lock().poured)
     }
 
+    /// Adds a line to the trace.
+    pub(super) fn note(&self, line: &str) {
+        self.line.network.note(&format!("{}: {line}", self.name));
+    }
+
     /// Now, in milliseconds since 1970.
     pub(super) fn now(&self) -> u64 {
         START + self.line.network.age().as_millis() as u64

@@ -219,7 +219,8 @@ impl Stage {
                 return;
             }
         }
-        panic!("{differ:#?}");
+        let (trace, _) = self.world.network.end();
+        panic!("{}\n{differ:#?}", trace.join("\n"));
     }
 
     /// Sends an event to servers, each of which has to take it.

@@ -13,6 +13,9 @@ use ruma::{OwnedEventId, OwnedServerName};
 /// How long a row waits for others that wait themselves before it is looked after all the same:
 /// in the first room versions ids can name each other in a circle.
 const PATIENCE: Duration = Duration::from_mins(10);
+/// The same where one of those others came from another server, which may never give what that one
+/// lacks: whoever sent the row has more to tell.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(15);
 
 /// What a row waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,9 +152,7 @@ impl Desk {
             if stuck.busy || busy_with.contains(&stuck.origin) || self.again.contains(row) {
                 continue;
             }
-            let on_others = ids.iter().all(|id| self.by_id.contains_key(id));
-            let patience = if on_others { PATIENCE } else { Duration::ZERO };
-            if stuck.due + patience <= now {
+            if stuck.due + self.patience(stuck, ids) <= now {
                 found = Some(*row);
                 break;
             }
@@ -162,13 +163,28 @@ impl Desk {
         found
     }
 
+    /// How long a row waits for others that are put aside before it is looked after itself.
+    fn patience(&self, stuck: &Stuck, ids: &[OwnedEventId]) -> Duration {
+        let mut patience = PATIENCE;
+        for id in ids {
+            let other = self.by_id.get(id).and_then(|row| self.stuck.get(row));
+            match other {
+                None => return Duration::ZERO,
+                Some(other) if other.origin != stuck.origin => patience = PATIENCE_WITH_OTHERS,
+                Some(_) => {}
+            }
+        }
+        patience
+    }
+
     /// When the next row is due, if nothing happens before.
     pub(super) fn next_due(&self, now: Duration) -> Option<Duration> {
         let due = self.stuck.values().filter(|stuck| !stuck.busy);
         let due = due.filter_map(|stuck| match &stuck.waits {
             // What is due already waits for its turn, which comes when another ends.
-            Waits::For(_) if stuck.due <= now => {
-                Some(stuck.due + PATIENCE).filter(|patient| *patient > now)
+            Waits::For(ids) if stuck.due <= now => {
+                let patient = stuck.due + self.patience(stuck, ids);
+                Some(patient).filter(|patient| *patient > now)
             }
             Waits::For(_) | Waits::Until => Some(stuck.due),
         });
@@ -280,6 +296,22 @@ mod tests {
         assert_eq!(look(&mut desk), None, "it is looked after");
         desk.remove(2);
         assert_eq!(look(&mut desk), Some(1), "b was dropped");
+    }
+
+    #[test]
+    fn what_waits_for_a_row_of_another_server_does_not_wait_for_that_server() {
+        let mut desk = Desk::default();
+        desk.put(1, stuck("a", &["withheld"]));
+        let other = Stuck {
+            origin: owned_server_name!("b.example"),
+            ..stuck("b", &["a"])
+        };
+        desk.put(2, other);
+        assert_eq!(look(&mut desk), Some(1));
+        assert_eq!(look(&mut desk), None);
+        let later = desk.next_due(NOW).unwrap();
+        assert_eq!(later, NOW + PATIENCE_WITH_OTHERS);
+        assert_eq!(desk.look_after(later, &HashSet::new()), Some(2));
     }
 
     #[test]
