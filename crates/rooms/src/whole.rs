@@ -43,7 +43,7 @@ use crate::{
     receive::{judging::bound_extremities, lookup::Foundations},
     resolving::Prepared,
     room::Room,
-    rows::{Extremity, Head, ImportRow, Membership, PartialRow, PartialStage},
+    rows::{Extremity, Head, ImportRow, JoinedUsers, Membership, PartialRow, PartialStage},
     states::write_nodes,
     switch::write_switch,
     tables,
@@ -435,7 +435,7 @@ impl Rooms {
         let number = room.number.0;
         let key = (number, server);
         let counted = self.store.get(&tables::SERVER_COUNTS, &key);
-        let is_present = counted.await?.is_some_and(|count| count.present());
+        let is_present = counted.await?.is_some_and(JoinedUsers::present);
         let range = ScanRange::prefix(&(number, server.to_owned()));
         let table = &tables::SERVER_LOG;
         let scan = self
