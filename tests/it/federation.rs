@@ -8,6 +8,7 @@ mod conflict;
 mod conversation;
 mod encrypted;
 mod membership;
+mod partial;
 mod small_talk;
 mod stage;
 
@@ -25,6 +26,7 @@ const NEWEST: &[Scenario] = scenarios![
     small_talk::profiles,
     small_talk::media,
     small_talk::the_directory,
+    partial::a_room_with_a_crowd_is_used_at_once_and_known_whole_later,
 ];
 
 /// What is tried in rooms of versions 10, 11 and 12.

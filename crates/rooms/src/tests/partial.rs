@@ -618,3 +618,146 @@ async fn a_process_that_is_killed_while_it_judges_again_goes_on_at_the_next_star
     }
     assert!(left_partial > 0 && gone_on > 0, "{left_partial} {gone_on}");
 }
+
+/// Numbers that look random and follow from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        let next = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = next.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+impl Scene {
+    /// An event of a user there, or of one here, as its server stored it; `None` if that refused it.
+    async fn of(&self, sender: &OwnedUserId, new: crate::NewEvent) -> Option<Pdu> {
+        let server = match sender.server_name().as_str() {
+            "here.example" => &self.here,
+            _ => &self.there.server,
+        };
+        server.clock.advance(Duration::from_millis(10));
+        let id = server.try_send(sender, &self.there.room, new).await.ok()?;
+        let room = server.room(&self.there.room).await;
+        let number = server.rooms.events.number(room.number, &id).await.unwrap();
+        let event = server.rooms.events.load(&room, number.unwrap()).await;
+        Some(event.unwrap().pdu.clone())
+    }
+
+    /// Something that somebody there does.
+    async fn something(&self, dice: &mut Dice) -> Option<Pdu> {
+        let users = ["host", "bob", "new0", "new1"].map(|name| far(name, "there"));
+        let pick = |dice: &mut Dice| users[dice.roll(4) as usize].clone();
+        let (sender, target) = (pick(dice), pick(dice));
+        let membership = |sender: &OwnedUserId, target: &OwnedUserId, membership: &str| {
+            let content = json!({ "membership": membership });
+            let new = event("m.room.member", Some(target.as_str()), &content);
+            (sender.clone(), new)
+        };
+        let (sender, new) = match dice.roll(8) {
+            0 => {
+                let levels = json!({ "users": { users[0].as_str(): 100, users[1].as_str(): 50 } });
+                (
+                    users[0].clone(),
+                    event("m.room.power_levels", Some(""), &levels),
+                )
+            }
+            1 => {
+                let content = json!({ "topic": dice.roll(1000).to_string() });
+                (sender, event("m.room.topic", Some(""), &content))
+            }
+            2 => membership(&sender, &sender, "join"),
+            3 => membership(&sender, &sender, "leave"),
+            4 => membership(&users[0], &target, "leave"),
+            5 => membership(&users[0], &target, "ban"),
+            _ => {
+                let body = dice.roll(1000).to_string();
+                let content = json!({ "msgtype": "m.text", "body": body });
+                (sender, event("m.room.message", None, &content))
+            }
+        };
+        // The room is not to be left by all.
+        let is_host = new.state_key.as_deref() == Some(users[0].as_str());
+        if new.event_type == "m.room.member" && is_host {
+            return None;
+        }
+        self.of(&sender, new).await
+    }
+}
+
+#[tokio::test]
+async fn who_joined_with_part_of_the_state_comes_to_the_same_as_who_has_all_of_it() {
+    for seed in 0..16 {
+        let version = if seed % 2 == 0 { "10" } else { "12" };
+        let scene = Scene::of_version(version).await;
+        let mut dice = Dice(seed);
+        // What was done on each side and is not told to the other yet.
+        let (mut to_here, mut to_there) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
+        for _ in 0..30 {
+            match dice.roll(6) {
+                0 => {
+                    let body = json!({ "msgtype": "m.text", "body": "ours" });
+                    let new = event("m.room.message", None, &body);
+                    to_there.extend(scene.of(&scene.alice, new).await);
+                }
+                1 => {
+                    for pdu in to_here.drain(..) {
+                        scene.receive(&pdu).await;
+                        all.push(pdu);
+                    }
+                }
+                2 => {
+                    for pdu in to_there.drain(..) {
+                        take(&scene.there, &pdu).await;
+                        all.push(pdu);
+                    }
+                }
+                _ => to_here.extend(scene.something(&mut dice).await),
+            }
+        }
+        // Half of it comes before the room is whole, half after.
+        if seed % 4 < 2 {
+            scene.complete(&scene.whole).await.unwrap();
+        }
+        for pdu in to_here.drain(..) {
+            scene.receive(&pdu).await;
+            all.push(pdu);
+        }
+        for pdu in to_there.drain(..) {
+            take(&scene.there, &pdu).await;
+            all.push(pdu);
+        }
+        if scene.is_partial().await {
+            scene.complete(&scene.whole).await.unwrap();
+        }
+        assert_eq!(
+            scene.state_here().await,
+            scene.state_there().await,
+            "seed {seed}"
+        );
+        for pdu in &all {
+            let status = scene.status(pdu).await;
+            let theirs = state_status(&scene.there.server, &scene, pdu).await;
+            let rejected = |status| status == StatusKind::Rejected;
+            assert_eq!(rejected(status), rejected(theirs), "seed {seed}: {pdu:?}");
+        }
+        assert!(all.len() > 5, "seed {seed}");
+    }
+}
+
+async fn state_status(server: &Server, scene: &Scene, pdu: &Pdu) -> StatusKind {
+    let room = server.room(&scene.there.room).await;
+    let number = server
+        .rooms
+        .events
+        .number(room.number, pdu.event_id())
+        .await;
+    let event = server
+        .rooms
+        .events
+        .load(&room, number.unwrap().unwrap())
+        .await;
+    event.unwrap().status.kind()
+}
