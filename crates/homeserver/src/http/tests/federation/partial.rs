@@ -91,7 +91,7 @@ async fn until(mut so: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    let patience = std::time::Duration::from_secs(60);
+    let patience = std::time::Duration::from_mins(1);
     tokio::time::timeout(patience, look).await.unwrap();
 }
 
