@@ -151,6 +151,8 @@ struct Inner {
     runtime: Runtime,
     turns: Turns,
     states: Semaphore,
+    /// Places for states that nobody waits for: of rooms of partial state.
+    whole_states: Semaphore,
     /// Rooms of partial state that are being completed.
     completing: Mutex<HashSet<RoomNumber>>,
 }
@@ -168,6 +170,7 @@ impl Memberships {
             runtime,
             turns: Turns::default(),
             states: Semaphore::new(STATES_AT_ONCE),
+            whole_states: Semaphore::new(complete::AT_ONCE),
             completing: Mutex::default(),
         };
         Self {

@@ -110,12 +110,7 @@ impl Rooms {
         room: &Room,
         event: &OutgoingEvent,
     ) -> Result<Destinations, RoomError> {
-        let mut joined = self.servers_at(room, event.position - 1).await?;
-        let told = self.told_servers(room.number);
-        if !told.is_empty() {
-            let all: BTreeSet<_> = joined.iter().chain(told.iter()).cloned().collect();
-            joined = all.into_iter().collect();
-        }
+        let joined = self.servers_at(room, event.position - 1).await?;
         let sender = event.pdu.sender().server_name().to_owned();
         Ok(Destinations {
             joined,
@@ -261,14 +256,26 @@ impl Rooms {
         at: Position,
     ) -> Result<bool, RoomError> {
         if self.has_debts(room.number, at).await? {
-            let servers = self.servers_at(room, at).await?;
+            let servers = self.known_servers_at(room, at).await?;
             return Ok(servers.iter().any(|one| one == server));
         }
         self.server_joined(room, server, at).await
     }
 
-    /// The servers with joined users at a position.
+    /// The servers with joined users at a position. In a room of partial state, those that are said to
+    /// be in it are among them.
     pub async fn servers_at(&self, room: &Room, at: Position) -> Result<Servers, RoomError> {
+        let known = self.known_servers_at(room, at).await?;
+        let told = self.told_servers(room.number);
+        if told.is_empty() {
+            return Ok(known);
+        }
+        let all: BTreeSet<_> = known.iter().chain(told.iter()).cloned().collect();
+        Ok(all.into_iter().collect())
+    }
+
+    /// The servers whose joined users are known at a position.
+    async fn known_servers_at(&self, room: &Room, at: Position) -> Result<Servers, RoomError> {
         let root = self.state_at(room.number, at).await?.root;
         let key = (room.number, root);
         if let Some(servers) = self.servers_at_hand.0.get(&key) {

@@ -21,6 +21,9 @@ use super::{
 };
 use crate::{Call, Limits, Path, is_same_server};
 
+/// States that are held at once, beside those of joins, which do not wait for these: each may be as
+/// large as `join::STATE_BODY`.
+pub(super) const AT_ONCE: usize = 1;
 /// Servers that are asked in one attempt, the first among them: each may send very much.
 const SERVERS_AN_ATTEMPT: usize = 4;
 /// Servers among which the others are chosen in turn.
@@ -115,8 +118,7 @@ impl Inner {
         room: &Arc<Room>,
         join: &ruma::EventId,
     ) -> Result<(), Failure> {
-        // It is as large as an answer to a join.
-        let _place = self.states.acquire().await;
+        let _place = self.whole_states.acquire().await;
         let path = Path::v1("state")
             .segment(room.id.as_str())
             .query("event_id", join.as_str());
