@@ -25,6 +25,7 @@ pub mod remote_media;
 pub mod resident;
 pub mod sender;
 pub mod signed_request;
+mod split;
 pub mod tables;
 pub mod transport;
 pub mod users;

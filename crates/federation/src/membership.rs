@@ -14,6 +14,7 @@
 //! "Leaving Rooms (Rejecting Invites)".
 
 mod complete;
+mod hear;
 mod invite;
 mod join;
 mod leave;
@@ -42,9 +43,13 @@ use crate::{
 
 /// Servers that are tried for one join or knock: each may cost a whole deadline.
 const MAX_CANDIDATES: usize = 10;
-/// Answers with the state of a room that are held at once: each may be as large as
-/// `join::STATE_BODY`.
-const STATES_AT_ONCE: usize = 2;
+/// Answers with the state of a room that are read at once. A slow one keeps others waiting only
+/// where as many are as slow.
+const STATES_AT_ONCE: usize = 16;
+/// Of those, large ones: each may come to be as large as `join::STATE_BODY`.
+const LARGE_AT_ONCE: usize = 2;
+/// Bytes of events from which on a state is large.
+const LARGE: usize = 8 * 1024 * 1024;
 /// How long small answers are waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an answer may stand still.
@@ -153,6 +158,7 @@ struct Inner {
     states: Semaphore,
     /// Places for states that nobody waits for: of rooms of partial state.
     whole_states: Semaphore,
+    large: Arc<Semaphore>,
     /// Rooms of partial state that are being completed.
     completing: Mutex<HashSet<RoomNumber>>,
 }
@@ -171,6 +177,7 @@ impl Memberships {
             turns: Turns::default(),
             states: Semaphore::new(STATES_AT_ONCE),
             whole_states: Semaphore::new(complete::AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             completing: Mutex::default(),
         };
         Self {

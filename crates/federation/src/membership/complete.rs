@@ -11,13 +11,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use homeserver_rooms::{ImportId, Imported, PartTaken, Room, RoomNumber};
+use homeserver_rooms::{ImportId, Room, RoomNumber};
 use ruma::{OwnedServerName, ServerName};
 
 use super::{
     Failure, Inner, Memberships,
+    hear::Lists,
     join::{STATE_BODY, STATE_PATIENCE, STATE_STALL, of_answer},
-    state::Told,
+    state::Ordered,
 };
 use crate::{Call, Limits, Path, is_same_server};
 
@@ -127,23 +128,16 @@ impl Inner {
             deadline: STATE_PATIENCE,
             stall: STATE_STALL,
         };
-        let answer = self
-            .peers
-            .ask(server, Call::get(path).limits(limits))
-            .await?;
-        let body = answer.body;
-        let told = self.runtime.cpu.run(move || Told::of_state(&body)).await;
-        let told = told.map_err(crate::CheckError::from)??;
-        let checking = async {
-            let checked = self.check_state(&room.id, room.rules, told).await?;
-            let of_room = (&*room.id, room.rules);
-            self.complete(server, of_room, checked).await
-        };
-        let checked = tokio::time::timeout(STATE_PATIENCE, checking).await;
-        let too_slow = |_| Failure::answer("its state could not be checked in time");
-        let events = checked.map_err(too_slow)??;
+        let call = Call::get(path).limits(limits);
+        let of_room = (&*room.id, room.rules);
+        let heard = self.hear(server, call, Lists::STATE, of_room).await?;
+        let completing = self.complete(server, of_room, heard.checked);
+        let completed = tokio::time::timeout(STATE_PATIENCE, completing).await;
+        let too_slow = |_| Failure::answer("its auth chain was not given in time");
+        let events = completed.map_err(too_slow)??;
         let import = self.rooms.begin_whole(room).await?;
-        let done = self.make_whole(import, &events).await;
+        let done = self.make_whole(import, room, events).await;
+        drop(heard.place);
         if done.is_err()
             && let Err(error) = self.rooms.abandon_whole(room, import).await
         {
@@ -152,16 +146,13 @@ impl Inner {
         done
     }
 
-    async fn make_whole(&self, import: ImportId, events: &[Imported]) -> Result<(), Failure> {
-        for (ordinal, part) in (0..).zip(Imported::parts(events)) {
-            match self.rooms.import_part(import, ordinal, part).await? {
-                PartTaken::Stored => {}
-                PartTaken::Missing(ids) => {
-                    let why = format!("{} events are missing of what authorises others", ids.len());
-                    return Err(Failure::Answer(why));
-                }
-            }
-        }
+    async fn make_whole(
+        &self,
+        import: ImportId,
+        room: &Room,
+        events: Ordered,
+    ) -> Result<(), Failure> {
+        self.import((import, 0), room.rules, events).await?;
         self.rooms.make_whole(import).await.map_err(of_answer)?;
         Ok(())
     }

@@ -2,16 +2,19 @@
 //!
 //! Specification: server-server API, "Joining Rooms".
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homeserver_events::{Pdu, Step, handshake::with_signatures_of};
-use homeserver_rooms::{Arriving, Imported, PartTaken, RoomError};
+use homeserver_rooms::{Arriving, MAX_PARTIAL_SERVERS, RoomError};
 use ruma::{OwnedServerName, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
     Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted,
-    state::Told,
+    hear::Lists,
+    state::{Checked, Ordered},
     template::Template,
     undo::{did_nothing, undo},
 };
@@ -93,18 +96,22 @@ impl Inner {
         };
         let call = Call::put(path, Bytes::copy_from_slice(join.json()));
         self.is_unsure(wanted, server).await?;
-        let asked = self.peers.ask(server, call.limits(limits).urgent()).await;
-        if asked.as_ref().is_err_and(did_nothing) {
+        let call = call.limits(limits).urgent();
+        let of_room = (&*wanted.room, template.rules);
+        let heard = self.hear(server, call, Lists::JOIN, of_room).await;
+        if matches!(&heard, Err(Failure::Call(error)) if did_nothing(error)) {
             self.was_refused(wanted, server).await;
         }
-        let body = asked?.body;
-        let told = self.runtime.cpu.run(move || Told::read(&body)).await;
-        let told = told.map_err(crate::CheckError::from)??;
-        if told.servers.is_some() && !omit {
+        let heard = heard?;
+        let rest: Rest<'_> = serde_json::from_slice(&heard.rest).map_err(Failure::answer)?;
+        if rest.members_omitted && !omit {
             return Err(Failure::answer("members are left out that were asked for"));
         }
-        let taken = self.take_in(server, (&template, join), told).await;
-        drop(place);
+        let checked = heard.checked;
+        let taken = self
+            .take_in(server, (&template, join), (checked, &rest))
+            .await;
+        drop((heard.place, place));
         taken
     }
 
@@ -113,27 +120,21 @@ impl Inner {
         &self,
         server: &ServerName,
         (template, join): (&Template, Pdu),
-        mut told: Told,
+        (checked, rest): (Checked, &Rest<'_>),
     ) -> Result<(), Failure> {
         let room = join.room_id().to_owned();
-        let partial = told.servers.take().map(|others| of_partial(server, others));
+        let partial = rest.servers().map(|others| of_partial(server, others));
         let join = self
-            .signed_by_them(server, (template, join), told.event.clone())
+            .signed_by_them(server, (template, join), rest.event)
             .await?;
-        // Many servers may have signed it, and each may be slow.
-        let checking = async {
-            let checked = self.check_state(&room, template.rules, told).await?;
-            let create = checked.create(template)?;
-            let of_room = (&*room, template.rules);
-            let events = self.complete(server, of_room, checked).await?;
-            Ok::<_, Failure>((create, events))
-        };
-        let checked = tokio::time::timeout(STATE_PATIENCE, checking).await;
-        let too_slow = |_| Failure::answer("its state could not be checked in time");
-        let (create, events) = checked.map_err(too_slow)??;
+        let create = checked.create(template)?;
+        let completing = self.complete(server, (&room, template.rules), checked);
+        let completed = tokio::time::timeout(STATE_PATIENCE, completing).await;
+        let too_slow = |_| Failure::answer("its auth chain was not given in time");
+        let events = completed.map_err(too_slow)??;
         let begun = self.rooms.begin_arrival(&room, &template.version, &create);
         let begun = begun.await.map_err(of_answer)?;
-        let arrived = self.arrive(&begun, &events, (join, partial)).await;
+        let arrived = self.arrive(&begun, events, (join, partial)).await;
         if arrived.is_err()
             && let Err(error) = self.rooms.abandon_arrival(begun.import).await
         {
@@ -145,18 +146,11 @@ impl Inner {
     async fn arrive(
         &self,
         begun: &Arriving,
-        events: &[Imported],
+        events: Ordered,
         (join, partial): (Pdu, Option<Vec<OwnedServerName>>),
     ) -> Result<(), Failure> {
-        for (ordinal, part) in (begun.first_part..).zip(Imported::parts(events)) {
-            match self.rooms.import_part(begun.import, ordinal, part).await? {
-                PartTaken::Stored => {}
-                PartTaken::Missing(ids) => {
-                    let why = format!("{} events are missing of what authorises others", ids.len());
-                    return Err(Failure::Answer(why));
-                }
-            }
-        }
+        let import = (begun.import, begun.first_part);
+        self.import(import, begun.room.rules, events).await?;
         let arrived = match partial {
             Some(servers) => self.rooms.arrive_partial(begun.import, join, servers).await,
             None => self.rooms.arrive(begun.import, join).await,
@@ -171,10 +165,10 @@ impl Inner {
         &self,
         server: &ServerName,
         (template, join): (&Template, Pdu),
-        theirs: Option<Bytes>,
+        theirs: Option<&RawValue>,
     ) -> Result<Pdu, Failure> {
         let needed = template.voucher.is_some();
-        let signed = match theirs.map(|json| Pdu::parse(&json, template.rules)) {
+        let signed = match theirs.map(|json| Pdu::parse(json.get().as_bytes(), template.rules)) {
             Some(Ok(theirs)) => with_signatures_of(&join, &theirs, server),
             _ if needed => return Err(Failure::answer("the join is not signed by the server")),
             _ => return Ok(join),
@@ -198,6 +192,31 @@ impl Inner {
             Some(Err(why)) => Err(Failure::answer(why)),
             _ => Err(Failure::answer("the join comes back changed")),
         }
+    }
+}
+
+/// What an answer says beside its lists.
+#[derive(Deserialize)]
+struct Rest<'a> {
+    /// The join as the other server signed it.
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    #[serde(default)]
+    members_omitted: bool,
+    #[serde(borrow)]
+    servers_in_room: Option<Vec<&'a RawValue>>,
+}
+
+impl Rest<'_> {
+    /// The servers that are said to be in the room, if members are left out.
+    fn servers(&self) -> Option<Vec<OwnedServerName>> {
+        let names = self.servers_in_room.iter().flatten();
+        let names = names.take(MAX_PARTIAL_SERVERS);
+        let mut seen = HashSet::new();
+        let servers = names
+            .filter_map(|name| serde_json::from_str::<OwnedServerName>(name.get()).ok())
+            .filter(|name| seen.insert(name.clone()));
+        self.members_omitted.then(|| servers.collect())
     }
 }
 

@@ -1,30 +1,28 @@
-//! The state of a room as another server tells it when somebody joins, and what of it is believed.
+//! The state of a room as another server told it when somebody joins, and what of it is believed.
 //!
-//! The answer is read whole, under a bound, and cut into its events without copying them. Each
-//! event is checked by itself; the order in which they can be judged follows from their auth events.
-//! What is lacking of the auth chain is asked for, a bounded number of events; what then still lacks
-//! something is left out, together with all that builds on it.
+//! Each event was checked by itself (see `hear`), and is held as its text; the order in which they
+//! can be judged follows from their auth events. What is lacking of the auth chain is asked for, a
+//! bounded number of events; what then still lacks something is left out, together with all that
+//! builds on it.
 //!
 //! Specification: server-server API, `send_join`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use homeserver_events::{Pdu, Rules, rules::RoomIdFormat};
-use homeserver_rooms::{Imported, MAX_PARTIAL_SERVERS};
-use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
-use serde::{
-    Deserialize,
-    de::{self, Deserializer, SeqAccess, Visitor},
-};
+use homeserver_events::{Pdu, PduError, Rules, rules::RoomIdFormat};
+use homeserver_rooms::{IMPORT_PART, IMPORT_PART_BYTES, ImportId, Imported, PartTaken};
+use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Failure, Inner, Template, usual};
-use crate::{Call, CallError, Path};
+use crate::{Call, CallError, CheckError, Dropped, Path};
 
-/// Entries of the answer at most: beyond, no server could serve the room.
-const MAX_EVENTS: usize = 600_000;
 /// Events of the auth chain that are asked for one by one.
 const MAX_FETCHED: usize = 200;
 /// Of those at once.
@@ -33,202 +31,180 @@ const FETCHED_AT_ONCE: usize = 4;
 const FETCHES: usize = 3;
 /// Bytes of an answer with one event and what is around it.
 const EVENT_BODY: usize = 256 * 1024;
-/// How long the keys of all servers in the state are waited for.
+/// How long the keys of events of the auth chain are waited for.
 const KEY_PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
-
-/// The answer to a join, cut into its events.
-#[derive(Debug, Default)]
-pub(super) struct Told {
-    pub(super) state: Vec<Bytes>,
-    pub(super) auth_chain: Vec<Bytes>,
-    /// The join as the other server signed it.
-    pub(super) event: Option<Bytes>,
-    /// The servers that are said to be in the room, if members are left out.
-    pub(super) servers: Option<Vec<OwnedServerName>>,
-}
-
-#[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow)]
-    state: Listed<'a>,
-    #[serde(borrow)]
-    auth_chain: Listed<'a>,
-    #[serde(borrow)]
-    event: Option<&'a RawValue>,
-    #[serde(default)]
-    members_omitted: bool,
-    #[serde(borrow)]
-    servers_in_room: Option<Listed<'a>>,
-}
-
-/// The answer to a question for a state.
-#[derive(Deserialize)]
-struct RawState<'a> {
-    #[serde(borrow)]
-    pdus: Listed<'a>,
-    #[serde(borrow)]
-    auth_chain: Listed<'a>,
-}
-
-/// A list of at most [`MAX_EVENTS`] values, which is given up where it is longer.
-struct Listed<'a>(Vec<&'a RawValue>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Listed<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Listed<'de>;
-
-            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(to, "at most {MAX_EVENTS} events")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut events = Vec::new();
-                while let Some(event) = list.next_element()? {
-                    if events.len() == MAX_EVENTS {
-                        return Err(de::Error::invalid_length(MAX_EVENTS + 1, &self));
-                    }
-                    events.push(event);
-                }
-                Ok(Listed(events))
-            }
-        }
-
-        deserializer.deserialize_seq(Reader)
-    }
-}
-
-impl Told {
-    /// Reads the body of an answer.
-    pub(super) fn read(body: &Bytes) -> Result<Self, Failure> {
-        let raw: Raw<'_> = object(body)?;
-        let mut told = Self::cut(body, raw.state, raw.auth_chain)?;
-        told.event = raw.event.map(|raw| cut(body, raw));
-        if raw.members_omitted {
-            let listed = raw.servers_in_room.map(|listed| listed.0);
-            let names = listed.unwrap_or_default().into_iter();
-            let names = names.take(MAX_PARTIAL_SERVERS);
-            let read = |name: &RawValue| serde_json::from_str::<OwnedServerName>(name.get()).ok();
-            let mut seen = HashSet::new();
-            let servers = names.filter_map(read);
-            told.servers = Some(servers.filter(|name| seen.insert(name.clone())).collect());
-        }
-        Ok(told)
-    }
-
-    /// Reads the body of an answer to `GET /state`.
-    pub(super) fn of_state(body: &Bytes) -> Result<Self, Failure> {
-        let raw: RawState<'_> = object(body)?;
-        Self::cut(body, raw.pdus, raw.auth_chain)
-    }
-
-    fn cut(body: &Bytes, state: Listed<'_>, auth_chain: Listed<'_>) -> Result<Self, Failure> {
-        if state.0.len() + auth_chain.0.len() > MAX_EVENTS {
-            return Err(Failure::answer("too many events"));
-        }
-        Ok(Self {
-            state: state.0.into_iter().map(|raw| cut(body, raw)).collect(),
-            auth_chain: auth_chain.0.into_iter().map(|raw| cut(body, raw)).collect(),
-            event: None,
-            servers: None,
-        })
-    }
-}
-
-fn cut(body: &Bytes, raw: &RawValue) -> Bytes {
-    body.slice_ref(raw.get().as_bytes())
-}
-
-fn object<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, Failure> {
-    // A list would be taken for a struct of its entries.
-    let begins = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    if begins != Some(&b'{') {
-        return Err(Failure::answer("not a JSON object"));
-    }
-    serde_json::from_slice(body).map_err(Failure::answer)
-}
+/// Parts of an import whose events are made of their texts while one is written.
+const PARTS_AHEAD: usize = 2;
 
 /// The events of a room's state, checked, and those that authorise them.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
-    events: HashMap<OwnedEventId, Pdu>,
-    state: HashSet<OwnedEventId>,
+    numbers: HashMap<Arc<str>, usize>,
+    entries: Vec<Entry>,
+    /// The create events of the state.
+    creates: Vec<Pdu>,
+}
+
+/// An event, or one that another one names.
+#[derive(Debug)]
+struct Entry {
+    id: Arc<str>,
+    /// `None` if it is only named.
+    text: Option<Box<[u8]>>,
+    of_state: bool,
+    /// The events that authorise it, by their numbers, each once.
+    auth: Box<[u32]>,
 }
 
 /// Events in an order in which each comes after its auth events.
 pub(super) struct Ordered {
-    pub(super) events: Vec<Imported>,
-    /// Auth events that are not among them.
-    pub(super) lacking: Vec<OwnedEventId>,
+    checked: Checked,
+    order: std::vec::IntoIter<u32>,
 }
+
+/// The texts of one part of an import.
+type Texts = Vec<(Arc<str>, Box<[u8]>, bool)>;
 
 impl Checked {
     /// The event that made the room.
     pub(super) fn create(&self, template: &Template) -> Result<Pdu, Failure> {
-        let mut found = self
-            .state
-            .iter()
-            .filter_map(|id| self.events.get(id))
-            .filter(|pdu| pdu.state_pair() == Some(("m.room.create", "")));
-        let create = found.next();
-        let create = create.ok_or_else(|| Failure::answer("the state has no create event"))?;
-        if found.next().is_some() {
-            return Err(Failure::answer("the state has several create events"));
-        }
+        let [create] = &*self.creates else {
+            let how_many = self.creates.len();
+            let why = format!("the state has {how_many} create events");
+            return Err(Failure::Answer(why));
+        };
         check_version(create, template.rules)?;
         Ok(create.clone())
     }
 
-    /// Sorts the events. Those that lack something are left out.
-    pub(super) fn order(&self) -> Ordered {
-        let mut waiting: HashMap<&EventId, usize> = HashMap::with_capacity(self.events.len());
-        let mut followers: HashMap<&EventId, Vec<&Pdu>> = HashMap::new();
-        let mut lacking: Vec<OwnedEventId> = Vec::new();
-        let mut seen_lacking = HashSet::new();
-        let mut ready = VecDeque::new();
-        for pdu in self.events.values() {
-            // One that is named twice is waited for once.
-            let named: HashSet<_> = pdu.auth_events().iter().collect();
-            if named.is_empty() {
-                ready.push_back(pdu);
+    /// Takes an event that was checked, if it is of this room. Gives how many were left out.
+    pub(super) fn take(
+        &mut self,
+        room: &RoomId,
+        verified: Result<Pdu, Dropped>,
+        of_state: bool,
+    ) -> usize {
+        match verified {
+            Ok(pdu) if pdu.room_id() == room && !(of_state && pdu.state_key().is_none()) => {
+                self.add(&pdu, of_state);
+                0
             }
-            for id in &named {
-                if self.events.contains_key(*id) {
-                    followers.entry(id).or_default().push(pdu);
-                } else if seen_lacking.insert(*id) {
-                    lacking.push((*id).clone());
-                }
-            }
-            waiting.insert(pdu.event_id(), named.len());
+            Ok(_) | Err(_) => 1,
         }
-        let mut events = Vec::with_capacity(self.events.len());
-        while let Some(pdu) = ready.pop_front() {
-            events.push(if self.state.contains(pdu.event_id()) {
-                Imported::State(pdu.clone())
-            } else {
-                Imported::Auth(pdu.clone())
-            });
-            for follower in followers.remove(pdu.event_id()).unwrap_or_default() {
-                if let Some(left) = waiting.get_mut(follower.event_id()) {
-                    *left -= 1;
-                    if *left == 0 {
-                        ready.push_back(follower);
-                    }
-                }
-            }
-        }
-        Ordered { events, lacking }
     }
 
-    fn add(&mut self, pdu: Pdu, of_state: bool) {
-        let id = pdu.event_id().to_owned();
-        if of_state {
-            self.state.insert(id.clone());
+    fn add(&mut self, pdu: &Pdu, of_state: bool) {
+        let number = self.number(pdu.event_id());
+        if self.entries[number].text.is_none() {
+            let mut auth: Vec<u32> = Vec::with_capacity(pdu.auth_events().len());
+            for id in pdu.auth_events() {
+                let named = self.number(id) as u32;
+                if !auth.contains(&named) {
+                    auth.push(named);
+                }
+            }
+            let entry = &mut self.entries[number];
+            entry.auth = auth.into();
+            entry.text = Some(pdu.json().into());
         }
-        self.events.insert(id, pdu);
+        let entry = &mut self.entries[number];
+        let is_new = of_state && !std::mem::replace(&mut entry.of_state, true);
+        if is_new && pdu.state_pair() == Some(("m.room.create", "")) {
+            self.creates.push(pdu.clone());
+        }
     }
+
+    fn number(&mut self, id: &EventId) -> usize {
+        if let Some(number) = self.numbers.get(id.as_str()) {
+            return *number;
+        }
+        let (id, number): (Arc<str>, _) = (id.as_str().into(), self.entries.len());
+        self.numbers.insert(Arc::clone(&id), number);
+        self.entries.push(Entry {
+            id,
+            text: None,
+            of_state: false,
+            auth: Box::default(),
+        });
+        number
+    }
+
+    /// How many events are there, or named.
+    pub(super) fn known(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Auth events that are not among them.
+    fn lacking(&self) -> impl Iterator<Item = OwnedEventId> {
+        let only_named = self.entries.iter().filter(|entry| entry.text.is_none());
+        only_named.filter_map(|entry| EventId::parse(&*entry.id).ok())
+    }
+
+    /// Sorts the events. Those that lack something are left out.
+    pub(super) fn order(self) -> Ordered {
+        let mut waiting: Vec<u32> = Vec::with_capacity(self.entries.len());
+        let mut followers: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut ready = VecDeque::new();
+        for (number, entry) in (0_u32..).zip(&self.entries) {
+            waiting.push(entry.auth.len() as u32);
+            if entry.text.is_some() && entry.auth.is_empty() {
+                ready.push_back(number);
+            }
+            for named in &entry.auth {
+                followers.entry(*named).or_default().push(number);
+            }
+        }
+        let mut order = Vec::with_capacity(self.entries.len());
+        while let Some(number) = ready.pop_front() {
+            order.push(number);
+            for follower in followers.remove(&number).unwrap_or_default() {
+                let left = &mut waiting[follower as usize];
+                *left -= 1;
+                if *left == 0 {
+                    ready.push_back(follower);
+                }
+            }
+        }
+        Ordered {
+            checked: self,
+            order: order.into_iter(),
+        }
+    }
+}
+
+impl Ordered {
+    /// The next events, as many as one part may have.
+    fn part(&mut self) -> Option<Texts> {
+        let (mut part, mut bytes) = (Texts::new(), 0);
+        while let Some(number) = self.order.as_slice().first() {
+            let entry = &mut self.checked.entries[*number as usize];
+            let length = entry.text.as_ref().map_or(0, |text| text.len());
+            let is_full = part.len() == IMPORT_PART || bytes + length > IMPORT_PART_BYTES;
+            if is_full && !part.is_empty() {
+                break;
+            }
+            self.order.next();
+            bytes += length;
+            if let Some(text) = entry.text.take() {
+                part.push((Arc::clone(&entry.id), text, entry.of_state));
+            }
+        }
+        Some(part).filter(|part| !part.is_empty())
+    }
+}
+
+/// Makes events of texts that were events before.
+fn events_of(texts: Texts, rules: &'static Rules) -> Result<Vec<Imported>, PduError> {
+    let event = |(id, text, of_state): (Arc<str>, Box<[u8]>, bool)| {
+        let id = EventId::parse(&*id).map_err(|_| PduError::Identifier("event_id"))?;
+        let pdu = Pdu::from_stored(&text, id, rules)?;
+        Ok(if of_state {
+            Imported::State(pdu)
+        } else {
+            Imported::Auth(pdu)
+        })
+    };
+    texts.into_iter().map(event).collect()
 }
 
 /// A create event says the version of its room. In those whose id is its hash, the id was compared.
@@ -247,76 +223,52 @@ fn check_version(create: &Pdu, rules: &Rules) -> Result<(), Failure> {
 }
 
 impl Inner {
-    /// Checks the events of an answer. Those of other rooms, and those that are not signed as they
-    /// must be, are left out.
-    pub(super) async fn check_state(
-        &self,
-        room: &RoomId,
-        rules: &'static Rules,
-        told: Told,
-    ) -> Result<Checked, Failure> {
-        let of_state = told.state.len();
-        // Most of the auth chain is part of the state, too.
-        let mut seen: HashSet<Bytes> = HashSet::with_capacity(of_state);
-        let mut all = Vec::with_capacity(of_state);
-        let mut is_state = Vec::with_capacity(of_state);
-        let entries = told.state.into_iter().map(|event| (event, true));
-        let entries = entries.chain(told.auth_chain.into_iter().map(|event| (event, false)));
-        for (event, state) in entries {
-            if seen.insert(event.clone()) {
-                all.push(event);
-                is_state.push(state);
-            }
-        }
-        drop(seen);
-        let verified = self.verifier.verify(all, rules, KEY_PATIENCE).await?;
-        let mut checked = Checked::default();
-        let mut dropped = 0;
-        for (verified, state) in verified.into_iter().zip(is_state) {
-            match verified {
-                Ok(pdu) if pdu.room_id() == room && !(state && pdu.state_key().is_none()) => {
-                    checked.add(pdu, state);
-                }
-                Ok(_) | Err(_) => dropped += 1,
-            }
-        }
-        if dropped > 0 {
-            tracing::info!(%room, dropped, "events of a room's state are not to be used");
-        }
-        Ok(checked)
-    }
-
     /// Sorts the events, and asks for what they lack.
     pub(super) async fn complete(
         &self,
         server: &ServerName,
         (room, rules): (&RoomId, &'static Rules),
         mut checked: Checked,
-    ) -> Result<Vec<Imported>, Failure> {
+    ) -> Result<Ordered, Failure> {
         let mut asked: HashSet<OwnedEventId> = HashSet::new();
         for _ in 0..FETCHES {
-            let (back, ordered) = self
-                .runtime
-                .cpu
-                .run(move || {
-                    let ordered = checked.order();
-                    (checked, ordered)
-                })
-                .await
-                .map_err(crate::CheckError::from)?;
-            checked = back;
-            let mut wanted = ordered.lacking;
-            wanted.retain(|id| !asked.contains(id));
-            wanted.truncate(MAX_FETCHED.saturating_sub(asked.len()));
+            let left = MAX_FETCHED.saturating_sub(asked.len());
+            let lacking = checked.lacking().filter(|id| !asked.contains(id));
+            let wanted: Vec<_> = lacking.take(left).collect();
             if wanted.is_empty() {
-                return Ok(ordered.events);
+                break;
             }
             asked.extend(wanted.iter().cloned());
             for pdu in self.fetch(server, (room, rules), wanted).await? {
-                checked.add(pdu, false);
+                checked.add(&pdu, false);
             }
         }
-        Ok(checked.order().events)
+        let sorted = self.runtime.cpu.run(move || checked.order()).await;
+        Ok(sorted.map_err(CheckError::from)?)
+    }
+
+    /// Gives the events to an import, from part number `first` on.
+    pub(super) async fn import(
+        &self,
+        (import, first): (ImportId, u64),
+        rules: &'static Rules,
+        mut ordered: Ordered,
+    ) -> Result<(), Failure> {
+        let parts = std::iter::from_fn(move || ordered.part());
+        let events = |texts| self.runtime.cpu.run(move || events_of(texts, rules));
+        let parts = stream::iter(parts).map(events).buffered(PARTS_AHEAD);
+        let mut parts = std::pin::pin!(parts.zip(stream::iter(first..)));
+        while let Some((part, ordinal)) = parts.next().await {
+            let part = part.map_err(CheckError::from)?.map_err(Failure::answer)?;
+            match self.rooms.import_part(import, ordinal, &part).await? {
+                PartTaken::Stored => {}
+                PartTaken::Missing(ids) => {
+                    let why = format!("{} events are missing of what authorises others", ids.len());
+                    return Err(Failure::Answer(why));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Events by their ids, as far as the server has them and they are to be used.
