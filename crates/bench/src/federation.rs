@@ -293,10 +293,11 @@ async fn joined(scene: &Scene, members: usize) -> Result<(), Error> {
     let peer = &scene.peer;
     let room = Arc::new(Generated::new(&peer.name, &peer.key, members)?);
     peer.offer(Arc::clone(&room)).await;
-    let idle = scene.server.resident()?;
+    let (idle, cpu) = (scene.server.resident()?, scene.server.cpu()?);
     let started = Instant::now();
     scene.join(&room).await?;
     let answered = milliseconds_since(started);
+    let joining = scene.server.peak_resident()?;
     let path = format!("/_matrix/client/v3/rooms/{}/joined_members", room.id);
     loop {
         let answer = scene.client.get(&path).await?;
@@ -310,9 +311,10 @@ async fn joined(scene: &Scene, members: usize) -> Result<(), Error> {
         }
         tokio::time::sleep(PAUSE).await;
     }
+    let whole = milliseconds_since(started);
+    let cpu = scene.server.cpu()?.saturating_sub(cpu).as_secs_f64();
     println!(
-        "  join of {members:>7} members: answered after {answered:.0} ms, whole after {:.0} ms, memory {idle:.0} → {:.0} MiB at most",
-        milliseconds_since(started),
+        "  join of {members:>7} members: answered after {answered:.0} ms, whole after {whole:.0} ms, {cpu:.1} s of CPU, memory {idle:.0} → {joining:.0} MiB at most, {:.0} with its members read",
         scene.server.peak_resident()?,
     );
     Ok(())

@@ -41,8 +41,11 @@ use crate::{
     whereabouts::put_whereabouts,
 };
 
-/// Outliers stored by one batch: five operations each at most, and none is larger than 64 KiB.
-const OUTLIERS_AT_ONCE: usize = 60;
+/// Outliers stored by one batch: five operations each at most.
+const OUTLIERS_AT_ONCE: usize = 190;
+
+/// Bytes of them, so that they fit with all that is around them.
+const OUTLIER_BYTES: usize = 4_000_000;
 
 /// What became of outliers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,7 +133,16 @@ impl Rooms {
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         let received = async move {
             let mut taken = OutliersTaken::default();
-            for some in events.chunks(OUTLIERS_AT_ONCE) {
+            let mut rest = events.as_slice();
+            while !rest.is_empty() {
+                let mut bytes = 0;
+                let fits = |pdu: &&Pdu| {
+                    bytes += pdu.json().len();
+                    bytes <= OUTLIER_BYTES
+                };
+                let at_once = rest.iter().take(OUTLIERS_AT_ONCE).take_while(fits).count();
+                let (some, later) = rest.split_at(at_once.max(1));
+                rest = later;
                 taken
                     .left_out
                     .extend(rooms.take_outliers(&room, some).await?);
@@ -200,7 +212,8 @@ impl Rooms {
             here.insert(id.to_owned(), Arc::new(event));
         }
         if !batch.is_empty() {
-            self.store.commit(batch).await.map_err(not_stored)?;
+            // On disk with whatever builds on them.
+            self.write_prepared(batch).await?;
         }
         Ok(left_out)
     }

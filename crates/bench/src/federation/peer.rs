@@ -217,7 +217,11 @@ async fn send_join(
 ) -> Response {
     let room = peer.rooms.lock().await.get(&room).cloned();
     match room {
-        Some(room) => answer(room.join_answer(&peer.name, &join)),
+        Some(room) => {
+            let pieces = room.join_answer(&peer.name, &join);
+            let pieces = pieces.map(Ok::<_, std::convert::Infallible>);
+            answer(Body::from_stream(futures_util::stream::iter(pieces)))
+        }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }

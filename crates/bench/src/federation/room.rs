@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::body::Bytes;
 use homeserver_events::{Draft, EventReference, Pdu, RoomVersion, Rules, SigningKey};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
 use serde_json::{Value, json, value::to_raw_value};
@@ -18,7 +19,10 @@ static ROOMS: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Generated {
     pub(super) id: OwnedRoomId,
     creator: OwnedUserId,
-    state: Vec<Pdu>,
+    /// What the answer to a join says of the state, made before it is asked for.
+    told: Bytes,
+    /// The first member's event.
+    member: Option<OwnedEventId>,
     /// What an event of a member names as its auth events: power levels, join rules.
     authorising: Vec<OwnedEventId>,
     last: OwnedEventId,
@@ -121,14 +125,15 @@ impl Generated {
             last: last.ok_or_else(|| Error::Server("a room has events".to_owned()))?,
             id,
             creator,
-            state,
+            told: told(&state),
+            member: state.get(1).map(|event| event.event_id().to_owned()),
             authorising,
         })
     }
 
     /// The event that made the creator a member.
     pub(super) fn first_member(&self) -> Result<OwnedEventId, Error> {
-        let member = self.state.get(1).map(|event| event.event_id().to_owned());
+        let member = self.member.clone();
         member.ok_or_else(|| Error::Server("a room has a member".to_owned()))
     }
 
@@ -150,20 +155,10 @@ impl Generated {
         })
     }
 
-    /// The answer to `send_join` with this event.
-    pub(super) fn join_answer(&self, server: &str, join: &str) -> String {
-        let lengths = self.state.iter().map(|event| event.json_str().len() + 1);
-        let mut answer = String::with_capacity(lengths.sum::<usize>() + join.len() + 1024);
-        answer.push_str("{\"origin\":\"");
-        answer.push_str(server);
-        answer.push_str("\",\"members_omitted\":false,\"event\":");
-        answer.push_str(join);
-        answer.push_str(",\"auth_chain\":[");
-        push_all(&mut answer, self.state.iter().take(4));
-        answer.push_str("],\"state\":[");
-        push_all(&mut answer, self.state.iter());
-        answer.push_str("]}");
-        answer
+    /// The answer to `send_join` with this event, in two pieces.
+    pub(super) fn join_answer(&self, server: &str, join: &str) -> [Bytes; 2] {
+        let head = format!("{{\"origin\":\"{server}\",\"members_omitted\":false,\"event\":{join},");
+        [head.into(), self.told.clone()]
     }
 
     /// A line of messages after the join event with this id, in their order.
@@ -194,6 +189,18 @@ impl Generated {
         }
         Ok(messages)
     }
+}
+
+/// The rest of the answer to a join.
+fn told(state: &[Pdu]) -> Bytes {
+    let lengths = state.iter().map(|event| event.json_str().len() + 1);
+    let mut text = String::with_capacity(lengths.sum::<usize>() + 4096);
+    text.push_str("\"auth_chain\":[");
+    push_all(&mut text, state.iter().take(4));
+    text.push_str("],\"state\":[");
+    push_all(&mut text, state.iter());
+    text.push_str("]}");
+    text.into()
 }
 
 fn push_all<'a>(answer: &mut String, events: impl Iterator<Item = &'a Pdu>) {

@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_federation::Inbound;
 use homeserver_rooms::{
-    Membership, ReadableState, Reader, Room, RoomError, Rooms, UserMembership, VisibleEvent,
+    EventNumber, Membership, ReadableState, Reader, Room, RoomError, Rooms, UserMembership,
+    VisibleEvent,
 };
 use homeserver_runtime::Runtime;
 use homeserver_users::{AccountData, Accounts, Failure, Users};
@@ -26,6 +27,9 @@ use crate::{
 /// How long the members of a room are waited for of whose state only part is here: as long as clients
 /// usually wait for an answer.
 pub(super) const MEMBERS_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Member events that are read in one go where only what they show is kept.
+const MEMBERS_AT_ONCE: usize = 500;
 
 /// Why nothing is shown.
 #[derive(Debug, thiserror::Error)]
@@ -362,18 +366,18 @@ impl RoomReads {
             return Err(ReadError::NotInRoom);
         }
         let mut joined = BTreeMap::new();
-        for event in self.member_events(&visit.room, &visit.state).await? {
-            let Ok(content) = serde_json::from_str::<Content>(event.pdu().content().get()) else {
-                continue;
-            };
-            let user = event
-                .pdu()
-                .state_key()
-                .and_then(|user| UserId::parse(user).ok());
-            if let Some(user) = user
-                && content.membership == "join"
-            {
-                joined.insert(user, content.shown);
+        let numbers = self.member_numbers(&visit.room, &visit.state).await?;
+        // The events of large rooms are not held all at once.
+        for some in numbers.chunks(MEMBERS_AT_ONCE) {
+            for event in self.rooms.state_events(&visit.state, some).await? {
+                let content = event.pdu().content_as::<Content>();
+                let user = event.pdu().state_key();
+                let user = user.and_then(|user| UserId::parse(user).ok());
+                if let (Some(user), Ok(content)) = (user, content)
+                    && content.membership == "join"
+                {
+                    joined.insert(user, content.shown);
+                }
             }
         }
         Ok(joined)
@@ -385,11 +389,19 @@ impl RoomReads {
         room: &Room,
         state: &ReadableState,
     ) -> Result<Vec<VisibleEvent>, ReadError> {
+        let numbers = self.member_numbers(room, state).await?;
+        Ok(self.rooms.state_events(state, &numbers).await?)
+    }
+
+    async fn member_numbers(
+        &self,
+        room: &Room,
+        state: &ReadableState,
+    ) -> Result<Vec<EventNumber>, ReadError> {
         let members = self
             .rooms
             .state_of_type(room, state.root, "m.room.member")
             .await?;
-        let numbers: Vec<_> = members.into_iter().map(|(_, event)| event).collect();
-        Ok(self.rooms.state_events(state, &numbers).await?)
+        Ok(members.into_iter().map(|(_, event)| event).collect())
     }
 }

@@ -5,6 +5,9 @@ use super::*;
 /// What is done to an answer.
 type Change = fn(&mut Value);
 
+/// What is done to the text of an answer.
+type Spoil = fn(&str) -> String;
+
 const CLIENT: &str = "/_matrix/client/v3";
 
 /// A network that changes what servers answer.
@@ -13,6 +16,8 @@ struct Meddler {
     network: Arc<Network>,
     /// Paths that contain the text are answered with the JSON changed in this way.
     changes: Mutex<Vec<(String, Change)>>,
+    /// Answers to joins are this text, and come in small pieces.
+    spoilt: Mutex<Option<Spoil>>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -23,6 +28,18 @@ impl Transport for Meddler {
         self.asked.lock().push(path.clone());
         let limit = outgoing.limits.body;
         let reply = self.network.send(outgoing).await?;
+        let spoil = *self.spoilt.lock();
+        if let Some(spoil) = spoil.filter(|_| path.contains("/send_join/")) {
+            let body = reply.body.whole().await?;
+            let body = spoil(std::str::from_utf8(&body).unwrap()).into_bytes();
+            let pieces = body.chunks(7).map(bytes::Bytes::copy_from_slice);
+            let pieces: Vec<_> = pieces.map(Ok).collect();
+            return Ok(Reply {
+                status: reply.status,
+                headers: reply.headers,
+                body: ReplyBody::new(stream::iter(pieces), limit),
+            });
+        }
         let changes: Vec<_> = self.changes.lock().clone();
         let mut changes = changes
             .into_iter()
@@ -548,6 +565,41 @@ async fn a_failed_join_of_somebody_invited_leaves_them_able_to_join_or_refuse() 
         world.bob(&room, "leave").await.ok();
         until(async || world.members(&room).await["membership"] == "leave").await;
     }
+}
+
+/// An answer is cut while it arrives: what is wrong at its end refuses what came before.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_broken_anywhere_is_refused_as_a_whole() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    let spoils: [Spoil; 9] = [
+        |_| String::new(),
+        |body| body[..body.len() - 1].to_owned(),
+        |body| body[..body.len() / 2].to_owned(),
+        |body| format!("{body}{{}}"),
+        |body| format!("[{body}]"),
+        |body| body.replacen('{', "{\"state\":[],", 1),
+        |body| body.replacen("\"auth_chain\":[", "\"auth_chain\":[{]},", 1),
+        |body| body.replacen("\"auth_chain\"", "\"chain\"", 1),
+        |body| {
+            let large = "x".repeat(2 * 1024 * 1024);
+            body.replacen("\"state\":[", &format!("\"state\":[\"{large}\","), 1)
+        },
+    ];
+    for (number, spoil) in spoils.into_iter().enumerate() {
+        *world.meddler.spoilt.lock() = Some(spoil);
+        let answer = world.join(&room).await;
+        assert_eq!(answer.status, 502, "{number}: {}", answer.body);
+        let synced = world.sync(None).await;
+        assert!(synced["rooms"].is_null(), "{number}");
+    }
+    // In pieces, with spaces, and with elements that are no events, it is taken.
+    *world.meddler.spoilt.lock() = Some(|body| {
+        let body = body.replacen("\"state\":[", "\"state\" : [ 1 , null, \"x\", ", 1);
+        format!(" \n{body}\t")
+    });
+    world.join(&room).await.ok();
+    world.talk(&room, "a word").await;
 }
 
 #[tokio::test(start_paused = true)]
