@@ -14,7 +14,7 @@ mod room;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -203,8 +203,12 @@ pub(crate) async fn measure(
     }
     if wants(Part::Join) {
         for members in &arguments.members {
-            let scene = Scene::new(arguments, engine, &place(&format!("join-{members}"))).await?;
-            joined(&scene, *members).await?;
+            for (name, omits) in [("part", true), ("whole", false)] {
+                let place = place(&format!("join-{members}-{name}"));
+                let scene = Scene::new(arguments, engine, &place).await?;
+                scene.peer.omits.store(omits, Ordering::Relaxed);
+                joined(&scene, *members, name).await?;
+            }
         }
     }
     let synapse = synapse(arguments);
@@ -288,8 +292,9 @@ async fn taken(
     Ok(())
 }
 
-/// How long a join of a large room takes: until it is answered, and until all members are there.
-async fn joined(scene: &Scene, members: usize) -> Result<(), Error> {
+/// How long a join of a large room takes: until it is answered, and until all members are there. The
+/// peer leaves out the members at first ("part"), or does not.
+async fn joined(scene: &Scene, members: usize, name: &str) -> Result<(), Error> {
     let peer = &scene.peer;
     let room = Arc::new(Generated::new(&peer.name, &peer.key, members)?);
     peer.offer(Arc::clone(&room)).await;
@@ -314,7 +319,7 @@ async fn joined(scene: &Scene, members: usize) -> Result<(), Error> {
     let whole = milliseconds_since(started);
     let cpu = scene.server.cpu()?.saturating_sub(cpu).as_secs_f64();
     println!(
-        "  join of {members:>7} members: answered after {answered:.0} ms, whole after {whole:.0} ms, {cpu:.1} s of CPU, memory {idle:.0} → {joining:.0} MiB at most, {:.0} with its members read",
+        "  join of {members:>7} members, {name:<5}: answered after {answered:.0} ms, whole after {whole:.0} ms, {cpu:.1} s of CPU, memory {idle:.0} → {joining:.0} MiB at most, {:.0} with its members read",
         scene.server.peak_resident()?,
     );
     Ok(())

@@ -3,14 +3,17 @@
 use std::{
     collections::HashMap,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{Path as Parts, State},
+    extract::{Path as Parts, RawQuery, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{any, get, put},
@@ -88,6 +91,8 @@ pub(super) struct Peer {
     /// `localhost:PORT`.
     pub(super) name: String,
     pub(super) key: SigningKey,
+    /// Whether it leaves out members where that is asked for.
+    pub(super) omits: AtomicBool,
     rooms: Mutex<HashMap<String, Arc<Generated>>>,
 }
 
@@ -100,6 +105,7 @@ impl Peer {
         let peer = Arc::new(Self {
             name: format!("localhost:{port}"),
             key: key.map_err(|error| Error::Server(error.to_string()))?,
+            omits: AtomicBool::new(true),
             rooms: Mutex::default(),
         });
         let acceptor = certificates.acceptor()?;
@@ -179,6 +185,7 @@ fn router(peer: Arc<Peer>) -> Router {
             "/_matrix/federation/v2/send_join/{room}/{event}",
             put(send_join),
         )
+        .route("/_matrix/federation/v1/state/{room}", get(state))
         .fallback(any(async || StatusCode::NOT_FOUND))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(peer)
@@ -213,15 +220,26 @@ async fn make_join(
 async fn send_join(
     State(peer): State<Arc<Peer>>,
     Parts((room, _)): Parts<(String, String)>,
+    RawQuery(query): RawQuery,
     join: String,
 ) -> Response {
     let room = peer.rooms.lock().await.get(&room).cloned();
+    let omit = query.is_some_and(|query| query.contains("omit_members=true"));
     match room {
         Some(room) => {
-            let pieces = room.join_answer(&peer.name, &join);
+            let omit = omit && peer.omits.load(Ordering::Relaxed);
+            let pieces = room.join_answer(&peer.name, &join, omit);
             let pieces = pieces.map(Ok::<_, std::convert::Infallible>);
             answer(Body::from_stream(futures_util::stream::iter(pieces)))
         }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// The state before a join.
+async fn state(State(peer): State<Arc<Peer>>, Parts(room): Parts<String>) -> Response {
+    match peer.rooms.lock().await.get(&room) {
+        Some(room) => answer(room.state_answer()),
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }

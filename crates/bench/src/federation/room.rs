@@ -19,8 +19,8 @@ static ROOMS: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Generated {
     pub(super) id: OwnedRoomId,
     creator: OwnedUserId,
-    /// What the answer to a join says of the state, made before it is asked for.
-    told: Bytes,
+    /// What answers say of the state, made before it is asked for.
+    told: Told,
     /// The first member's event.
     member: Option<OwnedEventId>,
     /// What an event of a member names as its auth events: power levels, join rules.
@@ -125,7 +125,7 @@ impl Generated {
             last: last.ok_or_else(|| Error::Server("a room has events".to_owned()))?,
             id,
             creator,
-            told: told(&state),
+            told: Told::of(&server, &state),
             member: state.get(1).map(|event| event.event_id().to_owned()),
             authorising,
         })
@@ -155,10 +155,20 @@ impl Generated {
         })
     }
 
-    /// The answer to `send_join` with this event, in two pieces.
-    pub(super) fn join_answer(&self, server: &str, join: &str) -> [Bytes; 2] {
-        let head = format!("{{\"origin\":\"{server}\",\"members_omitted\":false,\"event\":{join},");
-        [head.into(), self.told.clone()]
+    /// The answer to `send_join` with this event, in two pieces, with or without the members.
+    pub(super) fn join_answer(&self, server: &str, join: &str, omit: bool) -> [Bytes; 2] {
+        let head = format!("{{\"origin\":\"{server}\",\"event\":{join},");
+        let told = if omit {
+            &self.told.omitting
+        } else {
+            &self.told.whole
+        };
+        [head.into(), told.clone()]
+    }
+
+    /// The answer to `state` for the join event.
+    pub(super) fn state_answer(&self) -> Bytes {
+        self.told.before.clone()
     }
 
     /// A line of messages after the join event with this id, in their order.
@@ -191,14 +201,44 @@ impl Generated {
     }
 }
 
-/// The rest of the answer to a join.
-fn told(state: &[Pdu]) -> Bytes {
-    let lengths = state.iter().map(|event| event.json_str().len() + 1);
-    let mut text = String::with_capacity(lengths.sum::<usize>() + 4096);
+/// What answers say of the state: in the rest of the answer to a join, with members and without,
+/// and before the join.
+struct Told {
+    whole: Bytes,
+    omitting: Bytes,
+    before: Bytes,
+}
+
+impl Told {
+    fn of(server: &ServerName, state: &[Pdu]) -> Self {
+        let few = state
+            .iter()
+            .filter(|event| event.event_type() != "m.room.member");
+        let omitted = format!("\"members_omitted\":true,\"servers_in_room\":[\"{server}\"],");
+        Self {
+            whole: lists("\"members_omitted\":false,", "state", state, state.iter()),
+            omitting: lists(&omitted, "state", state, few),
+            before: lists("{", "pdus", state, state.iter()),
+        }
+    }
+}
+
+/// The auth chain, which are the first events of the state, and some of the state.
+fn lists<'a>(
+    before: &str,
+    name: &str,
+    state: &[Pdu],
+    told: impl Iterator<Item = &'a Pdu> + Clone,
+) -> Bytes {
+    let lengths = told.clone().map(|event| event.json_str().len() + 1);
+    let mut text = String::with_capacity(lengths.sum::<usize>() + 8192);
+    text.push_str(before);
     text.push_str("\"auth_chain\":[");
     push_all(&mut text, state.iter().take(4));
-    text.push_str("],\"state\":[");
-    push_all(&mut text, state.iter());
+    text.push_str("],\"");
+    text.push_str(name);
+    text.push_str("\":[");
+    push_all(&mut text, told);
     text.push_str("]}");
     text.into()
 }
