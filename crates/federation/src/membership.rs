@@ -14,6 +14,7 @@
 //! "Leaving Rooms (Rejecting Invites)".
 
 mod complete;
+mod ended;
 mod hear;
 mod invite;
 mod join;
@@ -159,6 +160,8 @@ struct Inner {
     /// Places for states that nobody waits for: of rooms of partial state.
     whole_states: Semaphore,
     large: Arc<Semaphore>,
+    /// For what servers say that have no say in it.
+    doubts: Arc<Semaphore>,
     /// Rooms of partial state that are being completed.
     completing: Mutex<HashSet<RoomNumber>>,
 }
@@ -178,6 +181,7 @@ impl Memberships {
             states: Semaphore::new(STATES_AT_ONCE),
             whole_states: Semaphore::new(complete::AT_ONCE),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            doubts: Arc::new(Semaphore::new(ended::DOUBTED_AT_ONCE)),
             completing: Mutex::default(),
         };
         Self {

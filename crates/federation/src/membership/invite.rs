@@ -1,4 +1,4 @@
-//! Invites of users of this server to rooms that are elsewhere, and what takes them back.
+//! Invites of users of this server to rooms that are elsewhere.
 //!
 //! Nothing but an invite is signed: of the type, with the membership, of a user of the server that
 //! sends it, for a user of this one. Whether that user exists and takes invites is asked between
@@ -8,22 +8,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use homeserver_events::{
     Handshake, Pdu, PduError, RoomVersion, Rules, StatusKind, Step,
     handshake::{CoSignError, NotTheStep},
 };
-use homeserver_rooms::{Membership, Outside, Received, Room, RoomError};
-use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
-    UserId,
-};
+use homeserver_rooms::{Outside, Received, Room, RoomError};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Inner, Memberships, state::names_its_create};
-use crate::{CheckError, Dropped, PolicyError, inbound, is_same_server};
+use crate::{CheckError, Dropped, PolicyError, is_same_server};
 
 /// How long keys are waited for that are not known.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,18 +108,6 @@ impl Memberships {
     /// When the room, which is here, does not allow it.
     pub async fn accept_invite(&self, invited: Invited) -> Result<Pdu, InviteRefused> {
         self.inner.accept_invite(invited).await
-    }
-}
-
-#[async_trait]
-impl inbound::Outside for Memberships {
-    async fn outside(
-        &self,
-        origin: &ServerName,
-        room: &RoomId,
-        json: Bytes,
-    ) -> Option<Result<(), String>> {
-        self.inner.outside(origin, room, json).await
     }
 }
 
@@ -286,67 +270,5 @@ impl Inner {
         } else {
             Err(InviteRefused::NotAllowed)
         }
-    }
-
-    async fn outside(
-        &self,
-        origin: &ServerName,
-        room: &RoomId,
-        json: Bytes,
-    ) -> Option<Result<(), String>> {
-        #[derive(Deserialize)]
-        struct Member {
-            #[serde(rename = "type")]
-            event_type: String,
-            state_key: OwnedUserId,
-            content: Content,
-        }
-        #[derive(Deserialize)]
-        struct Content {
-            membership: String,
-        }
-        let member: Member = serde_json::from_slice(&json).ok()?;
-        let ends = matches!(&*member.content.membership, "leave" | "ban");
-        if member.event_type != "m.room.member" || !ends || !self.rooms.is_local(&member.state_key)
-        {
-            return None;
-        }
-        let standing = self.rooms.standing_of(&member.state_key, room).await;
-        let standing = match standing {
-            Ok(standing) => standing?,
-            Err(error) => return Some(Err(error.to_string())),
-        };
-        let waits = matches!(
-            standing.membership.membership,
-            Membership::Invite | Membership::Knock
-        );
-        // Who has nothing to do with the invite has no say in it: the room's rules are not known.
-        let concerned = standing
-            .via
-            .iter()
-            .any(|server| is_same_server(server, origin));
-        if !standing.outside || !waits || !concerned {
-            return None;
-        }
-        let rules = standing.room.rules;
-        let verified = self.verifier.verify(vec![json], rules, PATIENCE).await;
-        let pdu = match verified.map(|mut verified| verified.pop()) {
-            Ok(Some(Ok(pdu))) => pdu,
-            Ok(Some(Err(why))) => return Some(Err(why.to_string())),
-            Ok(None) => return None,
-            Err(error) => return Some(Err(error.to_string())),
-        };
-        if pdu.room_id() != room || !is_same_server(pdu.sender().server_name(), origin) {
-            return Some(Err("the event is not of that server and room".to_owned()));
-        }
-        let outside = Outside {
-            user: member.state_key,
-            version: standing.room.version.clone(),
-            pdu,
-            stripped: Vec::new(),
-            via: Vec::new(),
-        };
-        let noted = self.rooms.note_outside(&outside).await;
-        Some(noted.map(drop).map_err(|error| error.to_string()))
     }
 }

@@ -1,5 +1,6 @@
-//! A stream that gives up on a peer which does not read: a write that makes no progress for too
-//! long is an error, and ends the connection with everything that waits in it.
+//! A stream that gives up on a peer which does not read, or hardly: when writes have waited for too
+//! long in all while little was taken, that is an error, and ends the connection with everything
+//! that waits in it.
 
 use std::{
     io,
@@ -10,15 +11,23 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
+
+/// Bytes that a peer has to take in the time that writes may wait for it: some hundred a second,
+/// as the slowest mobile networks have them.
+const LEAST: usize = 16 * 1024;
 
 /// See the module.
 pub(super) struct Impatient<S> {
     inner: S,
     patience: Duration,
-    /// Set while a write waits.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Since when a write waits, and until when it may; set while one does.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// How long others before it waited.
+    waited: Duration,
+    /// Bytes that were taken in that time.
+    taken: usize,
 }
 
 impl<S> Impatient<S> {
@@ -26,24 +35,32 @@ impl<S> Impatient<S> {
         Self {
             inner,
             patience,
-            deadline: None,
+            waiting: None,
+            waited: Duration::ZERO,
+            taken: 0,
         }
     }
 
     /// Passes on how a write went; one that has waited too long fails.
-    fn judge<T>(
+    fn judge(
         &mut self,
         context: &mut Context<'_>,
-        outcome: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            self.deadline = None;
+        outcome: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = &outcome {
+            if let Some((since, _)) = self.waiting.take() {
+                self.waited += since.elapsed();
+            }
+            self.taken += written.as_ref().copied().unwrap_or_default();
+            if self.taken >= LEAST {
+                (self.taken, self.waited) = (0, Duration::ZERO);
+            }
             return outcome;
         }
-        let patience = self.patience;
-        let deadline = self
-            .deadline
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        let left = self.patience.saturating_sub(self.waited);
+        let (_, deadline) = self
+            .waiting
+            .get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
         ready!(deadline.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -98,24 +115,45 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn only_a_write_without_progress_fails() {
-        let patience = Duration::from_mins(1);
-        let (near, mut far) = tokio::io::duplex(4);
-        let mut near = Impatient::new(near, patience);
-        near.write_all(b"1234").await.unwrap();
-        // Reading a little each time is enough.
-        let reading = async {
-            let mut two = [0; 2];
-            for _ in 0..4 {
-                sleep(patience / 2).await;
-                far.read_exact(&mut two).await.unwrap();
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    /// What becomes of a long writing to somebody who takes so many bytes every so often.
+    async fn write_to(bytes: usize, every: Duration) -> io::Result<()> {
+        let (near, mut far) = tokio::io::duplex(bytes);
+        let mut near = Impatient::new(near, PATIENCE);
+        let reading = async move {
+            let mut some = vec![0; bytes];
+            loop {
+                sleep(every).await;
+                if far.read_exact(&mut some).await.is_err() {
+                    return;
+                }
             }
         };
-        let (written, ()) = tokio::join!(near.write_all(b"12345678"), reading);
-        written.unwrap();
-        let error = near.write_all(b"12345").await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(far);
+        let writing = async move { near.write_all(&vec![7; 20 * bytes]).await };
+        let (written, ()) = tokio::join!(writing, reading);
+        written
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_or_hardly_anything_is_given_up() {
+        let slow = write_to(LEAST / 4, PATIENCE / 6).await;
+        slow.unwrap();
+        for (bytes, every) in [(LEAST, PATIENCE * 2), (1, PATIENCE / 4)] {
+            let error = write_to(bytes, every).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{bytes}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_may_rest() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let mut near = Impatient::new(near, PATIENCE);
+        let mut four = [0; 4];
+        for _ in 0..5 {
+            near.write_all(b"1234").await.unwrap();
+            sleep(PATIENCE * 2).await;
+            far.read_exact(&mut four).await.unwrap();
+        }
     }
 }

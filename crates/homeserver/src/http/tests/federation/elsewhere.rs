@@ -1,5 +1,8 @@
 //! Rooms that are elsewhere: joined, knocked on, invited to, left.
 
+use homeserver_events::{Draft, RoomVersion};
+use serde_json::value::to_raw_value;
+
 use super::*;
 
 /// What is done to an answer.
@@ -726,4 +729,73 @@ async fn state_with_a_knock_that_is_none_does_no_harm() {
         world.bob(&room, "leave").await.ok();
         until(async || world.members(&room).await["membership"] == "leave").await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_knock_is_refused_by_a_server_that_it_did_not_go_through() {
+    let world = World::new().await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let levels = json!({ "users": { "@carol:ccc.example": 50, "@alice:a.example": 100 } });
+    let room = world
+        .room(json!({
+            "initial_state": [rule], "power_level_content_override": levels,
+            "room_version": "11",
+        }))
+        .await;
+    let c = join(&world.meddler.network, "ccc.example").await;
+    let carol = c.register("carol").await;
+    world.alice(&room, "invite", &carol.user).await.ok();
+    let path = format!("{CLIENT}/rooms/{}/join", encode(&room));
+    c.post(&path, Some(&carol.token), json!({})).await.ok();
+    let path = format!("{CLIENT}/knock/{}?via=a.example", encode(&room));
+    let knocked = world.b.post(&path, Some(&world.bob.token), json!({})).await;
+    knocked.ok();
+    // Somebody who has nothing to say there cannot make it look refused.
+    let knocks = async || {
+        let synced = world.sync(None).await;
+        synced["rooms"]["knock"][&*room].is_object()
+    };
+    let forged = |peer: &Fresh| {
+        let keys = &peer.homeserver.components().federation.own_keys;
+        let draft = Draft {
+            room_id: Some(room.as_str().try_into().unwrap()),
+            sender: "@mallory:dddd.example".try_into().unwrap(),
+            event_type: "m.room.member".to_owned(),
+            state_key: Some(world.bob.user.clone()),
+            content: to_raw_value(&json!({ "membership": "leave" })).unwrap(),
+            origin_server_ts: START,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            depth: 50,
+            redacts: None,
+        };
+        let rules = RoomVersion::V11.rules();
+        let sealed = draft
+            .seal(rules, keys.server(), keys.signing_key())
+            .unwrap();
+        format!(
+            r#"{{"origin":"dddd.example","origin_server_ts":1,"pdus":[{}]}}"#,
+            sealed.json_str()
+        )
+    };
+    let d = join(&world.meddler.network, "dddd.example").await;
+    let call = Call::put(Path::v1("send").segment("1"), forged(&d));
+    let peers = &d.homeserver.components().federation.peers;
+    peers.ask(server_name!("bb.example"), call).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_mins(10)).await;
+    assert!(knocks().await);
+    // And who has is heard.
+    let path = format!("{CLIENT}/rooms/{}/kick", encode(&room));
+    until(async || {
+        let body = json!({ "user_id": world.bob.user });
+        c.post(&path, Some(&carol.token), body).await.status == 200
+    })
+    .await;
+    for _ in 0..60 {
+        if !knocks().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    }
+    panic!("the knock stays");
 }
