@@ -9,10 +9,7 @@ use crate::{
 
 /// Tests that fail as yet, for reasons that `docs/progress.md` names. They run where they are asked for
 /// (`cargo xtask test -p homeserver-tests --test it simulation`).
-const KNOWN_TO_FAIL: &[&str] = &[
-    "simulation::servers_agree",
-    "simulation::named::graph::invented_auth_events",
-];
+const KNOWN_TO_FAIL: &[&str] = &["simulation::servers_agree"];
 
 /// Runs the tests; `arguments` narrow them and are passed on to `cargo test`.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Error> {

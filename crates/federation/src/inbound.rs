@@ -23,6 +23,8 @@ mod read_edu;
 mod read_rows;
 pub(crate) mod rows;
 mod store;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod worker;
 

@@ -66,6 +66,10 @@ pub enum RoomError {
     /// A history token is broken, of another room or of another database. `M_INVALID_PARAM`.
     #[error("this token is not valid")]
     InvalidToken,
+    /// The state before an event, as another server told it, does not allow it. Nothing was stored:
+    /// another server may tell another state.
+    #[error("the state that was told does not allow the event")]
+    NotAllowedByTold,
     /// Only part of the room's state is here as yet, and this needs the rest. 503, try again; of a
     /// peer `M_NOT_FOUND`, so that it asks another server.
     #[error("this server does not know the whole state of that room yet")]

@@ -249,6 +249,25 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_row_that_cannot_be_read_is_put_aside_by_itself() {
+        let mut desk = Desk::default();
+        desk.put(1, stuck("a", &["x"]));
+        desk.put_unread(2, NOW + Duration::from_secs(2));
+        assert!(desk.is_unread(2) && !desk.is_unread(1));
+        assert_eq!(desk.again(NOW, 9), [] as [u64; 0]);
+        assert_eq!(
+            desk.look_after(NOW, &HashSet::new()),
+            Some(1),
+            "others go on"
+        );
+        let due = desk.next_due(NOW).unwrap();
+        assert_eq!(due, NOW + Duration::from_secs(2));
+        assert_eq!(desk.again(due, 9), [2]);
+        desk.remove(1);
+        assert!(desk.is_empty());
+    }
+
     const NOW: Duration = Duration::from_secs(100);
 
     fn id(name: &str) -> OwnedEventId {

@@ -30,6 +30,8 @@ const MISSING_AT_ONCE: usize = 10;
 const MAX_ROUNDS: usize = 30;
 /// Servers that are asked, each time others but for the first.
 const MAX_SERVERS: usize = 5;
+/// Times after which an event whose past cannot be bridged is judged by the state right before it.
+const BRIDGED_AFTER: u8 = 2;
 /// Times that an event waits for all of the state before it: about ten minutes.
 const WAITS_FOR_ALL: u8 = 6;
 /// Events of states that could not be had for so long, and are not waited for again.
@@ -38,7 +40,8 @@ pub(super) const MAX_GIVEN_UP: usize = 10_000;
 const MAX_STEPS: usize = 12;
 /// Rounds in which auth events of auth events are fetched one by one.
 const MAX_AUTH_ROUNDS: usize = 8;
-/// Events of a state that are fetched one by one; where more are missing, the whole state is.
+/// Events that are fetched one by one for one question, those that authorise them included; where
+/// more of a state are missing, the whole state is. A peer can name any number that never were.
 const MAX_SINGLE: usize = 100;
 /// How long filling one gap may take in all.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -52,6 +55,9 @@ pub(super) enum GapError {
     /// Nobody gave what is missing.
     #[error("no server gave {0}")]
     NotGiven(&'static str),
+    /// Neither a state that was told allows the event, nor that of the room.
+    #[error("no state allows it")]
+    Refused,
     /// Nobody gave all of it.
     #[error("of the state, {0} events are not to be had now")]
     PartOfState(usize),
@@ -76,6 +82,8 @@ pub(super) struct Gap<'a> {
     /// Times that this was tried before.
     attempts: u8,
     judged: Vec<OwnedEventId>,
+    /// The event whose state was asked for last.
+    bridged_at: Option<OwnedEventId>,
 }
 
 /// A state as one server tells it.
@@ -83,6 +91,16 @@ pub(super) struct Told {
     pub(super) state: ToldState,
     /// What is lacking of it and may still be had.
     waits_for: Vec<OwnedEventId>,
+}
+
+impl Told {
+    /// This one, or another of which less is lacking.
+    fn or_better(self, other: Option<Self>) -> Self {
+        match other {
+            Some(other) if other.waits_for.len() <= self.waits_for.len() => other,
+            _ => self,
+        }
+    }
 }
 
 impl Inner {
@@ -152,6 +170,7 @@ impl<'a> Gap<'a> {
             servers,
             attempts: 0,
             judged: Vec::new(),
+            bridged_at: None,
         }
     }
 
@@ -171,10 +190,29 @@ impl<'a> Gap<'a> {
         RoomOf::from(&**self.room)
     }
 
+    /// Whoever made something far below may withhold it for ever: then its past is left out.
     async fn fill(&mut self, event: Pdu) -> Result<(), GapError> {
+        match self.climb(event.clone()).await {
+            Ok(()) => Ok(()),
+            Err(GapError::Room(error)) => Err(error.into()),
+            Err(error) if self.attempts < BRIDGED_AFTER => Err(error),
+            Err(error) if self.bridged_at.as_deref() == Some(event.event_id()) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, id = %event.event_id(), "the past of an event is left out");
+                let left = self.judge(vec![event], &mut None).await?;
+                match left.first() {
+                    Some((event, _, auth)) if auth.is_empty() => self.over_gap(event).await,
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Judges what is missing below an event from below, and the event at last.
+    async fn climb(&mut self, event: Pdu) -> Result<(), GapError> {
         let id = event.event_id().to_owned();
         let mut todo = self.between(event).await?;
-        let mut failed = None;
+        let (mut failed, mut refused) = (None, HashSet::new());
         for _ in 0..MAX_STEPS {
             let left = self.judge(todo, &mut failed).await?;
             if self.judged.contains(&id) {
@@ -187,19 +225,26 @@ impl<'a> Gap<'a> {
             if !auth.is_empty() {
                 self.auth_events(&lowest, auth).await?;
             } else if !prev.is_empty() {
-                self.over_gap(&lowest).await?;
+                match self.over_gap(&lowest).await {
+                    // What follows it may be allowed.
+                    Err(GapError::Refused) if *lowest.event_id() != *id => {
+                        refused.insert(lowest.event_id().to_owned());
+                    }
+                    outcome => outcome?,
+                }
             }
             if self.judged.contains(&id) {
                 return Ok(());
             }
             todo = left.into_iter().map(|(pdu, _, _)| pdu).collect();
+            todo.retain(|pdu: &Pdu| !refused.contains(pdu.event_id()));
         }
         Err(failed.map_or(GapError::OverLimit("steps"), GapError::Room))
     }
 
     /// Judges events, and gives those of which something is missing. What cannot be judged now ends
     /// the way for what follows it, and for nothing else.
-    async fn judge(
+    pub(super) async fn judge(
         &mut self,
         events: Vec<Pdu>,
         failed: &mut Option<RoomError>,
@@ -325,9 +370,11 @@ impl<'a> Gap<'a> {
         let fetcher = &self.inner.parts.fetcher;
         let rooms = &self.inner.parts.rooms;
         let mut held: Vec<Pdu> = Vec::new();
-        let mut unusable = HashSet::new();
+        let (mut unusable, mut asked) = (HashSet::new(), 0);
         let mut lacking = rooms.missing_of(self.room, wanted).await?;
         for _ in 0..MAX_AUTH_ROUNDS {
+            lacking.truncate(MAX_SINGLE - asked);
+            asked += lacking.len();
             if lacking.is_empty() {
                 break;
             }
@@ -366,30 +413,70 @@ impl<'a> Gap<'a> {
             // That state would be told with all the members that are on their way.
             return Err(RoomError::PartialState.into());
         }
-        let told = self.told_before(event).await?;
-        if !told.waits_for.is_empty() {
-            if self.attempts < WAITS_FOR_ALL {
-                return Err(GapError::PartOfState(told.waits_for.len()));
-            }
-            let (id, room) = (event.event_id(), &self.room.id);
-            let lacking = told.waits_for.len();
-            tracing::warn!(%id, %room, lacking, "an event is judged by a part of the state before it");
-            for id in told.waits_for {
-                self.inner.given_up.insert((self.room.number, id), ());
+        self.bridged_at = Some(event.event_id().to_owned());
+        let (mut part, mut refusing): (Option<Told>, _) = (None, None);
+        // Whoever made the event knows best what was before it.
+        for server in &self.maker_first(event) {
+            let told = match self.state_before(server, event).await {
+                Ok(told) => told,
+                Err(GapError::Room(error)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, %server, event = %event.event_id(), "a state was not given");
+                    continue;
+                }
+            };
+            if !told.state.whole {
+                part = Some(told.or_better(part));
+            } else if self.judge_by(event, told.state.clone()).await? {
+                return Ok(());
+            } else {
+                refusing = Some(told);
             }
         }
-        let incoming = self.inner.incoming(self.room, vec![event.clone()]).await?;
-        let Some(incoming) = incoming.into_iter().next() else {
-            return Err(GapError::NotGiven("the event"));
+        let Some(mut told) = part.or(refusing) else {
+            return Err(GapError::NotGiven("the state"));
         };
+        if !told.waits_for.is_empty() {
+            self.wait_for_all(event, &told)?;
+        }
+        // Whatever was told, what the room has counts beside it.
+        told.state.whole = false;
+        if self.judge_by(event, told.state).await? {
+            return Ok(());
+        }
+        Err(GapError::Refused)
+    }
+
+    /// Refuses to go on with a part of a state, unless all of it was waited for long enough.
+    fn wait_for_all(&self, event: &Pdu, told: &Told) -> Result<(), GapError> {
+        let lacking = told.waits_for.len();
+        if self.attempts < WAITS_FOR_ALL {
+            return Err(GapError::PartOfState(lacking));
+        }
+        let (id, room) = (event.event_id(), &self.room.id);
+        tracing::warn!(%id, %room, lacking, "an event is judged by a part of the state before it");
+        for id in &told.waits_for {
+            let key = (self.room.number, id.clone());
+            self.inner.given_up.insert(key, ());
+        }
+        Ok(())
+    }
+
+    /// Judges an event by the state before it. Gives whether it was judged: a state that does not
+    /// allow it may be a lie.
+    async fn judge_by(&mut self, event: &Pdu, state: ToldState) -> Result<bool, GapError> {
+        let incoming = self.inner.incoming(self.room, vec![event.clone()]).await?;
+        let incoming = incoming.into_iter().next();
+        let incoming = incoming.ok_or(GapError::NotGiven("the event"))?;
         let rooms = &self.inner.parts.rooms;
-        let received = rooms.receive_over_gap(self.room, incoming, told.state);
-        match received.await? {
-            Received::Judged { .. } => {
+        match rooms.receive_over_gap(self.room, incoming, state).await {
+            Ok(Received::Judged { .. }) => {
                 self.judged.push(event.event_id().to_owned());
-                Ok(())
+                Ok(true)
             }
-            Received::Missing { .. } => Err(GapError::NotGiven("the auth events")),
+            Ok(Received::Missing { .. }) => Err(GapError::NotGiven("the auth events")),
+            Err(RoomError::NotAllowedByTold) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -401,15 +488,7 @@ impl<'a> Gap<'a> {
         for server in &self.maker_first(event) {
             match self.state_before(server, event).await {
                 Ok(told) if told.state.whole => return Ok(told),
-                Ok(told) => {
-                    let lacking = |told: &Told| told.waits_for.len();
-                    if best
-                        .as_ref()
-                        .is_none_or(|best| lacking(&told) < lacking(best))
-                    {
-                        best = Some(told);
-                    }
-                }
+                Ok(told) => best = Some(told.or_better(best)),
                 Err(GapError::Room(error)) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, %server, event = %event.event_id(), "a state was not given");

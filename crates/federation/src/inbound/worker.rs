@@ -453,6 +453,7 @@ impl Worker {
                 let outcome = match (filled.outcome, stuck) {
                     (Ok(()), _) => Outcome::Judged,
                     (Err(GapError::Room(error)), _) => of_error(&error),
+                    (Err(error @ GapError::Refused), _) => Outcome::Dropped(error.to_string()),
                     // What was missing came by itself.
                     (Err(_), Some(Stuck { woken: true, .. })) => {
                         self.inner.queues.put_back(self.room.number, &[number]);

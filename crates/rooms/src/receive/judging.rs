@@ -62,6 +62,8 @@ pub(crate) struct Told {
     pub(crate) root: StateRoot,
     /// All of it is here.
     pub(crate) whole: bool,
+    /// It may be a lie: it does not get an event rejected for good.
+    pub(crate) doubted: bool,
 }
 
 /// How an attempt to judge an event ended.
@@ -109,7 +111,11 @@ impl RoomEdit<'_> {
         };
         let mut hands = hands;
         // As whole as the room is.
-        hands.gap = hands.gap.or(at_join.map(|root| Told { root, whole: true }));
+        hands.gap = hands.gap.or(at_join.map(|root| Told {
+            root,
+            whole: true,
+            doubted: false,
+        }));
         let unseen = match missing {
             Received::Missing { prev, auth }
                 if auth.is_empty() && (prev.is_empty() || hands.gap.is_some()) =>
@@ -172,6 +178,16 @@ impl RoomEdit<'_> {
         if !unseen.is_empty() {
             event.over_gap = true;
             event.height = self.height_over_gap(&event.pdu);
+        }
+        let refused = matches!(
+            event.status,
+            EventStatus::Rejected {
+                why: RejectReason::StateBefore,
+                ..
+            }
+        );
+        if refused && told.is_some_and(|told| told.doubted) {
+            return Err(RoomError::NotAllowedByTold);
         }
         let mut missing = unseen;
         if event.status.is_shown() && !hidden.is_empty() {

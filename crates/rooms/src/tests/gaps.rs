@@ -16,7 +16,9 @@ use super::{
     peer::{Peer, peer},
     support::{Server, event, user},
 };
-use crate::{Backfilled, Gap, Incoming, Received, ToldState, Towards, VisibleEvent, tables};
+use crate::{
+    Backfilled, Gap, Incoming, Received, RoomError, ToldState, Towards, VisibleEvent, tables,
+};
 
 /// The state before an event, as the peer tells it, made known here.
 async fn state_before(server: &Server, peer: &Peer, id: &EventId) -> Vec<OwnedEventId> {
@@ -339,6 +341,39 @@ async fn a_late_state_event_that_was_left_out_of_the_told_state_counts() {
         let topic = server.state(&peer.room, "m.room.topic", "").await;
         assert_eq!(topic.unwrap()["topic"], "left out", "{late} {older}");
     }
+}
+
+/// Whoever tells a state may lie: another one may be told, or what the room has counts.
+#[tokio::test]
+async fn a_told_state_gets_no_event_rejected_for_good() {
+    let (memory, mut peer) = peer("11").await;
+    peer.say("missing").await;
+    let last = peer.say("after the gap").await;
+    let server = Server::on(copy(&memory).await).await;
+    let whole = state_before(&server, &peer, last.event_id()).await;
+    let room = server.room(&peer.room).await;
+    let rooms = &server.rooms;
+    let zed = rooms.state_at(room.number, rooms.durable()).await.unwrap();
+    let zed = rooms.state_event(&room, zed.root, "m.room.member", peer.zed.as_str());
+    let zed = zed.await.unwrap().unwrap();
+    let mut lie = whole.clone();
+    lie.retain(|id| id != zed.pdu.event_id());
+    assert_eq!(lie.len() + 1, whole.len());
+    let receive = async |told: ToldState| {
+        let event = Incoming::from(last.clone());
+        rooms.receive_over_gap(&room, event, told).await
+    };
+    let refused = receive(lie.clone().into()).await;
+    assert!(matches!(refused, Err(RoomError::NotAllowedByTold)));
+    let ids = [last.event_id().to_owned()];
+    assert_eq!(rooms.unplaced_of(&room, &ids).await.unwrap(), ids);
+    let told = ToldState {
+        events: lie,
+        whole: false,
+    };
+    let accepted = StatusKind::Accepted;
+    let received = receive(told).await;
+    assert!(matches!(received, Ok(Received::Judged { status, .. }) if status == accepted));
 }
 
 /// A part of a state takes nothing from the room.

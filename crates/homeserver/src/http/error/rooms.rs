@@ -33,6 +33,7 @@ impl From<RoomError> for ApiError {
             RoomError::StillInRoom | RoomError::NestedThread => bad_request(ErrorKind::Unknown),
             RoomError::UnableToAuthoriseJoin => bad_request(ErrorKind::UnableToAuthorizeJoin),
             RoomError::UnableToGrantJoin => bad_request(ErrorKind::UnableToGrantJoin),
+            RoomError::NotAllowedByTold => Self::forbidden(message),
             RoomError::NotTheEvent(_) => Self::invalid_param(message),
             RoomError::Busy
             | RoomError::PartialState

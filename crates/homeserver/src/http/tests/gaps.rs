@@ -208,3 +208,31 @@ async fn what_is_lacking_of_a_state_is_given_up_at_last() {
     tokio::time::sleep(std::time::Duration::from_secs(20)).await;
     assert!(world.is_seen(next).await);
 }
+
+/// A lie about the state before it gets no event rejected that the room allows.
+#[tokio::test(start_paused = true)]
+async fn a_state_that_does_not_allow_an_event_is_not_the_last_word() {
+    let world = World::new().await;
+    let (_, after) = unseen(&world, &world.peer).await;
+    let mut lie = whole_state(&world).await;
+    lie.retain(|id| id != world.join.event_id());
+    world.peer.has_state(after.event_id(), lie);
+    world.send("1", &[&after]).await;
+    world.until(&after).await;
+}
+
+/// Something far below is withheld, and nobody tells the state before it.
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_past_cannot_be_had_is_judged_by_the_state_before_it() {
+    let world = World::new().await;
+    let (_, low) = unseen(&world, &world.peer).await;
+    let after = &world.chain(&low, 1)[0];
+    let state = whole_state(&world).await;
+    world.peer.has_state(after.event_id(), state);
+    let path = "/_matrix/federation/v1/get_missing_events";
+    let events: Vec<Value> = vec![serde_json::from_slice(low.json()).unwrap()];
+    world.peer.instead(path, 200, json!({ "events": events }));
+    world.send("1", &[after]).await;
+    tokio::time::sleep(std::time::Duration::from_mins(1)).await;
+    assert!(world.is_seen(after).await && !world.is_seen(&low).await);
+}
