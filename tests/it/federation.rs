@@ -23,6 +23,7 @@ const NEWEST: &[Scenario] = scenarios![
     small_talk::edits_and_reactions,
     small_talk::receipts,
     small_talk::typing,
+    small_talk::presence,
     small_talk::profiles,
     small_talk::media,
     small_talk::the_directory,
@@ -46,9 +47,6 @@ const CUTS: &[Scenario] = scenarios![
     conflict::who_was_banned_meanwhile_stays_out,
 ];
 
-/// What is known to fail: played only where `HOMESERVER_SCENARIO` names it, or in a control.
-const AWAITED: &[Scenario] = scenarios![small_talk::presence,];
-
 async fn between(near: Kind, far: Kind) {
     let stage = Stage::of(near, far).await;
     let mut well = true;
@@ -60,9 +58,6 @@ async fn between(near: Kind, far: Kind) {
             }
             well &= stage.play(EVERY_VERSION, AT_ONCE).await;
             well &= stage.play(CUTS, 1).await;
-            if stage::is_narrowed() {
-                well &= stage.play(AWAITED, AT_ONCE).await;
-            }
         }
     }
     judge(&[&stage.near, &stage.far], well);

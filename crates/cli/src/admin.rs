@@ -1,4 +1,4 @@
-//! Commands on accounts. The server must not run: the database belongs to one process.
+//! Commands on accounts and keys. The server must not run: the database belongs to one process.
 
 use std::{
     io::{BufRead, IsTerminal},
@@ -126,6 +126,10 @@ async fn carry_out(administration: &Administration, command: AdminCommand) -> Re
         AdminCommand::RevokeRegistrationToken { token } => {
             administration.revoke_registration_token(&token).await?;
             report::line("The token is revoked.");
+        }
+        AdminCommand::RotateSigningKey => {
+            let key = administration.rotate_signing_key().await?;
+            report::line(format_args!("The server signs with {key} from now on."));
         }
     }
     Ok(())

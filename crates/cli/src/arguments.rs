@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the server
     Serve,
-    /// Work on accounts and registration tokens, while the server does not run
+    /// Work on accounts, registration tokens and the signing key, while the server does not run
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
@@ -134,4 +134,6 @@ pub(crate) enum AdminCommand {
         /// The token
         token: String,
     },
+    /// Make another signing key, used from the next start on; what the old one signed stays good
+    RotateSigningKey,
 }

@@ -173,3 +173,38 @@ fn an_account_is_shown_and_a_password_read_from_standard_input() {
     assert!(shown.contains("uploaded\t0 bytes"), "{shown}");
     printed(&homeserver(folder.path(), &["admin", "logout", "alice"]));
 }
+
+#[test]
+fn a_signing_key_is_replaced_while_the_server_is_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| homeserver(folder.path(), arguments);
+    let rotate = ["admin", "rotate-signing-key"];
+    assert!(refused(&run(&rotate)).contains("no fjall database in data"));
+    printed(&run(&[
+        "admin",
+        "create-user",
+        "alice",
+        "--password",
+        "one",
+    ]));
+    let file = |name: &str| std::fs::read_to_string(folder.path().join("data").join(name));
+    let before = file("signing.key").unwrap();
+    let told = printed(&run(&rotate));
+    let after = file("signing.key").unwrap();
+    assert_ne!(before, after);
+    let version = |text: &str| text.split(' ').nth(1).unwrap().to_owned();
+    assert!(
+        told.contains(&format!("ed25519:{}", version(&after))),
+        "{told}"
+    );
+    let old = file("signing.key.old").unwrap();
+    assert_eq!(version(&old), version(&before));
+    let secret = before.trim().split(' ').nth(2).unwrap();
+    assert!(!old.contains(secret), "only the public half is kept");
+    let mode = folder
+        .path()
+        .join("data/signing.key.old")
+        .metadata()
+        .unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+}

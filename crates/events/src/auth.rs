@@ -24,6 +24,7 @@ use serde_json::value::RawValue;
 pub use levels::{LevelName, Levels, PowerLevel, PowerLevels, UnreadableLevel};
 pub(crate) use selection::auth_types_of;
 pub use selection::{AuthEvent, AuthTypes, auth_types, check_auth_events};
+pub use third_party::{OfferedKey, proving_keys};
 
 use self::state::State;
 use crate::limits::MAX_ID_BYTES;

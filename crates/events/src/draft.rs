@@ -3,7 +3,10 @@
 //! Sealing is the only way in which the server's key signs an event that did not exist before.
 //! Whether the event is allowed is not decided here.
 
+use std::borrow::Cow;
+
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::canonical::{self, CanonicalError, CanonicalObject, CanonicalValue};
@@ -20,7 +23,8 @@ use crate::signatures::{insert_signature, signed_text};
 pub struct Draft {
     /// The room. `None` exactly for the create event of room version 12 and later.
     pub room_id: Option<OwnedRoomId>,
-    /// The sender, a user of this server.
+    /// The sender, a user of this server; of any, in an invite that proves to fulfil a third-party
+    /// invite of theirs.
     pub sender: OwnedUserId,
     /// The event type.
     pub event_type: String,
@@ -76,7 +80,7 @@ impl Draft {
         server_name: &ServerName,
         key: &SigningKey,
     ) -> Result<Pdu, SealError> {
-        if self.sender.server_name() != server_name {
+        if self.sender.server_name() != server_name && !self.fulfils_third_party_invite() {
             return Err(SealError::ForeignSender);
         }
         let wants_room_id =
@@ -116,6 +120,22 @@ impl Draft {
             return Err(SealError::TooLarge);
         }
         Pdu::assemble(json, event_id, rules).map_err(SealError::Form)
+    }
+
+    /// Whether the event is an invite with a proof of a third-party invite, which any server in the
+    /// room may make in the name of whoever sent that: the identity server's signature vouches for it.
+    fn fulfils_third_party_invite(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Content<'a> {
+            membership: Cow<'a, str>,
+            #[serde(borrow)]
+            third_party_invite: Option<&'a RawValue>,
+        }
+        let content = serde_json::from_str::<Content<'_>>(self.content.get());
+        self.event_type == "m.room.member"
+            && content.is_ok_and(|content| {
+                content.membership == "invite" && content.third_party_invite.is_some()
+            })
     }
 
     /// The event without hashes and signatures: what another server may sign for its own user

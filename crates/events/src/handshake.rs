@@ -180,24 +180,41 @@ pub fn with_signatures_of(
 }
 
 /// Whether this server sends an event of another server's user on to the rest of its room: a join,
-/// leave or knock that came to it in a handshake, which it signed. `key` gives the public keys of
-/// this server by their ids: what others write in its name does not count.
+/// leave or knock that came to it in a handshake, or an invite that fulfils a third-party invite of
+/// that user, which it signed. `key` gives the public keys of this server by their ids: what others
+/// write in its name does not count.
 pub fn relays(event: &Pdu, own: &ServerName, key: &dyn Fn(&str) -> Option<VerifyKey>) -> bool {
-    let of_a_user = event.event_type() == "m.room.member"
-        && event.state_key() == Some(event.sender().as_str())
-        && event.sender().server_name() != own;
-    let step = || {
-        matches!(
-            membership(event),
-            Some(Step::Join | Step::Leave | Step::Knock)
-        )
+    let is_step = || {
+        event.event_type() == "m.room.member"
+            && event.state_key() == Some(event.sender().as_str())
+            && matches!(
+                membership(event),
+                Some(Step::Join | Step::Leave | Step::Knock)
+            )
     };
     let signed = || {
         let object = event.to_object().ok();
         let redacted = object.map(|object| redact_object(&object, event.rules()));
         redacted.is_some_and(|redacted| verify_json(&redacted, own.as_str(), key).is_ok())
     };
-    of_a_user && step() && signed()
+    event.sender().server_name() != own
+        && (is_step() || fulfils_third_party_invite(event))
+        && signed()
+}
+
+/// Whether an event is an invite that fulfils a third-party invite. Any server in the room may make
+/// one in the name of the user who sent the third-party invite.
+pub fn fulfils_third_party_invite(event: &Pdu) -> bool {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        third_party_invite: Option<&'a serde_json::value::RawValue>,
+    }
+    event.event_type() == "m.room.member"
+        && membership(event) == Some(Step::Invite)
+        && event
+            .content_as::<Content<'_>>()
+            .is_ok_and(|content| content.third_party_invite.is_some())
 }
 
 /// The step whose event states the membership that this event does.

@@ -33,7 +33,10 @@ pub mod visibility;
 pub use auth::{AuthError, PowerLevel, PowerLevels};
 pub use canonical::{CanonicalError, CanonicalObject, CanonicalValue, Strictness};
 pub use draft::{Draft, SealError};
-pub use handshake::{CoSignError, Handshake, NotTheStep, Step, relays, with_signatures_of};
+pub use handshake::{
+    CoSignError, Handshake, NotTheStep, Step, fulfils_third_party_invite, relays,
+    with_signatures_of,
+};
 pub use keys::{KeyError, SigningKey, VerifyKey};
 pub use pdu::{EventReference, Pdu, PduError};
 pub use policy::PolicyServer;

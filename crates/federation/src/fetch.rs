@@ -7,6 +7,7 @@
 //! Specification: server-server API, "Backfilling and retrieving missing events", "Retrieving
 //! events", "Retrieving event authorisation information".
 
+mod nearest;
 mod read;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+pub use self::nearest::NearestElsewhere;
 use self::read::{Listed, Lists};
 use crate::{Call, CallError, CheckError, Dropped, Limits, Path, Peers, Verifier};
 

@@ -16,6 +16,7 @@ mod edu_queue;
 mod edu_worker;
 mod edus;
 mod gap;
+mod nearest;
 mod noted;
 mod numbers;
 mod queue;
@@ -48,6 +49,7 @@ use tokio::sync::Semaphore;
 use self::{edu_queue::EduQueues, queue::Queues};
 pub use self::{
     edus::{EduFailure, EduSink, NoEdus, RemoteReceipt},
+    nearest::Jump,
     queue::{MAX_IN_ALL, MAX_IN_ROOM, MAX_OF_ORIGIN, MAX_OF_ORIGIN_IN_ROOM},
     transaction::{BodyError, MAX_EDU, MAX_EDUS, MAX_PDUS, MAX_TRANSACTION},
 };

@@ -3,8 +3,8 @@
 //! HTTP stays in the crate `homeserver`; here is what a request must hold ([`x_matrix`],
 //! [`signed_request`]), the keys that vouch for it
 //! ([`keys`]), what carries it ([`transport`]), how a server is found by its name ([`ways`]), and the calls that
-//! are made of all this ([`peers`], [`health`]), of events above all ([`fetch`]); and what others send
-//! without being asked ([`inbound`]). What belongs to users across servers is in [`users`].
+//! are made of all this ([`peers`], [`health`]), of events above all ([`fetch`]); what others send
+//! without being asked ([`inbound`]), and what identity servers are asked ([`identity`]). What belongs to users across servers is in [`users`].
 //!
 //! Specification: server-server API.
 
@@ -16,6 +16,7 @@ pub mod front;
 mod fuzz;
 pub mod health;
 pub mod history;
+pub mod identity;
 pub mod inbound;
 pub mod keys;
 pub mod membership;
@@ -41,6 +42,7 @@ pub use front::{Front, FrontError};
 pub use health::{Health, Retry};
 pub use history::History;
 pub use homeserver_events::names::{self, is_same_server};
+pub use identity::{IdentityError, IdentityServers};
 pub use inbound::{Inbound, InboundParts, TransactionError};
 pub use keys::{KeyDocument, KeyRing, OwnKeys};
 pub use membership::{Joined, MembershipError, Memberships, Wanted};
@@ -122,6 +124,8 @@ pub struct Parts {
     pub fetcher: Fetcher,
     /// Which of them fail.
     pub health: Health,
+    /// Asks identity servers.
+    pub identity: IdentityServers,
 }
 
 impl Federation {
@@ -151,6 +155,7 @@ impl Federation {
             at_once: options.requests_per_destination,
             deadline: options.request_timeout,
         };
+        let identity = IdentityServers::new(options.enabled, Arc::clone(&transport));
         let peers = Peers::new(
             peers,
             own_keys.clone(),
@@ -177,6 +182,7 @@ impl Federation {
                 ring,
                 peers,
                 health,
+                identity,
             }),
         })
     }

@@ -15,6 +15,7 @@
 
 mod complete;
 mod ended;
+mod exchange;
 mod hear;
 mod invite;
 mod join;
@@ -35,6 +36,7 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
+pub use self::exchange::Proof;
 pub use self::invite::{InviteRefused, Invited, ReceivedInvite};
 use self::{template::Template, turns::Turns};
 use crate::{

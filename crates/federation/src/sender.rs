@@ -15,6 +15,7 @@
 mod choose;
 mod course;
 mod edus;
+mod newcomers;
 mod owed;
 mod reader;
 pub(crate) mod rows;

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use homeserver_outbound::{Answer, Exchange, OutboundError};
 pub use homeserver_outbound::{Body, Reply, StreamLimits as Limits, TransportError};
 use ruma::OwnedServerName;
 
@@ -27,6 +28,13 @@ pub trait Transport: Debug + Send + Sync {
     /// Sends a request and gives the head of the answer. A request that may have arrived is never
     /// sent twice.
     async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError>;
+
+    /// Asks at a URL that somebody named: an identity server. No transport but that of the real
+    /// network reaches one.
+    async fn exchange(&self, exchange: Exchange) -> Result<Answer, OutboundError> {
+        let why = format!("nobody is at {}", exchange.url);
+        Err(OutboundError::Failed(why.into()))
+    }
 
     /// Fetches a URL that a server named, where a medium lies elsewhere. No transport but that of
     /// the real network reaches one.

@@ -7,7 +7,7 @@
 //! - `keys`: what clients here ask about users of other servers.
 //! - `met`: in which rooms users meet.
 //! - `told`: what other servers are told of our device lists; [`edus`]: how it is written.
-//! - `heard`: what other servers tell of their users.
+//! - `heard`: what other servers tell of their users; `presence`: who of them is online.
 //! - `profile`: profiles of users of other servers.
 //!
 //! Specification: server-server API, "Device Management", "End-to-End Encryption", "Send-to-device
@@ -19,6 +19,7 @@ mod heard;
 mod keys;
 mod lists;
 mod met;
+mod presence;
 mod profile;
 mod told;
 
@@ -30,7 +31,7 @@ pub use self::{
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
 };
 
 use homeserver_rooms::{RoomError, Rooms};
@@ -45,6 +46,7 @@ use tokio::sync::Notify;
 use self::{
     heard::WaitingReceipts,
     met::MetRooms,
+    presence::WaitingPresences,
     profile::{ByBytes, CachedProfile},
 };
 use crate::{CallError, Peers, is_same_server};
@@ -109,8 +111,12 @@ struct Inner {
     alive: Mutex<BTreeSet<OwnedServerName>>,
     /// Rooms in which the users of a server may be met.
     met: Cache<OwnedServerName, MetRooms>,
+    /// Look-ups of these, and users who came into rooms: those outdate them.
+    looked_up: AtomicU64,
+    came: AtomicU64,
+    presences: Mutex<WaitingPresences>,
     receipts: Mutex<WaitingReceipts>,
-    /// Wakes the task that puts down receipts whose events have come.
+    /// Wakes the task that puts down receipts whose events have come, and presences.
     waiting: Notify,
     profiles: Cache<ruma::OwnedUserId, CachedProfile, ByBytes>,
 }
@@ -136,13 +142,16 @@ impl RemoteUsers {
                 stale: Notify::new(),
                 alive: Mutex::default(),
                 met: Cache::new(SERVERS_REMEMBERED),
+                looked_up: AtomicU64::default(),
+                came: AtomicU64::default(),
+                presences: Mutex::default(),
                 receipts: Mutex::default(),
                 waiting: Notify::new(),
                 profiles: Cache::with_weighter(PROFILES_REMEMBERED, PROFILE_BYTES, ByBytes),
             }),
         };
         runtime.tasks.spawn(remote.clone().fetch_stale_lists());
-        runtime.tasks.spawn(remote.clone().put_down_receipts());
+        runtime.tasks.spawn(remote.clone().put_down_what_waits());
         remote
     }
 

@@ -21,7 +21,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::{future, stream};
 use homeserver_outbound::{
-    Dial, Endpoint, Exchange, Limits as ExchangeLimits, Outbound, SrvTarget, Url,
+    Answer, Dial, Endpoint, Exchange, Limits as ExchangeLimits, Outbound, OutboundError, SrvTarget,
+    Url,
 };
 use homeserver_runtime::{Entropy, Runtime};
 use ruma::ServerName;
@@ -160,6 +161,10 @@ impl Transport for Ways {
         self.outbound
             .send(&endpoint, outgoing.request, limits)
             .await
+    }
+
+    async fn exchange(&self, exchange: Exchange) -> Result<Answer, OutboundError> {
+        self.outbound.exchange(exchange).await
     }
 
     async fn fetch(&self, url: &str, limits: Limits) -> Result<Reply, TransportError> {

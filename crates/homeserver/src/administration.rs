@@ -16,6 +16,7 @@ use crate::{
         registration::{RegistrationError, Way},
         session::{Keep, SessionError},
     },
+    signing_key::SigningKeyError,
 };
 
 /// A token with which accounts may be registered.
@@ -61,7 +62,7 @@ macro_rules! refused {
 }
 
 refused!(RegistrationError PasswordError ChangeAccountError SessionError NewTokenError
-    homeserver_users::Failure homeserver_media::Failure);
+    SigningKeyError homeserver_users::Failure homeserver_media::Failure);
 
 /// An error with everything that caused it, for people.
 fn in_full(error: &dyn std::error::Error) -> String {
@@ -194,6 +195,12 @@ impl Administration {
         } else {
             Err(AdministrationError::NoSuchToken(token.to_owned()))
         }
+    }
+
+    /// Makes another signing key, with which the server signs from its next start on. Gives its id.
+    /// The one until now is published as an old one, so that what it signed stays good.
+    pub async fn rotate_signing_key(&self) -> Result<String, AdministrationError> {
+        Ok(self.homeserver.components().key_place.rotate().await?)
     }
 
     /// Makes a user an administrator, or no longer one.

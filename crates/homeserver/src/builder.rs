@@ -2,7 +2,6 @@
 
 use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
-use homeserver_events::SigningKey;
 use homeserver_federation::{
     Admission, Federation, FederationOptions, Retry, Sender, SenderError, SenderParts, Transport,
 };
@@ -33,7 +32,7 @@ use crate::{
     engine_folder::{Embedded, EngineFolder},
     http::{Components, Foundation},
     network::{self, NetworkError},
-    signing_key::{self, SigningKeyError},
+    signing_key::{KeyPlace, Keys, SigningKeyError},
     sync,
 };
 
@@ -240,17 +239,18 @@ impl HomeserverBuilder {
         let store = open_store(&config.storage, source, &runtime).await?;
         migrate(&store).await?;
         check_server_name(&store, &config.server_name).await?;
-        let signing_key = if in_folder {
-            signing_key::in_folder(&config.storage.path, &runtime)?
-        } else {
-            signing_key::in_store(&store, &runtime).await?
+        let key_place = KeyPlace {
+            folder: in_folder.then(|| config.storage.path.clone()),
+            store: store.clone(),
+            runtime: runtime.clone(),
         };
-        let signing_key = Arc::new(signing_key);
+        let keys = key_place.load().await?;
         let transport = match self.transport {
             Some(transport) => transport,
             None => network::transport(&config, &runtime)?,
         };
-        let federation = federation_options(&config, &signing_key);
+        let signing_key = Arc::clone(&keys.current);
+        let federation = federation_options(&config, keys);
         let federation = Federation::open(federation, &store, transport, &runtime).await?;
         let users = Users::open(&store, &runtime);
         let rooms = RoomsOptions {
@@ -274,6 +274,7 @@ impl HomeserverBuilder {
             media: Media::open(&store, blobs, &runtime, media),
             rooms: Rooms::open(store.clone(), &runtime, rooms).await?,
             passwords: Passwords::open(runtime.clone()),
+            key_place,
             federation,
             runtime,
             store,
@@ -307,12 +308,12 @@ impl HomeserverBuilder {
     }
 }
 
-fn federation_options(config: &Config, signing_key: &Arc<SigningKey>) -> FederationOptions {
+fn federation_options(config: &Config, keys: Keys) -> FederationOptions {
     FederationOptions {
         enabled: config.federation.enabled,
         server_name: config.server_name.clone(),
-        signing_key: Arc::clone(signing_key),
-        old_keys: Vec::new(),
+        signing_key: keys.current,
+        old_keys: keys.old,
         admission: Admission::new(
             &config.federation.allowed_servers,
             &config.federation.denied_servers,

@@ -5,24 +5,25 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use homeserver_events::Pdu;
 use homeserver_federation::{InviteError, MembershipError, PolicyError};
 use homeserver_rooms::{
     CreateRoom, EventNumber, Membership, MembershipChange, NewEvent, Reader, RoomAction,
-    RoomAnswer, RoomError, RoomNumber, Rooms, VisibleEvent, journal,
+    RoomAnswer, RoomError, RoomNumber, Rooms, journal,
 };
 use homeserver_runtime::Tasks;
 use homeserver_storage::{Entry, Position, StorageError, Store};
 use homeserver_users::{Accounts, Failure, UserNumber};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
-    UInt, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName,
+    OwnedUserId, RoomId, UInt, UserId,
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    app::rooms::{Actor, ChangeError, RoomChanges},
+    app::rooms::{Actor, ChangeError, Door, RoomChanges},
     http::Components,
 };
 
@@ -84,7 +85,7 @@ impl From<ChangeError> for ClientError {
             ChangeError::Elsewhere(error) => Self::Elsewhere(Box::new(error)),
             ChangeError::Users(error) => Self::Users(error),
             // Nothing here asks for one.
-            ChangeError::NoThirdPartyInvites => Self::Answer,
+            ChangeError::Identity(_) => Self::Answer,
         }
     }
 }
@@ -133,31 +134,60 @@ impl LocalUser {
         }
     }
 
-    /// Joins a room by id or alias. Gives its id.
+    /// Joins a room by id or alias, here or elsewhere. Gives its id.
     pub async fn join(
         &self,
         room: impl Into<OwnedRoomOrAliasId>,
     ) -> Result<OwnedRoomId, ClientError> {
-        let named = room.into();
-        let room = match OwnedRoomId::try_from(named.clone()) {
-            Ok(room) => room,
-            Err(alias) => {
-                let target = self.rooms.alias(&alias).await?;
-                let target = target.ok_or(ClientError::NoSuchRoom(named))?;
-                target.room.id.clone()
-            }
-        };
-        let change = MembershipChange::Join {
-            profile: self.changes.profile_of(&self.user).await?,
-            third_party_signed: None,
-        };
-        self.change_membership(&room, change).await?;
+        self.join_via(room, Vec::new()).await
+    }
+
+    /// The same, by way of servers that are in the room. Where the user is invited, or the room has an
+    /// alias, they need not be named.
+    pub async fn join_via(
+        &self,
+        room: impl Into<OwnedRoomOrAliasId>,
+        via: Vec<OwnedServerName>,
+    ) -> Result<OwnedRoomId, ClientError> {
+        let door = self.door(room.into(), via, None).await?;
+        let room = door.room.clone();
+        self.by_itself(|changes, user| async move { changes.join(actor(&user), door, None).await })
+            .await?;
         Ok(room)
     }
 
-    /// Leaves a room, or refuses its invite.
+    /// Asks to be let into a room, here or elsewhere, by way of servers that are in it. Gives its id.
+    pub async fn knock(
+        &self,
+        room: impl Into<OwnedRoomOrAliasId>,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<OwnedRoomId, ClientError> {
+        let door = self.door(room.into(), via, reason).await?;
+        let room = door.room.clone();
+        self.by_itself(|changes, user| async move { changes.knock(actor(&user), door).await })
+            .await?;
+        Ok(room)
+    }
+
+    /// Leaves a room, refuses its invite or takes a knock back, wherever the room is.
     pub async fn leave(&self, room: &RoomId) -> Result<(), ClientError> {
-        self.change_membership(room, MembershipChange::Leave).await
+        let room = room.to_owned();
+        self.by_itself(|changes, user| async move { changes.leave(actor(&user), room, None).await })
+            .await
+    }
+
+    /// The room that somebody wants to be in.
+    async fn door(
+        &self,
+        named: OwnedRoomOrAliasId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<Door, ClientError> {
+        match self.changes.door(&named, via, reason).await {
+            Err(ChangeError::Room(RoomError::UnknownAlias)) => Err(ClientError::NoSuchRoom(named)),
+            other => Ok(other?),
+        }
     }
 
     /// Invites somebody.
@@ -241,26 +271,40 @@ impl LocalUser {
     }
 
     async fn act(&self, action: RoomAction) -> Result<RoomAnswer, ClientError> {
+        self.by_itself(|changes, user| async move { changes.act(actor(&user), action).await })
+            .await
+    }
+
+    /// Does something in a task of its own: whoever holds our future without polling it keeps no room
+    /// waiting.
+    async fn by_itself<T, F>(
+        &self,
+        what: impl FnOnce(RoomChanges, OwnedUserId) -> F,
+    ) -> Result<T, ClientError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ChangeError>> + Send + 'static,
+    {
         // The account may have been closed since this handle was made.
         let account = self.accounts.by_number(self.number).await?;
         if !account.is_some_and(|account| account.is_active()) {
             return Err(ClientError::NoSuchUser(self.user.to_string()));
         }
-        let (changes, user) = (self.changes.clone(), self.user.clone());
+        let done = what(self.changes.clone(), self.user.clone());
         let (tell, hear) = oneshot::channel();
-        // By itself: whoever holds our future without polling it keeps no room waiting.
         self.tasks.spawn(async move {
-            let actor = Actor {
-                user: &user,
-                device: None,
-            };
-            let _ = tell.send(changes.act(actor, action).await);
+            let _ = tell.send(done.await);
         });
         match hear.await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(unanswered(&self.tasks)),
         }
     }
+}
+
+/// Somebody within the process.
+fn actor(user: &OwnedUserId) -> Actor<'_> {
+    Actor { user, device: None }
 }
 
 /// Why a task is gone without a word: all are ended, or it alone panicked.
@@ -279,39 +323,39 @@ pub struct UserEvent {
     pub room: OwnedRoomId,
     /// Where it stands in the journal; [`LocalUser::events_after`] goes on from there.
     pub position: Position,
-    event: VisibleEvent,
+    event: Pdu,
 }
 
 impl UserEvent {
     /// The event's id.
     pub fn event_id(&self) -> &ruma::EventId {
-        self.event.pdu().event_id()
+        self.event.event_id()
     }
 
     /// Who sent it.
     pub fn sender(&self) -> &UserId {
-        self.event.pdu().sender()
+        self.event.sender()
     }
 
     /// Its type.
     pub fn event_type(&self) -> &str {
-        self.event.pdu().event_type()
+        self.event.event_type()
     }
 
     /// Its state key, if it is a state event.
     pub fn state_key(&self) -> Option<&str> {
-        self.event.pdu().state_key()
+        self.event.state_key()
     }
 
     /// When its server says that it was sent.
     pub fn sent_at(&self) -> MilliSecondsSinceUnixEpoch {
-        let millis = UInt::new_saturating(self.event.pdu().origin_server_ts());
+        let millis = UInt::new_saturating(self.event.origin_server_ts());
         MilliSecondsSinceUnixEpoch(millis)
     }
 
     /// Its content as JSON.
     pub fn content(&self) -> &RawValue {
-        self.event.pdu().content()
+        self.event.content()
     }
 
     /// Its content as a type of ruma's or of one's own.
@@ -379,6 +423,9 @@ impl LocalUser {
         let &[room, event, ..] = entry.numbers.as_slice() else {
             return Ok(None);
         };
+        if entry.kind == journal::MEMBERS_CHANGED {
+            return self.read_outside(RoomNumber(room), position).await;
+        }
         if entry.kind != journal::ROOM_EVENT {
             return Ok(None);
         }
@@ -397,7 +444,28 @@ impl LocalUser {
         Ok(event.map(|event| UserEvent {
             room: room.id.clone(),
             position,
-            event,
+            event: event.pdu().clone(),
+        }))
+    }
+
+    /// The event by which the user was invited to a room that is elsewhere, or the like.
+    async fn read_outside(
+        &self,
+        room: RoomNumber,
+        position: Position,
+    ) -> Result<Option<UserEvent>, ClientError> {
+        let number = self.rooms.user_number(&self.user).await?;
+        let membership = self.rooms.membership(number, room, position).await?;
+        if membership.is_none_or(|membership| membership.since != position) {
+            return Ok(None);
+        }
+        let room = self.rooms.room_by_number(room).await?;
+        let standing = self.rooms.standing_of(&self.user, &room.id).await?;
+        let standing = standing.filter(|standing| standing.outside);
+        Ok(standing.map(|standing| UserEvent {
+            room: room.id.clone(),
+            position,
+            event: standing.pdu,
         }))
     }
 }

@@ -130,6 +130,30 @@ impl Rooms {
         events: Vec<Pdu>,
         states: Vec<(OwnedEventId, ToldState)>,
     ) -> Result<Backfilled, RoomError> {
+        let top = gap.missing.clone();
+        self.backfill_from(room, gap, top, (events, states)).await
+    }
+
+    /// Puts events below a gap that lead down from one of them, `top`, which may be far below it: what
+    /// lies between stays missing. The rest is as with [`Rooms::backfill`].
+    pub async fn backfill_apart(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        gap: &Gap,
+        top: &EventId,
+        given: (Vec<Pdu>, Vec<(OwnedEventId, ToldState)>),
+    ) -> Result<Backfilled, RoomError> {
+        let top = vec![top.to_owned()];
+        self.backfill_from(room, gap, top, given).await
+    }
+
+    async fn backfill_from(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        gap: &Gap,
+        top: Vec<OwnedEventId>,
+        (events, states): (Vec<Pdu>, Vec<(OwnedEventId, ToldState)>),
+    ) -> Result<Backfilled, RoomError> {
         if self.is_partial(room.number) {
             return Err(RoomError::PartialState);
         }
@@ -147,6 +171,7 @@ impl Rooms {
                         roots,
                         approximate: HashSet::new(),
                     };
+                    let events = leading_down(&top, events);
                     rooms.fill(&room, &gap, events, &mut told).await
                 }
                 Err(error) => Err(error),
@@ -191,7 +216,7 @@ impl Rooms {
             left_out: Vec::new(),
             closed: false,
         };
-        let mut rest = self.places(gap, leading_down(gap, events)).await?;
+        let mut rest = self.places(gap, events).await?;
         rest.reverse();
         loop {
             let batch = self.fill_some(room, gap, &mut rest, told, &mut filled);
@@ -327,8 +352,8 @@ fn gap_row(room: &Room, key: HistoryKey) -> (u64, u64, u8, u64) {
     (room.number.0, key.height, u8::from(key.live), key.tie)
 }
 
-/// The events to which the missing ones of the gap lead, each after its previous events.
-fn leading_down(gap: &Gap, events: Vec<Pdu>) -> Vec<Pdu> {
+/// The events to which those on top lead, each after its previous events.
+fn leading_down(top: &[OwnedEventId], events: Vec<Pdu>) -> Vec<Pdu> {
     let mut given: HashMap<OwnedEventId, Pdu> = events
         .into_iter()
         .map(|event| (event.event_id().to_owned(), event))
@@ -336,8 +361,7 @@ fn leading_down(gap: &Gap, events: Vec<Pdu>) -> Vec<Pdu> {
     // In depth first order, an event is put behind all that it follows.
     let mut ordered = Vec::with_capacity(given.len());
     let mut seen = HashSet::new();
-    let mut ahead: Vec<(OwnedEventId, bool)> =
-        gap.missing.iter().map(|id| (id.clone(), false)).collect();
+    let mut ahead: Vec<(OwnedEventId, bool)> = top.iter().map(|id| (id.clone(), false)).collect();
     while let Some((id, is_behind)) = ahead.pop() {
         if is_behind {
             ordered.extend(given.remove(&id));

@@ -186,6 +186,15 @@ pub enum MembershipChange {
         /// Whether the room is meant as a direct chat.
         is_direct: bool,
     },
+    /// Somebody has proven that a third-party invite of the sender is meant for them.
+    Prove {
+        /// Whom it invites.
+        user: OwnedUserId,
+        /// The invited user's profile, as far as known.
+        profile: MemberProfile,
+        /// The block that the identity server signed.
+        signed: Box<RawValue>,
+    },
     /// The sender removes somebody, or refuses a knock, or takes an invite back.
     Kick {
         /// Whom.

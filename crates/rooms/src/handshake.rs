@@ -39,6 +39,14 @@ pub struct Proposed {
     pub room_state: Vec<Pdu>,
 }
 
+/// An action that invites a user of another server.
+enum Elsewhere<'a> {
+    /// By this event.
+    Event(&'a ruma::RoomId, NewEvent),
+    /// By the event that follows from a proof.
+    Proof(&'a ruma::RoomId),
+}
+
 /// A membership event of another server's user that this server stands by.
 #[derive(Clone, Debug)]
 pub enum Admitted {
@@ -181,8 +189,10 @@ impl Rooms {
     /// # Errors
     /// When the room does not let the sender invite.
     pub async fn propose(&self, command: &RoomCommand) -> Result<Option<Proposed>, RoomError> {
-        let Some((room, event)) = self.invite_elsewhere(&command.action) else {
-            return Ok(None);
+        let (room, event) = match self.invite_elsewhere(&command.action) {
+            Some(Elsewhere::Event(room, event)) => (room, Some(event)),
+            Some(Elsewhere::Proof(room)) => (room, None),
+            None => return Ok(None),
         };
         let room = self.room(room).await?.ok_or(RoomError::UnknownRoom)?;
         let live = self.live.room(room.number);
@@ -191,9 +201,11 @@ impl Rooms {
         let (head, pending) = tip.parts();
         let edit = RoomEdit::new(self, Arc::clone(&room), Some(head), pending);
         let sender = &command.sender;
-        if edit.membership(sender).await? != Some(Membership::Join) {
-            return Err(RoomError::forbidden("you are not in this room"));
-        }
+        let event = match event {
+            Some(event) if edit.membership(sender).await? == Some(Membership::Join) => event,
+            Some(_) => return Err(RoomError::forbidden("you are not in this room")),
+            None => self.proven_event(&edit, command).await?,
+        };
         let event = edit.propose(sender, &event).await?.pdu;
         let room_state = edit.shown_state(Some(sender)).await?;
         drop(tip);
@@ -204,8 +216,34 @@ impl Rooms {
         }))
     }
 
-    /// The room and the event of an action that invites a user of another server.
-    fn invite_elsewhere<'a>(&self, action: &'a RoomAction) -> Option<(&'a ruma::RoomId, NewEvent)> {
+    /// The invite of a proof of a third-party invite.
+    async fn proven_event(
+        &self,
+        edit: &RoomEdit<'_>,
+        command: &RoomCommand,
+    ) -> Result<NewEvent, RoomError> {
+        let RoomAction::Membership {
+            change:
+                MembershipChange::Prove {
+                    user,
+                    profile,
+                    signed,
+                },
+            ..
+        } = &command.action
+        else {
+            return Err(RoomError::damaged("a command without a proof"));
+        };
+        let proven = self.proven_invite(edit, user, (profile, signed)).await?;
+        if proven.inviter != command.sender {
+            let why = "the third-party invite was sent by another user";
+            return Err(RoomError::forbidden(why));
+        }
+        Ok(member_event(user, proven.content))
+    }
+
+    /// What an action does that invites a user of another server.
+    fn invite_elsewhere<'a>(&self, action: &'a RoomAction) -> Option<Elsewhere<'a>> {
         let elsewhere = |user: &UserId| user.server_name() != self.options.server_name;
         match action {
             RoomAction::Membership {
@@ -222,8 +260,13 @@ impl Rooms {
                 if *is_direct {
                     content.insert("is_direct".to_owned(), true.into());
                 }
-                Some((room, member_event(user, content)))
+                Some(Elsewhere::Event(room, member_event(user, content)))
             }
+            RoomAction::Membership {
+                room,
+                change: MembershipChange::Prove { user, .. },
+                ..
+            } if elsewhere(user) => Some(Elsewhere::Proof(room)),
             RoomAction::Send { room, event } if event.event_type == "m.room.member" => {
                 #[derive(Deserialize)]
                 struct Content {
@@ -232,7 +275,7 @@ impl Rooms {
                 let target = UserId::parse(event.state_key.as_deref()?).ok()?;
                 let content: Content = serde_json::from_str(event.content.get()).ok()?;
                 let invites = content.membership == "invite" && elsewhere(&target);
-                invites.then(|| (&**room, event.clone()))
+                invites.then(|| Elsewhere::Event(room, event.clone()))
             }
             _ => None,
         }

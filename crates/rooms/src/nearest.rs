@@ -43,7 +43,7 @@ pub struct Nearest {
 pub struct Near {
     /// The nearest event in the direction that was asked for.
     pub event: Option<Nearest>,
-    /// The newest place around there below which events are missing, of which one may be nearer.
+    /// The place below which events are missing of which one may be nearer.
     pub gap: Option<HistoryToken>,
 }
 
@@ -104,7 +104,7 @@ impl Rooms {
             rooms: self,
             room,
             eyes,
-            gap: None,
+            gaps: Vec::new(),
         };
         let (mut low, mut high) = (0, newest.height + 1);
         // The first height whose event is not before the time lies in low..=high.
@@ -119,7 +119,7 @@ impl Rooms {
                 high = middle;
             }
         }
-        look.gap = None;
+        look.gaps.clear();
         let mut near = look.some(low, Towards::Older, LOOKED_AROUND).await?;
         near.reverse();
         near.extend(look.some(low, Towards::Newer, LOOKED_AROUND).await?);
@@ -128,7 +128,12 @@ impl Rooms {
             event_id: event.pdu.event_id().to_owned(),
             time: time_of(event),
         });
-        let gap = look.gap.map(|key| HistoryToken {
+        let seen: Vec<_> = near
+            .iter()
+            .map(|event| (event.history_key(), time_of(event)))
+            .collect();
+        let gap = gap_beside(&look.gaps, &seen, (nearest, time), towards);
+        let gap = gap.map(|key| HistoryToken {
             place: Place::Before(key),
             ..self.token_at(self.durable())
         });
@@ -140,8 +145,8 @@ struct Look<'a> {
     rooms: &'a Rooms,
     room: &'a Room,
     eyes: Eyes<'a>,
-    /// The newest event that was passed and has previous events that are missing.
-    gap: Option<HistoryKey>,
+    /// Events that were passed and have previous events that are missing.
+    gaps: Vec<HistoryKey>,
 }
 
 impl Look<'_> {
@@ -167,7 +172,7 @@ impl Look<'_> {
             for event in events.into_iter().flatten() {
                 passed += 1;
                 if self.rooms.has_gap(&event).await? {
-                    self.gap = self.gap.max(Some(event.history_key()));
+                    self.gaps.push(event.history_key());
                 }
                 if self.eyes.see(&event).await? {
                     found.push(event);
@@ -194,6 +199,34 @@ fn time_of(event: &StoredEvent) -> u64 {
     event.pdu.origin_server_ts()
 }
 
+/// Of the events below which others are missing the one below which a nearer one may be, given the
+/// events that may be seen, the oldest first, and which of them is the nearest.
+fn gap_beside(
+    gaps: &[HistoryKey],
+    seen: &[(HistoryKey, u64)],
+    (nearest, time): (Option<usize>, u64),
+    towards: Towards,
+) -> Option<HistoryKey> {
+    let nearest = nearest.and_then(|at| seen.get(at)).map(|(key, _)| *key);
+    let gaps = gaps.iter().copied();
+    match towards {
+        Towards::Newer => {
+            let nearest = nearest?;
+            let gap = gaps.filter(|gap| *gap <= nearest).max()?;
+            // What is missing is older than all from there on.
+            let between =
+                |(key, at): &(HistoryKey, u64)| (gap..nearest).contains(key) && *at < time;
+            (!seen.iter().any(between)).then_some(gap)
+        }
+        Towards::Older => {
+            let above = |key: HistoryKey| nearest.is_none_or(|nearest| key > nearest);
+            let gap = gaps.filter(|gap| above(*gap)).min()?;
+            let between = |(key, _): &(HistoryKey, u64)| above(*key) && *key < gap;
+            (!seen.iter().any(between)).then_some(gap)
+        }
+    }
+}
+
 /// The index of the nearest time in the direction; of equally near ones the first one met when
 /// going that way.
 fn nearest_of(times: impl Iterator<Item = u64>, time: u64, towards: Towards) -> Option<usize> {
@@ -213,6 +246,40 @@ fn nearest_of(times: impl Iterator<Item = u64>, time: u64, towards: Towards) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_counts_where_what_is_missing_may_be_nearer() {
+        let key = |height| HistoryKey {
+            height,
+            live: true,
+            tie: height,
+        };
+        let seen = [
+            (key(10), 100),
+            (key(20), 200),
+            (key(21), 210),
+            (key(30), 300),
+        ];
+        let cases: [(Towards, u64, &[u64], Option<u64>); 9] = [
+            // Below the nearest, and nothing between them is too old.
+            (Towards::Newer, 150, &[20], Some(20)),
+            (Towards::Newer, 205, &[20], None),
+            (Towards::Newer, 205, &[21, 10], Some(21)),
+            (Towards::Newer, 50, &[10, 30], Some(10)),
+            (Towards::Newer, 400, &[10, 20, 30], None),
+            // Above the nearest, right beside it.
+            (Towards::Older, 150, &[20], Some(20)),
+            (Towards::Older, 150, &[10, 30], None),
+            (Towards::Older, 250, &[30, 20], Some(30)),
+            (Towards::Older, 50, &[30, 10], Some(10)),
+        ];
+        for (towards, time, gaps, expected) in cases {
+            let gaps: Vec<_> = gaps.iter().copied().map(key).collect();
+            let nearest = nearest_of(seen.iter().map(|(_, at)| *at), time, towards);
+            let found = gap_beside(&gaps, &seen, (nearest, time), towards);
+            assert_eq!(found, expected.map(key), "{towards:?} {time} {gaps:?}");
+        }
+    }
 
     #[test]
     fn the_nearest_time_in_the_direction_is_chosen() {

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use homeserver_events::{Pdu, relays};
+use homeserver_events::{Pdu, fulfils_third_party_invite, relays};
 use homeserver_storage::{Direction, Position, ScanRange};
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedServerName, ServerName, UserId};
@@ -68,8 +68,9 @@ pub struct OutgoingEvent {
 pub struct Destinations {
     joined: Servers,
     target: Option<OwnedServerName>,
-    /// This server, and the one that sent the event.
-    left_out: [OwnedServerName; 2],
+    own: OwnedServerName,
+    /// The server that sent the event.
+    author: Option<OwnedServerName>,
 }
 
 impl Destinations {
@@ -78,7 +79,8 @@ impl Destinations {
         let target = self.target.iter();
         let target = target.filter(|target| !self.joined.contains(target));
         let all = self.joined.iter().chain(target);
-        all.filter(|server| !self.left_out.contains(server))
+        let author = self.author.as_ref();
+        all.filter(move |server| **server != self.own && Some(*server) != author)
     }
 }
 
@@ -111,11 +113,11 @@ impl Rooms {
         event: &OutgoingEvent,
     ) -> Result<Destinations, RoomError> {
         let joined = self.servers_at(room, event.position - 1).await?;
-        let sender = event.pdu.sender().server_name().to_owned();
         Ok(Destinations {
             joined,
             target: event.target.clone(),
-            left_out: [self.options.server_name.clone(), sender],
+            own: self.options.server_name.clone(),
+            author: author(&event.pdu).map(ToOwned::to_owned),
         })
     }
 
@@ -171,7 +173,7 @@ impl Rooms {
             let Some(position) = event.position else {
                 continue;
             };
-            let is_known = event.pdu.sender().server_name() == server;
+            let is_known = author(&event.pdu) == Some(server);
             if !is_known && self.was_joined(room, server, position - 1).await? {
                 newest.push(event.pdu.clone());
             }
@@ -239,7 +241,7 @@ impl Rooms {
         event: &OutgoingEvent,
         server: &ServerName,
     ) -> Result<bool, RoomError> {
-        if server == event.pdu.sender().server_name() {
+        if author(&event.pdu) == Some(server) {
             return Ok(false);
         }
         if event.target.as_deref() == Some(server) || self.is_told(room.number, server) {
@@ -396,6 +398,12 @@ impl Rooms {
         }
         Ok(())
     }
+}
+
+/// The server that made an event and has it, if its sender tells.
+fn author(event: &Pdu) -> Option<&ServerName> {
+    let made_by_any = fulfils_third_party_invite(event);
+    (!made_by_any).then(|| event.sender().server_name())
 }
 
 fn parsed(names: impl Iterator<Item = String>) -> Servers {

@@ -249,6 +249,12 @@ impl Presences {
         own
     }
 
+    /// How many users of this server that are.
+    pub fn own_count(&self) -> usize {
+        let state = self.state.lock();
+        state.users.len().saturating_sub(state.remote)
+    }
+
     /// The rooms in which a user of another server was met; `None` for all others.
     pub fn met_in(&self, user: UserNumber) -> Option<Vec<u64>> {
         let state = self.state.lock();

@@ -35,12 +35,6 @@ impl Kind {
     }
 }
 
-/// Whether scenarios were asked for by name, or a control is played.
-pub(super) fn is_narrowed() -> bool {
-    let names = ["HOMESERVER_SCENARIO", "HOMESERVER_FEDERATION_CONTROL"];
-    names.iter().any(|name| std::env::var_os(name).is_some())
-}
-
 /// A scenario and its name.
 pub(super) type Scenario = (&'static str, fn(Stage) -> LocalBoxFuture<'static, ()>);
 

@@ -69,13 +69,46 @@ pub(super) fn token(invite: &RawValue, rules: &Rules) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// A public key of a third-party invite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedKey {
+    /// As the event spells it.
+    pub public_key: String,
+    /// Where one may ask whether it still holds; without one it holds for good.
+    pub validity_url: Option<String>,
+}
+
+/// The keys of an `m.room.third_party_invite` event that signed this block (`signed` of a
+/// `third_party_invite` property); none if none did.
+pub fn proving_keys(offer: &Pdu, signed: &RawValue) -> Vec<OfferedKey> {
+    let strictness = offer.rules().strictness;
+    let Ok(signed) = canonical::parse_object(signed.get().as_bytes(), strictness) else {
+        return Vec::new();
+    };
+    let mut keys = offered(offer);
+    keys.truncate(MAX_KEYS);
+    keys.retain(|key| {
+        VerifyKey::from_base64(&key.public_key).is_ok_and(|key| is_signed(&signed, &[key]))
+    });
+    keys
+}
+
 /// `public_key` and `public_keys` of an `m.room.third_party_invite` event; unusable ones are passed
 /// over.
 fn public_keys(offer: &Pdu) -> Vec<VerifyKey> {
+    let keys = offered(offer).into_iter().take(MAX_KEYS);
+    keys.filter_map(|key| VerifyKey::from_base64(&key.public_key).ok())
+        .collect()
+}
+
+/// The keys of an `m.room.third_party_invite` event, as far as they are text.
+fn offered(offer: &Pdu) -> Vec<OfferedKey> {
     #[derive(Deserialize)]
     struct Content<'a> {
         #[serde(borrow)]
         public_key: Option<&'a RawValue>,
+        #[serde(borrow)]
+        key_validity_url: Option<&'a RawValue>,
         #[serde(borrow)]
         public_keys: Option<&'a RawValue>,
     }
@@ -83,6 +116,8 @@ fn public_keys(offer: &Pdu) -> Vec<VerifyKey> {
     struct Listed<'a> {
         #[serde(borrow)]
         public_key: Option<&'a RawValue>,
+        #[serde(borrow)]
+        key_validity_url: Option<&'a RawValue>,
     }
     let Ok(content) = offer.content_as::<Content<'_>>() else {
         return Vec::new();
@@ -91,15 +126,19 @@ fn public_keys(offer: &Pdu) -> Vec<VerifyKey> {
         .public_keys
         .and_then(|list| serde_json::from_str(list.get()).ok())
         .unwrap_or_default();
-    let listed = listed.into_iter().filter_map(|listed| listed.public_key);
-    content
-        .public_key
-        .into_iter()
-        .chain(listed)
-        .filter_map(|key| serde_json::from_str::<String>(key.get()).ok())
-        .take(MAX_KEYS)
-        .filter_map(|key| VerifyKey::from_base64(&key).ok())
-        .collect()
+    let first = Listed {
+        public_key: content.public_key,
+        key_validity_url: content.key_validity_url,
+    };
+    let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();
+    let read = |listed: Listed<'_>| {
+        Some(OfferedKey {
+            public_key: text(listed.public_key?)?,
+            validity_url: listed.key_validity_url.and_then(text),
+        })
+    };
+    let all = std::iter::once(first).chain(listed);
+    all.filter_map(read).collect()
 }
 
 /// Whether any signature in the block, whoever's, is by any of these keys.

@@ -69,13 +69,23 @@ impl Inbound {
         room: &Arc<Room>,
         place: &HistoryToken,
     ) -> Result<bool, RoomError> {
+        self.alone(room, self.fill_below(room, place)).await
+    }
+
+    /// Does something about what is missing in a room while nobody else does, if that is done in
+    /// time.
+    pub(super) async fn alone(
+        &self,
+        room: &Arc<Room>,
+        filling: impl Future<Output = Result<bool, RoomError>>,
+    ) -> Result<bool, RoomError> {
         let fillers = &self.inner.fillers;
         let filler = fillers.of(room.number);
         let filled = timeout(PATIENCE, async {
             // The state of the past is known by that of the join.
             self.inner.parts.rooms.until_whole(room.number).await;
             let _alone = filler.lock().await;
-            self.fill_below(room, place).await
+            filling.await
         });
         let filled = filled.await;
         fillers.leave(room.number, filler);
@@ -132,7 +142,7 @@ impl Inbound {
         let servers = self.inner.servers_for(room, &first, 0).await?;
         let filling = Gap::new(&self.inner, room, servers.clone());
         for server in &servers {
-            match fill_from(&filling, server, &hole).await {
+            match fill_from(&filling, server, (&hole, None)).await {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(GapError::Room(error)) => return Err(error),
@@ -145,11 +155,18 @@ impl Inbound {
     }
 }
 
-/// Fills a gap with what one server gives. Gives whether anything came of it.
-async fn fill_from(filling: &Gap<'_>, server: &ServerName, hole: &Hole) -> Result<bool, GapError> {
+/// Fills a gap with what one server gives, from its top or from another event below it. Gives whether
+/// anything came of it.
+pub(super) async fn fill_from(
+    filling: &Gap<'_>,
+    server: &ServerName,
+    (hole, top): (&Hole, Option<&EventId>),
+) -> Result<bool, GapError> {
     let rooms = filling.rooms();
     let fetcher = filling.fetcher();
-    let asked = fetcher.backfill(server, filling.of(), &hole.missing, MAX_BACKFILL);
+    let apart = top.map(|top| [top.to_owned()]);
+    let from = apart.as_ref().map_or(&hole.missing[..], |top| &top[..]);
+    let asked = fetcher.backfill(server, filling.of(), from, MAX_BACKFILL);
     let mut events = asked.await.map_err(|error| {
         tracing::debug!(%error, %server, "no history");
         GapError::NotGiven("history")
@@ -174,8 +191,12 @@ async fn fill_from(filling: &Gap<'_>, server: &ServerName, hole: &Hole) -> Resul
             Err(error) => tracing::debug!(%error, event = %end.event_id(), "no state"),
         }
     }
-    let filled = rooms.backfill(filling.room(), hole, events.clone(), states);
-    Ok(filled.await?.taken > 0)
+    let (room, given) = (filling.room(), (events.clone(), states));
+    let filled = match top {
+        Some(top) => rooms.backfill_apart(room, hole, top, given).await?,
+        None => rooms.backfill(room, hole, given.0, given.1).await?,
+    };
+    Ok(filled.taken > 0)
 }
 
 /// The events of which no previous one is here or among them, the lowest first.

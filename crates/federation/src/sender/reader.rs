@@ -201,7 +201,12 @@ impl Inner {
                     event,
                     position,
                 };
-                self.note_event(queued).await
+                self.note_event(queued).await?;
+                self.note_newcomer((room, event), position).await
+            }
+            (rooms_journal::STATE_CHANGED | rooms_journal::MEMBERS_CHANGED, _) => {
+                self.remote_users.may_meet_anybody();
+                Ok(())
             }
             (users_journal::TO_DEVICE_QUEUED, _) => self.note_messages(position).await,
             (users_journal::DEVICE_LIST_CHANGED, [user, ..]) => {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use homeserver_rooms::Room;
 use homeserver_users::{
     CrossSigningKeys, DeviceListUpdate, MAX_TO_DEVICE_CONTENT, Receipt, ReceiptKind, Recipient,
-    RemotePresence, ToDeviceError, ToDeviceRequest, Transaction, Updated,
+    ToDeviceError, ToDeviceRequest, Transaction, Updated,
 };
 use ruma::{
     ServerName, UserId,
@@ -22,7 +22,6 @@ use ruma::{
         DeviceListUpdateContent, DirectDeviceContent, PresenceUpdate, SigningKeyUpdateContent,
     },
     events::receipt::ReceiptThread,
-    presence::PresenceState,
     serde::Raw,
     to_device::DeviceIdOrAllDevices,
 };
@@ -51,7 +50,7 @@ const MAX_USERS_IN_MESSAGE: usize = 1_000;
 
 /// What was told is not taken.
 #[derive(Debug, thiserror::Error)]
-enum Ignored {
+pub(super) enum Ignored {
     /// It is not what it should be, and never will be.
     #[error("{0}")]
     Refused(&'static str),
@@ -294,10 +293,12 @@ impl RemoteUsers {
         Ok(true)
     }
 
-    /// Stores waiting receipts whose events have come, until shutdown.
-    pub(super) async fn put_down_receipts(self) {
+    /// Stores waiting receipts whose events have come, and presences of users who were met, until
+    /// shutdown.
+    pub(super) async fn put_down_what_waits(self) {
         loop {
-            let empty = self.inner.receipts.lock().0.is_empty();
+            let receipts = self.inner.receipts.lock().0.is_empty();
+            let empty = receipts && self.inner.presences.lock().is_empty();
             let look = async {
                 if empty {
                     self.inner.waiting.notified().await;
@@ -308,56 +309,30 @@ impl RemoteUsers {
                 () = self.inner.runtime.tasks.stopping() => return,
                 () = look => {}
             }
-            let all = std::mem::take(&mut self.inner.receipts.lock().0);
-            let now = Instant::now();
-            for (until, room, receipt) in all {
-                if until <= now {
-                    continue;
+            self.put_down_receipts().await;
+            self.put_down_presences().await;
+        }
+    }
+
+    async fn put_down_receipts(&self) {
+        let all = std::mem::take(&mut self.inner.receipts.lock().0);
+        let now = Instant::now();
+        for (until, room, receipt) in all {
+            if until <= now {
+                continue;
+            }
+            match self.put_down(&room, &receipt).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    let mut waiting = self.inner.receipts.lock();
+                    waiting.0.push_back((until, room, receipt));
                 }
-                match self.put_down(&room, &receipt).await {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        let mut waiting = self.inner.receipts.lock();
-                        waiting.0.push_back((until, room, receipt));
-                    }
-                    Err(error) => tracing::debug!(%error, "a receipt was not stored"),
-                }
+                Err(error) => tracing::debug!(%error, "a receipt was not stored"),
             }
         }
     }
 
-    /// How somebody is.
-    async fn take_presence(&self, update: PresenceUpdate) -> Result<(), Ignored> {
-        self.check_of(update.user_id.server_name(), &update.user_id)?;
-        let known = [
-            PresenceState::Online,
-            PresenceState::Offline,
-            PresenceState::Unavailable,
-        ];
-        if !known.contains(&update.presence) {
-            return Err(Ignored::Refused("there is no such state of presence"));
-        }
-        let rooms = self.met_in(&update.user_id).await?;
-        if rooms.is_empty() {
-            return Err(Ignored::Refused("nobody who is here knows this user"));
-        }
-        let users = &self.inner.users;
-        let number = users.number(&update.user_id).await?;
-        let told = RemotePresence {
-            state: update.presence,
-            status: update.status_msg,
-            last_active_ago: Duration::from_millis(update.last_active_ago.into()),
-            currently_active: update.currently_active,
-            rooms,
-        };
-        if users.presence.remote(number, told) {
-            Ok(())
-        } else {
-            Err(Ignored::Refused("too many are known already"))
-        }
-    }
-
-    fn check_of(&self, origin: &ServerName, user: &UserId) -> Result<(), Ignored> {
+    pub(super) fn check_of(&self, origin: &ServerName, user: &UserId) -> Result<(), Ignored> {
         if self.is_of(user, origin) {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -27,16 +27,41 @@ const ROOMS_OF_SERVER: usize = 300;
 /// Rooms in which one user was met that are remembered.
 const ROOMS_OF_USER: usize = 20;
 
-/// How long the rooms of a server are remembered, and if there are none.
+/// How long the rooms of a server are remembered, and if there are none. They are looked up sooner
+/// when somebody came who may meet its users.
 const REMEMBERED: Duration = Duration::from_mins(5);
 const REMEMBERED_NONE: Duration = Duration::from_secs(30);
+
+/// How long they are remembered whatever happens, at least: so long, and this many times as long as it
+/// took to look them up.
+const LOOKED_UP_EVERY: Duration = Duration::from_secs(1);
+const COST_OF_LOOKING: u32 = 20;
 
 /// Rooms in which the users of a server may be met.
 #[derive(Clone, Debug)]
 pub(super) struct MetRooms {
     rooms: Arc<[RoomNumber]>,
-    /// On the monotonic clock.
+    /// Users of this server who were known to be here.
+    own: usize,
+    /// Which look-up this is.
+    number: u64,
+    /// When they are to be looked up anew if there is reason to, and when in any case. On the
+    /// monotonic clock.
+    not_before: Duration,
     until: Duration,
+    /// There is reason to.
+    outdated: bool,
+}
+
+/// Where a user of another server was met.
+#[derive(Debug)]
+pub(super) struct Met {
+    /// Numbers of rooms.
+    pub(super) rooms: Vec<u64>,
+    /// The look-up that this is from: as long as there is no newer one, the same is found.
+    pub(super) look_up: u64,
+    /// Whether others may have come since, so that it is worth asking again.
+    pub(super) outdated: bool,
 }
 
 /// States that were looked up already, at one position.
@@ -171,31 +196,67 @@ impl RemoteUsers {
     }
 
     /// Rooms in which a user of another server is together with users of this one who are here now,
-    /// as far as they are found.
-    pub(super) async fn met_in(&self, user: &UserId) -> Result<Vec<u64>, UsersError> {
+    /// as far as they are found. `None` if nothing changed since this look-up.
+    pub(super) async fn met_in(
+        &self,
+        user: &UserId,
+        known: Option<u64>,
+    ) -> Result<Option<Met>, UsersError> {
         let at = self.inner.rooms.durable();
+        let may_be = self.rooms_with(user.server_name()).await?;
+        if known == Some(may_be.number) {
+            return Ok(None);
+        }
         let mut seen = SeenStates::default();
-        let mut met = Vec::new();
-        for room in self.rooms_with(user.server_name()).await?.iter() {
+        let mut rooms = Vec::new();
+        for room in may_be.rooms.iter() {
             let event = self.member_event(*room, user, (at, &mut seen)).await?;
             if event.is_some() {
-                met.push(room.0);
+                rooms.push(room.0);
             }
-            if met.len() == ROOMS_OF_USER {
+            if rooms.len() == ROOMS_OF_USER {
                 break;
             }
         }
-        Ok(met)
+        Ok(Some(Met {
+            rooms,
+            look_up: may_be.number,
+            outdated: may_be.outdated,
+        }))
+    }
+
+    /// Somebody came into a room who may meet users of this server there.
+    pub(crate) fn may_meet(&self, server: &ServerName) {
+        self.inner.came.fetch_add(1, Ordering::AcqRel);
+        if let Some(known) = self.inner.met.get(server).filter(|known| !known.outdated) {
+            let outdated = MetRooms {
+                outdated: true,
+                ..known
+            };
+            self.inner.met.insert(server.to_owned(), outdated);
+        }
+    }
+
+    /// Memberships changed, it is not known of whom.
+    pub(crate) fn may_meet_anybody(&self) {
+        self.inner.came.fetch_add(1, Ordering::AcqRel);
+        self.inner.met.clear();
     }
 
     /// The rooms of users of this server who are here now in which a server is, too.
-    async fn rooms_with(&self, server: &ServerName) -> Result<Arc<[RoomNumber]>, UsersError> {
+    async fn rooms_with(&self, server: &ServerName) -> Result<MetRooms, UsersError> {
         let inner = &*self.inner;
         let now = inner.runtime.clock.monotonic();
-        let known = inner.met.get(server).filter(|known| known.until > now);
-        if let Some(known) = known {
-            return Ok(known.rooms);
+        let own = inner.users.presence.own_count();
+        if let Some(mut known) = inner.met.get(server) {
+            known.outdated |= known.own != own;
+            let is_current = known.until > now && !known.outdated;
+            if is_current || known.not_before > now {
+                return Ok(known);
+            }
         }
+        let number = inner.looked_up.fetch_add(1, Ordering::Relaxed);
+        let came = inner.came.load(Ordering::Acquire);
         let (rooms, at) = (&inner.rooms, inner.rooms.durable());
         let mut looked_at = BTreeSet::new();
         let mut found = Vec::new();
@@ -215,11 +276,18 @@ impl RemoteUsers {
         } else {
             REMEMBERED
         };
+        let done = inner.runtime.clock.monotonic();
+        let cost = done.saturating_sub(now).saturating_mul(COST_OF_LOOKING);
         let met = MetRooms {
             rooms: found.into(),
-            until: now + holds,
+            own,
+            number,
+            not_before: done + cost.max(LOOKED_UP_EVERY),
+            until: done + holds.max(cost),
+            // Who came meanwhile may be missing.
+            outdated: inner.came.load(Ordering::Acquire) != came,
         };
         inner.met.insert(server.to_owned(), met.clone());
-        Ok(met.rooms)
+        Ok(met)
     }
 }

@@ -14,6 +14,7 @@ mod read;
 mod relations;
 mod space;
 mod summary;
+mod third_party;
 
 pub(crate) use change::{Actor, ChangeError, RoomChanges, Transaction};
 pub(crate) use elsewhere::{Door, InviteError};
@@ -23,3 +24,4 @@ pub(crate) use read::{ReadError, RoomReads};
 pub(crate) use relations::RelationRequest;
 pub(crate) use space::{Spaces, TreeRequest};
 pub(crate) use summary::RoomSummary;
+pub(crate) use third_party::{Exchange, ExchangeError};

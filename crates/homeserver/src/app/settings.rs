@@ -33,6 +33,24 @@ pub(crate) fn initial(name: &str, value: &str) -> Batch {
     batch
 }
 
+/// A batch that gives settings other values, if they still have these.
+pub(crate) fn changed(settings: &[(&str, Option<&str>, &str)]) -> Batch {
+    let mut batch = Batch::new();
+    for (name, before, value) in settings {
+        match before {
+            Some(before) => {
+                let before = Setting((*before).to_owned());
+                batch.assert_value(&SETTINGS, name, &before);
+            }
+            None => {
+                batch.assert_absent(&SETTINGS, name);
+            }
+        }
+        batch.put(&SETTINGS, name, &Setting((*value).to_owned()));
+    }
+    batch
+}
+
 /// A batch that takes away the setting `name`, if it still has `value`.
 pub(crate) fn taken(name: &str, value: &str) -> Batch {
     let mut batch = Batch::new();

@@ -42,6 +42,7 @@ use crate::{
         Config, HttpConfig, MediaConfig, ProfilesConfig, RoomsConfig, SessionConfig,
         WellKnownConfig,
     },
+    signing_key::KeyPlace,
     sync::SyncEngine,
 };
 
@@ -101,6 +102,8 @@ components! {
     bodies: BodyBudget,
     /// The database, for its journal.
     store: Store,
+    /// Where the signing keys are kept.
+    key_place: KeyPlace,
     /// Other servers.
     federation: Federation,
     /// Takes what they send.
@@ -193,6 +196,7 @@ pub(crate) struct Foundation {
     pub(crate) users: Users,
     pub(crate) media: Media,
     pub(crate) passwords: Passwords,
+    pub(crate) key_place: KeyPlace,
 }
 
 /// The parts that speak with other servers, or for them.
@@ -350,6 +354,7 @@ impl Components {
             users,
             media,
             passwords,
+            key_place,
         } = foundation;
         let push_rules = PushRules::new(users.clone());
         let server_name = config.server_name.clone();
@@ -375,7 +380,7 @@ impl Components {
             room_changes: RoomChanges::new(
                 Arc::clone(&rooms),
                 (resident.clone(), memberships.clone(), policies),
-                remote_users.clone(),
+                (remote_users.clone(), federation.identity.clone()),
                 &users,
             ),
             spaces,
@@ -415,6 +420,7 @@ impl Components {
             store,
             users,
             passwords,
+            key_place,
             invitations,
         };
         Self {

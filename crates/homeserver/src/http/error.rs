@@ -5,6 +5,7 @@
 
 mod accounts;
 mod elsewhere;
+mod identity;
 mod resident;
 mod rooms;
 mod sync;

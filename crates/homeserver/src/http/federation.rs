@@ -12,6 +12,7 @@ mod membership;
 mod query;
 mod signed;
 mod space;
+mod third_party;
 mod transactions;
 mod user_keys;
 
@@ -73,6 +74,7 @@ fn signed_routes() -> Routes {
         .merge(membership::routes())
         .merge(query::routes())
         .merge(space::routes())
+        .merge(third_party::routes())
         .merge(transactions::routes())
         .merge(user_keys::routes())
         .around(|router| router.layer(middleware::from_fn(signed::hold_place)))

@@ -1,8 +1,8 @@
 //! Changing memberships: join, leave, knock, invite, kick, ban, unban, forget.
 
 use homeserver_storage::Position;
-use ruma::UserId;
-use serde_json::{Map, Value, json};
+use ruma::{OwnedUserId, UserId};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{send::stood, sent};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     rowchange::RowChange,
     rows::{Effect, Membership, MembershipRow},
     tables::CURRENT_MEMBERSHIPS,
+    third_party::THIRD_PARTY_INVITE,
 };
 
 /// Who vouches for a restricted join. Only the server may say so: it signs for it.
@@ -68,6 +69,14 @@ fn not_there(user: &UserId) -> RoomError {
     RoomError::forbidden(format!("{user} is not in this room"))
 }
 
+/// The invite that a proof of a third-party invite makes.
+pub(crate) struct Proven {
+    /// Who sent the third-party invite.
+    pub(crate) inviter: OwnedUserId,
+    /// The content of the member event.
+    pub(crate) content: Map<String, Value>,
+}
+
 /// A membership event.
 pub(crate) fn member_event(user: &UserId, content: Map<String, Value>) -> NewEvent {
     NewEvent::of(
@@ -114,6 +123,18 @@ impl Rooms {
                     content.insert("is_direct".to_owned(), true.into());
                 }
                 self.set_member(edit, sender, user, content).await
+            }
+            Change::Prove {
+                user,
+                profile,
+                signed,
+            } => {
+                let proven = self.proven_invite(edit, user, (profile, signed)).await?;
+                if proven.inviter != *sender {
+                    let why = "the third-party invite was sent by another user";
+                    return Err(RoomError::forbidden(why));
+                }
+                self.set_member(edit, sender, user, proven.content).await
             }
             Change::Kick { user } => {
                 let now = edit.membership(user).await?;
@@ -279,26 +300,43 @@ impl Rooms {
         &self,
         edit: &mut RoomEdit<'_>,
         sender: &UserId,
-        signed: &serde_json::value::RawValue,
+        signed: &RawValue,
     ) -> Result<(), RoomError> {
+        let nobody = MemberProfile::default();
+        let proven = self.proven_invite(edit, sender, (&nobody, signed)).await?;
+        edit.append(&proven.inviter, &member_event(sender, proven.content), None)
+            .await?;
+        Ok(())
+    }
+
+    /// The invite that follows from a proof. Whether the proof holds is for the rules to say.
+    pub(crate) async fn proven_invite(
+        &self,
+        edit: &RoomEdit<'_>,
+        user: &UserId,
+        (profile, signed): (&MemberProfile, &RawValue),
+    ) -> Result<Proven, RoomError> {
+        // The rules would make an invited user of a member.
+        if edit.membership(user).await? == Some(Membership::Join) {
+            return Err(RoomError::forbidden(format!("{user} is in this room")));
+        }
         let signed: Value = serde_json::from_str(signed.get())
             .map_err(|error| RoomError::BadContent(error.to_string()))?;
-        let token = signed
-            .get("token")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let invite = edit.state("m.room.third_party_invite", token).await?;
+        let token = signed.get("token").and_then(Value::as_str);
+        let invite = edit
+            .state(THIRD_PARTY_INVITE, token.unwrap_or_default())
+            .await?;
         let invite = invite.ok_or_else(|| RoomError::forbidden("no such third-party invite"))?;
         let shown = crate::visible::content_text(&invite, "display_name");
-        let mut content = content(Membership::Invite, &MemberProfile::default(), None);
+        let mut content = content(Membership::Invite, profile, None);
         content.insert(
             "third_party_invite".to_owned(),
             json!({ "display_name": shown.unwrap_or_default(), "signed": signed }),
         );
-        let inviter = invite.pdu.sender().to_owned();
-        edit.append(&inviter, &member_event(sender, content), None)
-            .await?;
-        Ok(())
+        Ok(Proven {
+            inviter: invite.pdu.sender().to_owned(),
+            content,
+        })
     }
 
     pub(super) async fn decide_forget(

@@ -116,6 +116,12 @@ async fn rooms_that_cannot_be() {
             "400 M_UNSUPPORTED_ROOM_VERSION",
         ),
         (json!({ "invite": [bob.user] }), "403 M_INVITE_BLOCKED"),
+        (
+            json!({ "invite_3pid": [{
+                "id_server": "/", "id_access_token": "t", "medium": "email", "address": "a@b",
+            }] }),
+            "400 M_INVALID_PARAM",
+        ),
     ] {
         let request = "POST /_matrix/client/v3/createRoom";
         refusals.check(&alice, request, wish, expected).await;
@@ -147,8 +153,8 @@ async fn rooms_that_cannot_be() {
         ),
         (
             format!("POST {room}/invite"),
-            json!({ "id_server": "is", "id_access_token": "t", "medium": "email", "address": "a@b" }),
-            "403 M_THREEPID_DENIED",
+            json!({ "id_server": "/", "id_access_token": "t", "medium": "email", "address": "a@b" }),
+            "400 M_INVALID_PARAM",
         ),
     ] {
         refusals.check(&alice, &request, body, expected).await;

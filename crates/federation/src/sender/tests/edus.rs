@@ -290,3 +290,25 @@ async fn who_is_online_is_told_to_servers_that_share_a_room() {
     here.until(|here| here.told(THERE, "m.presence").len() == 2)
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_into_a_room_is_told_who_is_here() {
+    let here = Here::start().await;
+    let room = here.create().await;
+    let number = here.number(alice().as_str()).await;
+    let presence = &here.users.presence;
+    presence.set(number, PresenceState::Online, None);
+    // Changes are gathered for a second; nobody is there to be told.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    here.remote_member(&room, &user(ZED), "join").await;
+    here.until(|here| here.told(THERE, "m.presence").len() == 1)
+        .await;
+    let told = here.told(THERE, "m.presence").remove(0);
+    assert_eq!(told["push"][0]["user_id"], alice().as_str());
+    // A second user of the same server changes nothing.
+    here.remote_member(&room, &user("@zoe:there.example"), "join")
+        .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    here.until_sent(THERE).await;
+    assert_eq!(here.told(THERE, "m.presence").len(), 1);
+}

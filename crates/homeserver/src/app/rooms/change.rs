@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use homeserver_federation::{
-    InviteError, MembershipError, Memberships, Policies, PolicyError, RemoteUsers, Resident,
+    IdentityError, IdentityServers, InviteError, MembershipError, Memberships, Policies,
+    PolicyError, RemoteUsers, Resident,
 };
 use homeserver_rooms::{
     CreateRoom, MemberProfile, MembershipChange, NewEvent, RoomAction, RoomAnswer, RoomCommand,
@@ -49,9 +50,9 @@ pub(crate) enum ChangeError {
     /// The user takes no invites.
     #[error("{0} does not accept invites")]
     InviteBlocked(OwnedUserId),
-    /// Invites by e-mail address or telephone number are not offered.
-    #[error("this server does not send third-party invites")]
-    NoThirdPartyInvites,
+    /// An identity server was of no use.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The content of the event is not what its type must hold.
     #[error("{0}")]
     BadContent(&'static str),
@@ -100,10 +101,11 @@ impl<'a> From<&'a Session> for Actor<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct RoomChanges {
     pub(super) rooms: Arc<Rooms>,
-    resident: Resident,
+    pub(super) resident: Resident,
     policies: Policies,
     remote_users: RemoteUsers,
     pub(super) memberships: Memberships,
+    pub(super) identity: IdentityServers,
     pub(super) accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
@@ -112,12 +114,13 @@ pub(crate) struct RoomChanges {
 }
 
 impl RoomChanges {
-    /// Changes to these rooms by these users, who invite `remote_users` by `resident`, are in
-    /// rooms that are elsewhere by `memberships`, and ask policy servers where the rooms use them.
+    /// Changes to these rooms by these users, who invite `remote_users` by `resident` and whom
+    /// `identity` servers know, are in rooms that are elsewhere by `memberships`, and ask policy
+    /// servers where the rooms use them.
     pub(crate) fn new(
         rooms: Arc<Rooms>,
         (resident, memberships, policies): (Resident, Memberships, Policies),
-        remote_users: RemoteUsers,
+        (remote_users, identity): (RemoteUsers, IdentityServers),
         users: &Users,
     ) -> Self {
         Self {
@@ -126,6 +129,7 @@ impl RoomChanges {
             policies,
             remote_users,
             memberships,
+            identity,
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
@@ -220,7 +224,7 @@ impl RoomChanges {
     }
 
     /// Carries out a command, where it invites users of other servers with the help of these.
-    async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
+    pub(super) async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
         self.await_member(&command).await?;
         if let Some(mut proposed) = self.rooms.propose(&command).await? {
             let sealed = self.policies.seal(&proposed.room, proposed.event);
@@ -339,7 +343,7 @@ impl RoomChanges {
                 }
             }
             RoomAction::Membership {
-                change: MembershipChange::Invite { user, .. },
+                change: MembershipChange::Invite { user, .. } | MembershipChange::Prove { user, .. },
                 ..
             } => self.check_invite(user).await?,
             RoomAction::Send { event, .. } => {
@@ -392,6 +396,7 @@ fn changed_member(command: &RoomCommand) -> Option<(&RoomId, OwnedUserId, bool)>
                 | MembershipChange::Leave
                 | MembershipChange::Knock { .. } => (sender(), false),
                 MembershipChange::Invite { user, .. }
+                | MembershipChange::Prove { user, .. }
                 | MembershipChange::Kick { user }
                 | MembershipChange::Ban { user }
                 | MembershipChange::Unban { user } => (user.clone(), false),

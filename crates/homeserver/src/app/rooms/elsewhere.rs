@@ -11,10 +11,10 @@ use homeserver_federation::{
 };
 use homeserver_rooms::{MembershipChange, RoomAction, RoomError};
 use homeserver_users::AccountState;
-use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, RoomOrAliasId};
 use serde_json::value::RawValue;
 
-use super::change::{ChangeError, RoomChanges};
+use super::change::{Actor, ChangeError, RoomChanges};
 use crate::app::session::Session;
 
 /// Why an invite of another server is not taken.
@@ -80,14 +80,15 @@ impl RoomChanges {
     /// Lets a user join a room, wherever it is.
     pub(crate) async fn join(
         &self,
-        session: &Session,
+        actor: impl Into<Actor<'_>>,
         door: Door,
         third_party_signed: Option<Box<RawValue>>,
     ) -> Result<(), ChangeError> {
-        let profile = self.profile_of(&session.user).await?;
+        let actor = actor.into();
+        let profile = self.profile_of(actor.user).await?;
         if self.memberships.is_elsewhere(&door.room).await? {
             let wanted = Wanted {
-                user: session.user.clone(),
+                user: actor.user.clone(),
                 room: door.room.clone(),
                 via: door.via,
                 profile: profile.clone(),
@@ -100,6 +101,9 @@ impl RoomChanges {
                 Err(error) => return Err(error.into()),
             }
         }
+        if let Some(signed) = &third_party_signed {
+            self.check_proof(&door.room, actor.user, signed).await?;
+        }
         let action = RoomAction::Membership {
             room: door.room,
             change: MembershipChange::Join {
@@ -108,16 +112,21 @@ impl RoomChanges {
             },
             reason: door.reason,
         };
-        self.act(session, action).await?;
+        self.act(actor, action).await?;
         Ok(())
     }
 
     /// Lets a user knock on a room, wherever it is.
-    pub(crate) async fn knock(&self, session: &Session, door: Door) -> Result<(), ChangeError> {
-        let profile = self.profile_of(&session.user).await?;
+    pub(crate) async fn knock(
+        &self,
+        actor: impl Into<Actor<'_>>,
+        door: Door,
+    ) -> Result<(), ChangeError> {
+        let actor = actor.into();
+        let profile = self.profile_of(actor.user).await?;
         if self.memberships.is_elsewhere(&door.room).await? {
             let wanted = Wanted {
-                user: session.user.clone(),
+                user: actor.user.clone(),
                 room: door.room.clone(),
                 via: door.via,
                 profile: profile.clone(),
@@ -134,19 +143,23 @@ impl RoomChanges {
             change: MembershipChange::Knock { profile },
             reason: door.reason,
         };
-        self.act(session, action).await?;
+        self.act(actor, action).await?;
         Ok(())
     }
 
     /// Lets a user leave a room, refuse an invite or take a knock back, wherever the room is.
     pub(crate) async fn leave(
         &self,
-        session: &Session,
+        actor: impl Into<Actor<'_>>,
         room: OwnedRoomId,
         reason: Option<String>,
     ) -> Result<(), ChangeError> {
-        let user: &UserId = &session.user;
-        if self.memberships.leave(user, &room, reason.clone()).await? {
+        let actor = actor.into();
+        if self
+            .memberships
+            .leave(actor.user, &room, reason.clone())
+            .await?
+        {
             return Ok(());
         }
         let action = RoomAction::Membership {
@@ -154,7 +167,7 @@ impl RoomChanges {
             change: MembershipChange::Leave,
             reason,
         };
-        self.act(session, action).await?;
+        self.act(actor, action).await?;
         Ok(())
     }
 

@@ -25,6 +25,9 @@ pub(crate) const MAX_PAGE: usize = 250;
 /// Times that history is fetched for one page.
 const GAPS_OF_PAGE: usize = 6;
 
+/// Times that it is fetched for what surrounds an event.
+const GAPS_OF_CONTEXT: usize = 2;
+
 const MEMBER: &str = "m.room.member";
 
 /// Which events of a page the client wants.
@@ -200,6 +203,15 @@ impl RoomReads {
         Ok(self.inbound.backfill(&visit.room, at).await?)
     }
 
+    /// The same, where something is known to be missing. Nothing more is to be read elsewhere.
+    async fn fill_known_gap(&self, visit: &Visit, at: &HistoryToken) -> Result<bool, ReadError> {
+        if self.rooms.is_partial(visit.room.number) {
+            return Ok(false);
+        }
+        let gap = self.rooms.gap_at(&visit.room, at).await?;
+        Ok(gap.is_some() && self.fill_gap(visit, at).await?)
+    }
+
     /// The place that a page without `from` begins at: the reader's newest, or the oldest there is.
     fn outermost(&self, visit: &Visit, towards: Towards) -> HistoryToken {
         let newest = self.rooms.token_at(visit.state.position);
@@ -270,16 +282,29 @@ impl RoomReads {
             .await?;
         let event = event.ok_or(ReadError::NoSuchEvent)?;
         let ignored = self.ignored_by(session).await?;
-        let around = self
+        let limit = limit.min(MAX_PAGE);
+        let wanted = |event: &VisibleEvent| selection.wants(event, &ignored);
+        // What is missing right before is fetched, as for a page: first below the event itself.
+        let mut start = HistoryToken {
+            place: Place::Before(event.history_key()),
+            ..self.rooms.token_at(visit.reader.position)
+        };
+        self.fill_known_gap(&visit, &start).await?;
+        let mut around = self
             .rooms
-            .context(
-                &visit.reader,
-                &visit.room,
-                event,
-                limit.min(MAX_PAGE),
-                &|event| selection.wants(event, &ignored),
-            )
+            .context(&visit.reader, &visit.room, event.clone(), limit, &wanted)
             .await?;
+        for _ in 0..GAPS_OF_CONTEXT {
+            let is_whole = around.before.len() >= limit / 2 || around.start == start;
+            start = around.start;
+            if is_whole || !self.fill_known_gap(&visit, &start).await? {
+                break;
+            }
+            around = self
+                .rooms
+                .context(&visit.reader, &visit.room, event.clone(), limit, &wanted)
+                .await?;
+        }
         let last = around.after.last().unwrap_or(&around.event);
         let shown = around
             .before

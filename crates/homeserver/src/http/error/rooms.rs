@@ -55,9 +55,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::InviteBlocked(_) => {
                 Self::new(StatusCode::FORBIDDEN, ErrorKind::InviteBlocked, message)
             }
-            ChangeError::NoThirdPartyInvites => {
-                Self::new(StatusCode::FORBIDDEN, ErrorKind::ThreepidDenied, message)
-            }
+            ChangeError::Identity(error) => error.into(),
             ChangeError::BadContent(_) => Self::bad_json(message),
             ChangeError::Elsewhere(error) => error.into(),
             ChangeError::Invite(error) => error.into(),

@@ -16,11 +16,9 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::membership::addressee;
 use crate::{
-    app::{
-        rooms::{ChangeError, RoomChanges},
-        session::Session,
-    },
+    app::{rooms::RoomChanges, session::Session},
     http::{ApiError, Routes, Ruma},
 };
 
@@ -33,14 +31,20 @@ async fn create(
     session: Session,
     Ruma(request): Ruma<create_room::v3::Request>,
 ) -> Result<Ruma<create_room::v3::Response>, ApiError> {
-    if !request.invite_3pid.is_empty() {
-        return Err(ChangeError::NoThirdPartyInvites.into());
-    }
+    let addressees = request.invite_3pid.iter().cloned().map(addressee);
+    let addressees: Vec<_> = addressees.collect();
+    changes.check_addressees(&addressees)?;
+    let is_direct = request.is_direct;
     let mut wanted = wanted_room(request)?;
     changes.introduce(&session.user, &mut wanted).await?;
     let action = RoomAction::Create(Box::new(wanted));
     match changes.act(&session, action).await? {
-        RoomAnswer::Created { room, .. } => Ok(Ruma(create_room::v3::Response::new(room))),
+        RoomAnswer::Created { room, .. } => {
+            changes
+                .invite_by_addresses(&session, &room, (&addressees, is_direct))
+                .await;
+            Ok(Ruma(create_room::v3::Response::new(room)))
+        }
         _ => Err(ApiError::unexpected_answer()),
     }
 }

@@ -3,13 +3,14 @@
 //! Specification: client-server API, "Room membership".
 
 use axum::extract::State;
+use homeserver_federation::identity::Addressee;
 use homeserver_rooms::{MembershipChange, RoomAction};
 use ruma::{
     OwnedRoomId,
     api::client::{
         knock::knock_room,
         membership::{
-            ThirdPartySigned, ban_user, forget_room, invite_user,
+            Invite3pid, ThirdPartySigned, ban_user, forget_room, invite_user,
             invite_user::v3::InvitationRecipient, join_room_by_id, join_room_by_id_or_alias,
             joined_rooms, kick_user, leave_room, unban_user,
         },
@@ -100,8 +101,16 @@ async fn invite(
     session: Session,
     Ruma(request): Ruma<invite_user::v3::Request>,
 ) -> Result<Ruma<invite_user::v3::Response>, ApiError> {
-    let InvitationRecipient::UserId(recipient) = request.recipient else {
-        return Err(ChangeError::NoThirdPartyInvites.into());
+    let recipient = match request.recipient {
+        InvitationRecipient::UserId(recipient) => recipient,
+        InvitationRecipient::ThirdPartyId(somebody) => {
+            let (room, somebody) = (&request.room_id, addressee(somebody));
+            changes
+                .invite_by_address(&session, room, &somebody, false)
+                .await?;
+            return Ok(Ruma(invite_user::v3::Response::new()));
+        }
+        _ => return Err(ApiError::bad_json("it is not said who is invited")),
     };
     let change = MembershipChange::Invite {
         profile: changes.profile_of(&recipient.user_id).await?,
@@ -117,6 +126,16 @@ async fn invite(
     )
     .await?;
     Ok(Ruma(invite_user::v3::Response::new()))
+}
+
+/// Somebody whom a client knows by an address only.
+pub(super) fn addressee(invited: Invite3pid) -> Addressee {
+    Addressee {
+        id_server: invited.id_server,
+        access_token: invited.id_access_token,
+        medium: invited.medium.to_string(),
+        address: invited.address,
+    }
 }
 
 async fn leave(

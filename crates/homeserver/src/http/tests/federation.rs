@@ -8,10 +8,14 @@ mod media;
 mod partial;
 mod peer;
 mod resident;
+mod rotation;
 mod sending;
 mod spaces;
 mod story;
+mod third_party;
+mod times;
 mod users;
+mod within;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -20,6 +24,7 @@ use futures_util::stream;
 use homeserver_federation::{
     Body as ReplyBody, Call, CallError, KeyDocument, Outgoing, Path, Reply, Transport,
     TransportError,
+    transport::{Answer as ExchangeAnswer, Exchange, OutboundError},
 };
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, OwnedUserId, ServerName, server_name};
@@ -32,6 +37,8 @@ const START: u64 = 1_700_000_000_000;
 #[derive(Debug, Default)]
 struct Network {
     routers: Mutex<HashMap<OwnedServerName, Router>>,
+    /// What is at the hosts of URLs.
+    hosts: Mutex<HashMap<String, Router>>,
 }
 
 #[async_trait]
@@ -47,6 +54,25 @@ impl Transport for Network {
             status: head.status,
             headers: head.headers,
             body: ReplyBody::new(stream::iter([Ok(body)]), outgoing.limits.body),
+        })
+    }
+
+    async fn exchange(&self, exchange: Exchange) -> Result<ExchangeAnswer, OutboundError> {
+        assert!(exchange.limits.https_only && exchange.limits.redirects == 0);
+        let host = exchange.url.host_str().unwrap_or_default();
+        let router = self.hosts.lock().get(host).cloned();
+        let router = router.ok_or_else(|| OutboundError::Failed("nobody is there".into()))?;
+        let mut request = Request::builder()
+            .method(exchange.method)
+            .uri(exchange.url.as_str());
+        request.headers_mut().unwrap().extend(exchange.headers);
+        let request = request.body(Body::from(exchange.body)).unwrap();
+        let (head, body) = router.oneshot(request).await.unwrap().into_parts();
+        Ok(ExchangeAnswer {
+            status: head.status,
+            headers: head.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+            url: exchange.url,
         })
     }
 }

@@ -52,11 +52,11 @@ async fn refusals() {
         ),
         (
             json!({ "invite_3pid": [{
-                "id_server": "id.example.org", "id_access_token": "t", "medium": "email",
+                "id_server": "id.example.org/path", "id_access_token": "t", "medium": "email",
                 "address": "a@example.org",
             }] }),
-            403,
-            "M_THREEPID_DENIED",
+            400,
+            "M_INVALID_PARAM",
         ),
     ];
     for (wish, status, code) in cases {

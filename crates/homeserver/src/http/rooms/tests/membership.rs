@@ -236,19 +236,6 @@ async fn knocking() {
 }
 
 #[tokio::test]
-async fn third_party_invites_are_refused() {
-    let world = World::new().await;
-    let alice = world.user("alice").await;
-    let room = alice.create(json!({})).await;
-    let invite = json!({
-        "id_server": "id.example.org", "id_access_token": "t", "medium": "email",
-        "address": "a@example.org",
-    });
-    let answer = alice.post(&in_room(&room, "invite"), invite).await;
-    answer.refused(403, "M_THREEPID_DENIED");
-}
-
-#[tokio::test]
 async fn a_forgotten_room_is_closed() {
     let world = World::new().await;
     let [alice, bob] = [world.user("alice").await, world.user("bob").await];

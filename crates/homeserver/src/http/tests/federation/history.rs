@@ -85,8 +85,13 @@ impl Shared {
 
     /// Joins somebody of `bb.example` by the handshake of servers.
     pub(super) async fn let_in(&self, user: &str) -> OwnedEventId {
+        self.let_into(&self.room, user).await
+    }
+
+    /// The same into a room of this version.
+    pub(super) async fn let_into(&self, room: &OwnedRoomId, user: &str) -> OwnedEventId {
         let (user, ver) = (OwnedUserId::try_from(user).unwrap(), self.version.as_str());
-        let path = Path::v1("make_join").segment(&self.room).segment(&user);
+        let path = Path::v1("make_join").segment(room).segment(&user);
         let made = ask(&self.there, Call::get(path.query("ver", ver))).await;
         let template = made.unwrap()["event"].clone();
         let references = |field: &str| {
@@ -95,7 +100,7 @@ impl Shared {
                 .collect()
         };
         let draft = Draft {
-            room_id: Some(self.room.clone()),
+            room_id: Some(room.clone()),
             state_key: Some(user.to_string()),
             event_type: "m.room.member".to_owned(),
             content: to_raw_value(&template["content"]).unwrap(),
@@ -111,9 +116,7 @@ impl Shared {
         let join = draft
             .seal(rules, keys.server(), keys.signing_key())
             .unwrap();
-        let path = Path::v2("send_join")
-            .segment(&self.room)
-            .segment(join.event_id());
+        let path = Path::v2("send_join").segment(room).segment(join.event_id());
         let sent = ask(&self.there, Call::put(path, join.json().to_vec())).await;
         sent.unwrap();
         join.event_id().to_owned()
@@ -132,7 +135,7 @@ impl Shared {
     }
 }
 
-async fn create_room(server: &Fresh, user: &LoggedIn, body: Value) -> OwnedRoomId {
+pub(super) async fn create_room(server: &Fresh, user: &LoggedIn, body: Value) -> OwnedRoomId {
     let path = "/_matrix/client/v3/createRoom";
     let made = server.post(path, Some(&user.token), body).await.ok();
     OwnedRoomId::try_from(made["room_id"].as_str().unwrap()).unwrap()
@@ -142,7 +145,12 @@ fn id_of(sent: &Value) -> OwnedEventId {
     OwnedEventId::try_from(sent["event_id"].as_str().unwrap()).unwrap()
 }
 
-async fn say(server: &Fresh, user: &LoggedIn, room: &OwnedRoomId, body: &str) -> OwnedEventId {
+pub(super) async fn say(
+    server: &Fresh,
+    user: &LoggedIn,
+    room: &OwnedRoomId,
+    body: &str,
+) -> OwnedEventId {
     let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{body}");
     let content = json!({ "msgtype": "m.text", "body": body });
     id_of(&server.put(&path, Some(&user.token), content).await.ok())

@@ -5,7 +5,7 @@ use homeserver_federation::inbound::{EduFailure, EduSink, RemoteReceipt};
 use homeserver_storage::Position;
 use homeserver_users::{UserNumber, Users};
 use ruma::{
-    OwnedEventId, OwnedUserId,
+    OwnedEventId, OwnedUserId, UserId,
     api::federation::transactions::edu::{
         DeviceListUpdateContent, DirectDeviceContent, PresenceUpdate, SigningKeyUpdateContent,
     },
@@ -13,7 +13,7 @@ use ruma::{
 };
 
 use super::{
-    history::{Shared, ask, refused},
+    history::{Shared, ask, create_room, refused},
     *,
 };
 
@@ -489,10 +489,9 @@ async fn nobody_speaks_of_the_users_of_others() {
     for user in strangers.map(|user| OwnedUserId::try_from(user).unwrap()) {
         let taken = shared.sink().typing(&room, &user, true).await;
         assert!(matches!(taken, Err(EduFailure::Refused(_))), "{taken:?}");
-        let update = json!({ "user_id": user, "presence": "online", "last_active_ago": 1 });
-        let update: PresenceUpdate = serde_json::from_value(update).unwrap();
-        let taken = shared.sink().presence(update).await;
-        assert!(matches!(taken, Err(EduFailure::Refused(_))), "{taken:?}");
+        let taken = shared.sink().presence(online(&user)).await;
+        // It may be that the other one was let in a moment ago.
+        assert_eq!(taken.is_err(), user == shared.alice_id(), "{taken:?}");
         let receipt = receipt(user, "$unknown");
         let taken = shared.sink().receipt(&room, receipt).await;
         assert!(matches!(taken, Err(EduFailure::Refused(_))), "{taken:?}");
@@ -505,6 +504,60 @@ async fn nobody_speaks_of_the_users_of_others() {
         devices_of(&shared.query(&bob.user).await, &bob.user),
         [&*bob.device]
     );
+}
+
+fn online(user: &UserId) -> PresenceUpdate {
+    let update = json!({ "user_id": user, "presence": "online", "last_active_ago": 1 });
+    serde_json::from_value(update).unwrap()
+}
+
+#[tokio::test]
+async fn presence_is_heard_of_users_who_are_met_a_moment_later() {
+    let shared = Shared::new("11").await;
+    shared.sync(None).await;
+    let presence_of = async |user: &UserId| {
+        let number = shared.users().known_number(user).await.unwrap()?;
+        shared.users().presence.of(number)
+    };
+    let shown = async |user: &UserId| {
+        let look = async {
+            while presence_of(user).await.is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let patience = std::time::Duration::from_mins(1);
+        tokio::time::timeout(patience, look).await.unwrap();
+        let (told, _) = shared.sync(None).await;
+        let events = told["presence"]["events"].as_array().unwrap();
+        assert!(
+            events.iter().any(|event| event["sender"] == user.as_str()),
+            "{told}"
+        );
+    };
+    // Told before the join is here; the server was in no room when it was last looked for.
+    shared.sink().presence(online(&bob_id())).await.unwrap();
+    assert_eq!(presence_of(&bob_id()).await, None);
+    shared.let_in("@bob:bb.example").await;
+    shared.here.clock.advance(std::time::Duration::from_secs(2));
+    shown(&bob_id()).await;
+    // In a room that is newer than the last look.
+    let other = json!({ "preset": "public_chat", "room_version": "11" });
+    let other = create_room(&shared.here, &shared.alice, other).await;
+    shared.let_into(&other, "@carol:bb.example").await;
+    shared.here.clock.advance(std::time::Duration::from_secs(2));
+    let carol = OwnedUserId::try_from("@carol:bb.example").unwrap();
+    shared.sink().presence(online(&carol)).await.unwrap();
+    shown(&carol).await;
+
+    // Strangers wait, so many of a server and not longer than a while.
+    for number in 0..200 {
+        let stranger = OwnedUserId::try_from(format!("@{number}:ccc.example")).unwrap();
+        shared.sink().presence(online(&stranger)).await.unwrap();
+    }
+    let stranger = OwnedUserId::try_from("@more:ccc.example").unwrap();
+    let taken = shared.sink().presence(online(&stranger)).await;
+    assert!(matches!(taken, Err(EduFailure::Refused(_))), "{taken:?}");
+    assert_eq!(shared.users().known_number(&stranger).await.unwrap(), None);
 }
 
 fn receipt(user: OwnedUserId, event: &str) -> RemoteReceipt {
