@@ -90,7 +90,8 @@ impl History {
         room: &RoomId,
         asked: MissingAsked<'_>,
     ) -> Result<String, RoomError> {
-        let visit = self.rooms.enter_as_server(origin, room).await?;
+        let visit = self.rooms.enter_as_server_at(origin, room, asked.latest);
+        let visit = visit.await?;
         let events = self.rooms.serve_missing(&visit, asked).await?;
         Ok(format!("{{\"events\":[{}]}}", listed(&events)))
     }
@@ -117,7 +118,8 @@ impl History {
         (room, event): (&RoomId, &EventId),
         basis: Basis,
     ) -> Result<impl Stream<Item = Result<Bytes, RoomError>> + Send + use<>, RoomError> {
-        let visit = self.rooms.enter_as_server(origin, room).await?;
+        let asked = [event];
+        let visit = self.rooms.enter_as_server_at(origin, room, &asked).await?;
         let turn = self.writers.turn(origin).await?;
         let chain = match basis {
             Basis::State | Basis::StateIds => self.rooms.serve_state(&visit, event).await?,

@@ -44,7 +44,7 @@ use homeserver_storage::{CommitError, StorageError, Store};
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::{edu_queue::EduQueues, queue::Queues};
 pub use self::{
@@ -53,7 +53,7 @@ pub use self::{
     queue::{MAX_IN_ALL, MAX_IN_ROOM, MAX_OF_ORIGIN, MAX_OF_ORIGIN_IN_ROOM},
     transaction::{BodyError, MAX_EDU, MAX_EDUS, MAX_PDUS, MAX_TRANSACTION},
 };
-use crate::{CheckError, Fetcher, Policies, Verifier};
+use crate::{CheckError, Fetcher, Policies, Verifier, membership::HeldEvents};
 
 /// Bytes of events that are kept read between the answer and their worker.
 const READ_BYTES: u64 = 32 * 1024 * 1024;
@@ -121,6 +121,11 @@ pub trait Outside: Debug + Send + Sync {
         room: &RoomId,
         json: Bytes,
     ) -> Option<Result<(), String>>;
+
+    /// Where events come out that were held back while their room was joined; asked for once.
+    fn held(&self) -> Option<mpsc::Receiver<HeldEvents>> {
+        None
+    }
 }
 
 /// Nobody waits for events of other rooms.
@@ -230,6 +235,7 @@ impl Inbound {
     /// When the rows cannot be read.
     pub async fn resume(&self) -> Result<(), StorageError> {
         self.inner.start_forgetting();
+        self.start_taking_held();
         self.inner.resume().await
     }
 
@@ -249,6 +255,47 @@ impl Inbound {
         let tasks = self.inner.parts.runtime.tasks.clone();
         let receive = async move { inner.receive(&origin, &txn_id, body).await };
         tasks.see_through(receive).await
+    }
+}
+
+impl Inbound {
+    /// Takes events that were held back, as if their servers sent them now.
+    fn start_taking_held(&self) {
+        let Some(mut held) = self.inner.parts.outside.held() else {
+            return;
+        };
+        let inbound = self.clone();
+        let tasks = self.inner.parts.runtime.tasks.clone();
+        tasks.clone().spawn(async move {
+            loop {
+                let events = tokio::select! {
+                    biased;
+                    () = tasks.stopping() => return,
+                    events = held.recv() => events,
+                };
+                let Some(events) = events else { return };
+                for (origin, events) in events {
+                    inbound.take_held(&origin, &events).await;
+                }
+            }
+        });
+    }
+
+    async fn take_held(&self, origin: &ServerName, events: &[Bytes]) {
+        let runtime = &self.inner.parts.runtime;
+        for some in events.chunks(MAX_PDUS) {
+            let some: Vec<_> = some
+                .iter()
+                .map(|json| String::from_utf8_lossy(json))
+                .collect();
+            let body = format!("{{\"pdus\":[{}]}}", some.join(","));
+            let mut id = [0; 16];
+            runtime.entropy.fill(&mut id);
+            let txn_id = format!("held-{:032x}", u128::from_be_bytes(id));
+            if let Err(error) = self.receive(origin, &txn_id, body.into()).await {
+                tracing::debug!(%error, %origin, "events that came during a join are dropped");
+            }
+        }
     }
 }
 

@@ -7,4 +7,4 @@ pub mod ring;
 
 pub use document::{DocumentError, KeyDocument};
 pub use own::{OldKey, OwnKeys};
-pub use ring::{KeyProblem, KeyRing, Keys, Wanted};
+pub use ring::{Asking, KeyProblem, KeyRing, Keys, Wanted};

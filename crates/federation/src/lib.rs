@@ -44,7 +44,7 @@ pub use history::History;
 pub use homeserver_events::names::{self, is_same_server};
 pub use identity::{IdentityError, IdentityServers};
 pub use inbound::{Inbound, InboundParts, TransactionError};
-pub use keys::{KeyDocument, KeyRing, OwnKeys};
+pub use keys::{Asking, KeyDocument, KeyRing, OwnKeys};
 pub use membership::{Joined, MembershipError, Memberships, Wanted};
 pub use peers::{Answer, Call, Path, Peers, PeersOptions};
 pub use policy::{Policies, PolicyError};

@@ -17,6 +17,7 @@ mod complete;
 mod ended;
 mod exchange;
 mod hear;
+mod held;
 mod invite;
 mod join;
 mod leave;
@@ -36,9 +37,12 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomVersionId
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-pub use self::exchange::Proof;
-pub use self::invite::{InviteRefused, Invited, ReceivedInvite};
-use self::{template::Template, turns::Turns};
+pub use self::{
+    exchange::Proof,
+    held::HeldEvents,
+    invite::{InviteRefused, Invited, ReceivedInvite},
+};
+use self::{held::Held, template::Template, turns::Turns};
 use crate::{
     Call, CallError, CheckError, Federation, Limits, OwnKeys, Path, Peers, Policies, Verifier,
     is_same_server,
@@ -106,6 +110,9 @@ pub(crate) enum Failure {
     /// What it answered is not to be used.
     #[error("the answer is not to be used: {0}")]
     Answer(String),
+    /// It may be right, but cannot be checked now.
+    #[error("keys of {0} that signed a part of the room's state are not to be had now")]
+    Keys(OwnedServerName),
     /// No other server would help.
     #[error(transparent)]
     Own(MembershipError),
@@ -158,6 +165,7 @@ struct Inner {
     rooms: Arc<Rooms>,
     runtime: Runtime,
     turns: Turns,
+    held: Held,
     states: Semaphore,
     /// Places for states that nobody waits for: of rooms of partial state.
     whole_states: Semaphore,
@@ -180,6 +188,7 @@ impl Memberships {
             rooms,
             runtime,
             turns: Turns::default(),
+            held: Held::new(),
             states: Semaphore::new(STATES_AT_ONCE),
             whole_states: Semaphore::new(complete::AT_ONCE),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),

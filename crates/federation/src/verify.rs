@@ -21,7 +21,7 @@ use homeserver_runtime::{PoolClosed, Runtime};
 use homeserver_storage::StorageError;
 use ruma::{OwnedServerName, ServerName};
 
-use crate::keys::{KeyRing, Keys, Wanted, document::is_key_id};
+use crate::keys::{Asking, KeyRing, Keys, Wanted, document::is_key_id};
 
 /// Events of one job on the pool.
 const AT_ONCE: usize = 16;
@@ -86,14 +86,29 @@ impl Verifier {
     /// When nothing could be checked.
     pub async fn verify(
         &self,
-        mut events: Vec<Bytes>,
+        events: Vec<Bytes>,
         rules: &'static Rules,
         patience: Duration,
+    ) -> Result<Vec<Result<Pdu, Dropped>>, CheckError> {
+        let asking = Asking::for_as_long_as(patience);
+        self.verify_told(events, rules, asking).await
+    }
+
+    /// Like [`Self::verify`], of events whose tellers may be asked for keys that are not to be had
+    /// from their servers.
+    ///
+    /// # Errors
+    /// When nothing could be checked.
+    pub async fn verify_told(
+        &self,
+        mut events: Vec<Bytes>,
+        rules: &'static Rules,
+        asking: Asking<'_>,
     ) -> Result<Vec<Result<Pdu, Dropped>>, CheckError> {
         let mut checked = Vec::with_capacity(events.len());
         while !events.is_empty() {
             let some = events.drain(..events.len().min(HELD)).collect();
-            checked.extend(self.verify_some(some, rules, patience).await?);
+            checked.extend(self.verify_some(some, rules, asking).await?);
         }
         Ok(checked)
     }
@@ -102,7 +117,7 @@ impl Verifier {
         &self,
         events: Vec<Bytes>,
         rules: &'static Rules,
-        patience: Duration,
+        asking: Asking<'_>,
     ) -> Result<Vec<Result<Pdu, Dropped>>, CheckError> {
         let parsed = self.each(events, move |json| parse(&json, rules)).await?;
         let wanted: Vec<Wanted> = parsed
@@ -110,9 +125,14 @@ impl Verifier {
             .flatten()
             .flat_map(|parsed| parsed.wanted.iter().cloned())
             .collect();
-        let keys = Arc::new(self.ring.keys_for(&wanted, patience).await?);
+        let keys = Arc::new(self.ring.keys_for(&wanted, asking).await?);
         let check = move |parsed: Result<Parsed, Dropped>| check(&parsed?, rules, &keys);
         self.each(parsed, check).await.map_err(CheckError::from)
+    }
+
+    /// Whether the keys of a server are not to be had for longer than an outage of the network lasts.
+    pub fn is_gone(&self, server: &ServerName) -> bool {
+        self.ring.is_gone(server)
     }
 
     /// Whether an event is signed by this server, beside those that must have signed it. Missing keys
@@ -145,7 +165,8 @@ impl Verifier {
                 enforced: rules.enforces_key_validity,
             })
             .collect();
-        let keys = self.ring.keys_for(&wanted, patience).await?;
+        let asking = Asking::for_as_long_as(patience);
+        let keys = self.ring.keys_for(&wanted, asking).await?;
         let key = |id: &str| keys.key(server, id).map(|published| published.key);
         let redacted = redact_object(&object, rules);
         Ok(verify_json(&redacted, server.as_str(), &key).is_ok())
@@ -220,8 +241,19 @@ fn check(parsed: &Parsed, rules: &'static Rules, keys: &Keys) -> Result<Pdu, Dro
                 None => VerifyError::NoUsableSignature(server).into(),
             })
         }
+        // What others vouch for refuses nothing.
+        Err(VerifyError::WrongSignature(server)) => Err(match vouched(wanted, &server, keys) {
+            Some(wanted) => Dropped::KeysUnknown(wanted.server.clone()),
+            None => VerifyError::WrongSignature(server).into(),
+        }),
         Err(wrong) => Err(wrong.into()),
     }
+}
+
+/// A key of this server that signed an event and is only vouched for.
+fn vouched<'w>(wanted: &'w [Wanted], server: &str, keys: &Keys) -> Option<&'w Wanted> {
+    let mut of_server = wanted.iter().filter(|wanted| *wanted.server == *server);
+    of_server.find(|wanted| keys.is_vouched(&wanted.server, &wanted.key_id))
 }
 
 #[cfg(test)]
@@ -231,7 +263,7 @@ mod tests {
     use serde_json::{json, value::to_raw_value};
 
     use super::*;
-    use crate::keys::ring::tests::{START, World};
+    use crate::keys::ring::tests::{START, World, keys_of};
 
     const HOUR: Duration = Duration::from_hours(1);
 
@@ -334,5 +366,29 @@ mod tests {
                 (place, Err(error)) => panic!("{place}: {error:?}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_only_vouched_for_refuses_no_event() {
+        let world = World::new(&[]).await;
+        let forged = keys_of("there.example", 3, Vec::new());
+        let liar = keys_of("liar.example", 6, Vec::new());
+        world.give_word(&liar, &forged.document(START));
+        let witnesses = [server_name!("liar.example").to_owned()];
+        let asking = Asking {
+            patience: HOUR,
+            witnesses: &witnesses,
+        };
+        let verifier = Verifier::new(world.ring.clone(), world.runtime.clone());
+        let events = vec![
+            json(&message("there.example", 1, "true", START)),
+            json(&message("there.example", 3, "forged", START)),
+        ];
+        let judged = verifier.verify_told(events, rules(), asking).await.unwrap();
+        assert!(
+            matches!(&judged[0], Err(Dropped::KeysUnknown(_))),
+            "{judged:?}"
+        );
+        assert!(judged[1].is_ok(), "{judged:?}");
     }
 }

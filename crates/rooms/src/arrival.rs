@@ -4,7 +4,8 @@
 //! state and what authorises that. [`Rooms::arrive`] is the switch: in one batch the room is found
 //! by its id, has the told state, and the join event is its only extremity. The events before the
 //! join are not here, so a gap is below it. A room that is here, but was left by all local users, is
-//! taken in anew in the same way: its old extremities and its old state are history then.
+//! taken in anew in the same way: its old extremities and its old state are history then, but for
+//! extremities that the other server does not know: those are branches that it lacks.
 //!
 //! An arrival that fails leaves nothing that anybody sees, and what it wrote is removed; one that a
 //! killed process left is removed when the rooms are opened.
@@ -17,7 +18,7 @@ use homeserver_events::{EventStatus, Pdu, Rules, auth};
 use homeserver_storage::{
     AppendRef, At, Batch, CommitError, Direction, Durability, Position, ScanRange,
 };
-use ruma::{EventId, OwnedServerName, RoomId, RoomVersionId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, UserId};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
@@ -33,6 +34,8 @@ use crate::{
     members::MEMBER,
     numbers::{EventNumber, RoomNumber},
     outside::write_outside_room,
+    receive::judging::bound_extremities,
+    resolving::Prepared,
     room::Room,
     rows::{
         Extremity, Head, ImportPartRow, ImportRow, IndexDebtRow, Membership, StateLogRow,
@@ -52,6 +55,31 @@ pub struct Arriving {
     pub import: ImportId,
     /// The number of the first part.
     pub first_part: u64,
+}
+
+/// What the other server told of the room.
+#[derive(Clone, Copy)]
+enum Told<'a> {
+    /// All of its state. These extremities of a room that was here before it does not know.
+    Whole { beside: &'a [OwnedEventId] },
+    /// Not all members, but the servers that are in it.
+    Partial { servers: &'a [OwnedServerName] },
+}
+
+impl<'a> Told<'a> {
+    fn beside(self) -> &'a [OwnedEventId] {
+        match self {
+            Self::Whole { beside } => beside,
+            Self::Partial { .. } => &[],
+        }
+    }
+
+    fn partial(self) -> Option<&'a [OwnedServerName]> {
+        match self {
+            Self::Whole { .. } => None,
+            Self::Partial { servers } => Some(servers),
+        }
+    }
 }
 
 impl Rooms {
@@ -224,8 +252,23 @@ impl Rooms {
         import: ImportId,
         join: Pdu,
     ) -> Result<Position, RoomError> {
+        self.arrive_beside(import, join, Vec::new()).await
+    }
+
+    /// Like [`Rooms::arrive`], of a room that was here before: these of its forward extremities are
+    /// not known to the server that told the state, and stay. Forbidden is also what the room does
+    /// not allow by them.
+    pub async fn arrive_beside(
+        self: &Arc<Self>,
+        import: ImportId,
+        join: Pdu,
+        beside: Vec<OwnedEventId>,
+    ) -> Result<Position, RoomError> {
         let rooms = Arc::clone(self);
-        let arriving = async move { rooms.arrive_here(import, &join, None).await };
+        let arriving = async move {
+            let told = Told::Whole { beside: &beside };
+            rooms.arrive_here(import, &join, told).await
+        };
         self.runtime.tasks.see_through(arriving).await
     }
 
@@ -238,7 +281,10 @@ impl Rooms {
         servers: Vec<OwnedServerName>,
     ) -> Result<Position, RoomError> {
         let rooms = Arc::clone(self);
-        let arriving = async move { rooms.arrive_here(import, &join, Some(&servers)).await };
+        let arriving = async move {
+            let told = Told::Partial { servers: &servers };
+            rooms.arrive_here(import, &join, told).await
+        };
         self.runtime.tasks.see_through(arriving).await
     }
 
@@ -246,10 +292,10 @@ impl Rooms {
         &self,
         import: ImportId,
         join: &Pdu,
-        partial: Option<&[OwnedServerName]>,
+        told: Told<'_>,
     ) -> Result<Position, RoomError> {
         for _ in 0..ATTEMPTS {
-            match self.try_arrive(import, join, partial).await {
+            match self.try_arrive(import, join, told).await {
                 Ok((room, position)) => {
                     self.pay_debts_of(&room).await?;
                     return Ok(position);
@@ -265,7 +311,7 @@ impl Rooms {
         &self,
         import: ImportId,
         join: &Pdu,
-        partial: Option<&[OwnedServerName]>,
+        told: Told<'_>,
     ) -> Result<(Arc<Room>, Position), RoomError> {
         let row = self.import_row(import).await?;
         let room = self.room_by_number(RoomNumber(row.room)).await?;
@@ -276,7 +322,7 @@ impl Rooms {
         let (seen, pending) = tip.parts();
         let mut edit = RoomEdit::new(self, Arc::clone(&room), Some(seen.clone()), pending);
         edit.take_over(counts);
-        edit.join(import, join, partial.is_some()).await?;
+        edit.join(import, join, told).await?;
         let delta = edit.delta;
         let mut batch = Batch::new();
         batch.assert_value(&tables::IMPORTS, &import.0, &row);
@@ -285,7 +331,7 @@ impl Rooms {
         let append = self
             .write_arrival(&mut batch, import, (&seen, &delta))
             .await?;
-        let partial = self.write_partial(&mut batch, (&delta, append), partial)?;
+        let partial = self.write_partial(&mut batch, (&delta, append), told.partial())?;
         let submitted = self.store.submit(batch, Durability::Durable).await;
         let ticket = submitted.map_err(not_stored)?;
         let commit = live.submitted(&mut tip, delta.head.clone());
@@ -367,7 +413,13 @@ impl RoomEdit<'_> {
     }
 
     /// Appends the join after the state of the room, over a gap.
-    async fn join(&mut self, import: ImportId, join: &Pdu, partial: bool) -> Result<(), RoomError> {
+    async fn join(
+        &mut self,
+        import: ImportId,
+        join: &Pdu,
+        told: Told<'_>,
+    ) -> Result<(), RoomError> {
+        let partial = matches!(told, Told::Partial { .. });
         let (rooms, room) = (self.rooms, Arc::clone(self.room()));
         let user = join.state_key().and_then(|key| UserId::parse(key).ok());
         let user = user.filter(|user| join.event_type() == MEMBER && rooms.is_local(user));
@@ -416,8 +468,53 @@ impl RoomEdit<'_> {
         let head = &mut self.delta.head;
         count(head, replaced.as_deref().and_then(membership_of), -1);
         count(head, membership, 1);
+        let mut kept = self.delta.head.extremities.clone();
+        kept.retain(|extremity| told.beside().contains(&extremity.id));
         self.follow_only(&mut appended)?;
+        if !kept.is_empty() {
+            self.stay_beside(kept, &mut appended, &user).await?;
+        }
         self.push(appended);
+        Ok(())
+    }
+
+    /// Makes extremities of before stand beside the join: their states are resolved with that after
+    /// it.
+    async fn stay_beside(
+        &mut self,
+        mut kept: SmallVec<[Extremity; 1]>,
+        appended: &mut Appended,
+        user: &UserId,
+    ) -> Result<(), RoomError> {
+        let (number, after) = (appended.event.number, appended.event.after);
+        let event = Arc::new(appended.event.clone());
+        self.pending.events.insert(number, event);
+        let states = kept.iter().map(|extremity| extremity.after);
+        let states: Vec<_> = states.chain([after]).collect();
+        let in_place = Prepared::in_place();
+        let root = match self.resolved(states.into_iter(), &in_place).await {
+            Ok(Ok(root)) => root,
+            // They are history then.
+            Ok(Err(_)) | Err(RoomError::Unresolved(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let member = self.state_in(root, MEMBER, user.as_str()).await?;
+        if member.is_none_or(|member| member.number != number) {
+            let why = "what is known here of the room does not let you in";
+            return Err(RoomError::forbidden(why));
+        }
+        self.count_members_between(after, root).await?;
+        let head = &mut self.delta.head;
+        kept.extend(head.extremities.drain(..));
+        if bound_extremities(&mut kept) {
+            head.apart = Some(root);
+        }
+        (head.extremities, head.root) = (kept, root);
+        appended.log = Some(StateLogRow {
+            root,
+            joined: head.joined,
+            invited: head.invited,
+        });
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! What another server may read of a room.
 //!
 //! A server comes in by one door, [`Rooms::enter_as_server`]: it must have joined users in the
-//! room and be allowed by the room's ACL. Behind it, events of the timeline are served whole if
+//! room and be allowed by the room's ACL. One that has none any more may ask about events of its
+//! time, and sees the room as it was then ([`Rooms::enter_as_server_at`]). Behind it, events of the timeline are served whole if
 //! the server may see them and redacted otherwise: their ids, links and what the rules look at is
 //! what others need to follow the graph. State and auth chains are served whole, as every member
 //! of the graph must be able to judge events. Rejected events are never served.
@@ -26,6 +27,9 @@ pub(crate) use sights::{ServerSights, Shown};
 pub use walk::{MAX_BACKFILL_SERVED, MAX_MISSING_SERVED, MissingAsked};
 
 use crate::{Rooms, error::RoomError, event::StoredEvent, room::Room, tree::StateRoot};
+
+/// Events of one question by which it is found out whether a server was in the room.
+const MAX_ASKED_ABOUT: usize = 20;
 
 /// A server that was let into a room, at a position of the journal.
 #[derive(Clone, Debug)]
@@ -78,6 +82,42 @@ impl Rooms {
         if !self.server_joined(&room, server, position).await? {
             return Err(RoomError::forbidden("your server is not in the room"));
         }
+        Ok(ServerVisit {
+            room,
+            server: server.to_owned(),
+            position,
+        })
+    }
+
+    /// Like [`Rooms::enter_as_server`], to ask what is before these events. A server whose users
+    /// have left, or were made to, comes in as it was right before the last of them at which it was
+    /// in the room: otherwise it could not judge what ended its stay, and would never learn of it.
+    pub async fn enter_as_server_at(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        events: &[impl AsRef<EventId>],
+    ) -> Result<ServerVisit, RoomError> {
+        let refused = match self.enter_as_server(server, room).await {
+            Err(refused @ RoomError::Forbidden(_)) => refused,
+            outcome => return outcome,
+        };
+        let room = self.room(room).await?.ok_or(RoomError::UnknownRoom)?;
+        if !self.acl(&room).await?.allows(server) {
+            return Err(refused);
+        }
+        let mut last = None;
+        for id in events.iter().take(MAX_ASKED_ABOUT) {
+            let placed = match self.placed(&room, id.as_ref()).await {
+                Err(RoomError::UnknownEvent) => continue,
+                placed => placed?,
+            };
+            let Some(at) = placed.position else { continue };
+            if self.server_joined(&room, server, at - 1).await? {
+                last = last.max(Some(at - 1));
+            }
+        }
+        let position = last.ok_or(refused)?;
         Ok(ServerVisit {
             room,
             server: server.to_owned(),

@@ -198,7 +198,7 @@ impl Liar {
             return None;
         }
         let version = RoomVersion::parse(template["room_version"].as_str()?)?;
-        let join = self.signed_template(version.rules(), template["event"].clone());
+        let join = self.signed_template(version.rules(), &template["event"]);
         let id = join.event_id();
         let target = format!("/_matrix/federation/v2/send_join/{room}/{id}");
         let asked = self.ask(through, Method::PUT, &target, join.json_str());

@@ -149,6 +149,10 @@ impl Host {
     }
 
     /// Ends it in the middle of what it does: nothing more of it is sent, or written.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is killed is waited for by nobody"
+    )]
     pub(super) async fn kill(&self, network: &Network) {
         network.disconnect(&self.name);
         let running = self.running.lock().take();

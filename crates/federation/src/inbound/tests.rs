@@ -39,6 +39,7 @@ impl Here {
         let options = RoomsOptions {
             server_name: own.clone(),
             signing_key: Arc::clone(&signing_key),
+            old_keys: Vec::new(),
             default_version: RoomVersionId::V11,
         };
         let rooms = Rooms::open(store.clone(), &runtime, options).await.unwrap();

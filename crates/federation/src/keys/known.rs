@@ -157,7 +157,7 @@ impl ServerKeys {
             let decoded = keys.filter_map(|(id, key)| Some((id.clone(), key.published()?)));
             decoded.collect()
         };
-        self.decoded.0.get_or_init(decode).get(id).cloned()
+        self.decoded.0.get_or_init(decode).get(id).copied()
     }
 
     /// A key that the server signs requests with at `now`. If the clock was put back since it was

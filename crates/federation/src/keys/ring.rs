@@ -8,6 +8,7 @@
 
 mod fetch;
 mod vouch;
+mod witness;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,6 +26,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Semaphore;
 
 pub use self::vouch::{KeyQuery, MAX_ASKED};
+use self::witness::Word;
 use super::{OwnKeys, known::ServerKeys};
 use crate::{Admission, Transport, tables::SERVER_KEYS};
 
@@ -36,6 +38,8 @@ const STRANGERS: u64 = 4 * 1024 * 1024;
 const SERVERS_IN_MEMORY: usize = 10_000;
 /// Servers that failed and are remembered for it.
 const FAILURES: usize = 10_000;
+/// Words of witnesses that are remembered, of four documents at most each.
+const WORDS: usize = 1_000;
 /// Who may wait for the keys of one server: requests in its name are not its own until then.
 const MAX_WAITING_FOR_ONE: usize = 100;
 /// Servers that are asked at once for the keys of events.
@@ -74,6 +78,27 @@ pub struct Wanted {
     pub enforced: bool,
 }
 
+/// How keys are looked for that are not known.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// How long their servers are waited for, and then the witnesses. No patience asks nobody.
+    pub patience: Duration,
+    /// Servers that know the events and are believed what they tell of the room, as the one through
+    /// which it is joined. What they say of the keys of servers that cannot be asked themselves
+    /// counts for these events.
+    pub witnesses: &'a [OwnedServerName],
+}
+
+impl Asking<'_> {
+    /// Without witnesses.
+    pub const fn for_as_long_as(patience: Duration) -> Self {
+        Self {
+            patience,
+            witnesses: &[],
+        }
+    }
+}
+
 /// The keys of other servers and our own. Cheap to clone; clones share all.
 #[derive(Clone, Debug)]
 pub struct KeyRing {
@@ -94,6 +119,8 @@ struct Inner {
     /// have as many names as they like.
     strangers: Cache<OwnedServerName, Arc<ServerKeys>, Bytes>,
     failures: Cache<OwnedServerName, Failure>,
+    /// What witnesses said of servers that cannot be asked: (witness, server).
+    said: Cache<(OwnedServerName, OwnedServerName), Word>,
     /// One fetch of each server at a time.
     turns: Mutex<HashMap<OwnedServerName, Arc<tokio::sync::Mutex<()>>>>,
     lanes: Lanes,
@@ -186,12 +213,24 @@ pub struct Keys {
     servers: BTreeMap<OwnedServerName, Arc<ServerKeys>>,
     /// Servers whose keys do not cover what was wanted, and that could not be asked.
     unavailable: BTreeSet<OwnedServerName>,
+    /// What the witnesses say of those, by server and key id.
+    vouched: BTreeMap<OwnedServerName, BTreeMap<String, PublishedKey>>,
 }
 
 impl Keys {
     /// Whether keys of `server` are lacking that may be there later.
     pub fn is_unavailable(&self, server: &ServerName) -> bool {
         self.unavailable.contains(server)
+    }
+
+    /// Whether this key is only vouched for. What does not match it may be true all the same.
+    pub fn is_vouched(&self, server: &ServerName, key_id: &str) -> bool {
+        let heard = self.servers.get(server).and_then(|keys| keys.key(key_id));
+        heard.is_none() && self.vouched_key(server, key_id).is_some()
+    }
+
+    fn vouched_key(&self, server: &ServerName, key_id: &str) -> Option<PublishedKey> {
+        self.vouched.get(server)?.get(key_id).copied()
     }
 }
 
@@ -200,7 +239,8 @@ impl KeySource for Keys {
         if server == self.own.server() {
             return self.own.published(key_id);
         }
-        self.servers.get(server)?.key(key_id)
+        let heard = self.servers.get(server).and_then(|keys| keys.key(key_id));
+        heard.or_else(|| self.vouched_key(server, key_id))
     }
 }
 
@@ -225,6 +265,7 @@ impl KeyRing {
                 known: Cache::with_weighter(SERVERS_IN_MEMORY, IN_MEMORY, Bytes),
                 strangers: Cache::with_weighter(SERVERS_IN_MEMORY, STRANGERS, Bytes),
                 failures: Cache::new(FAILURES),
+                said: Cache::new(WORDS),
                 turns: Mutex::default(),
                 lanes: Lanes::new(),
             }),
@@ -281,15 +322,15 @@ impl KeyRing {
         current.ok_or_else(|| KeyProblem::Unknown(server.to_owned()))
     }
 
-    /// The keys for verifying events: what is known, and what can be fetched of the rest within
-    /// `patience`. No patience fetches nothing. What is not found is not among them.
+    /// The keys for verifying events: what is known, and what can be fetched of the rest, or is
+    /// vouched for by the witnesses. What is not found is not among them.
     ///
     /// # Errors
     /// When what is stored cannot be read.
     pub async fn keys_for(
         &self,
         wanted: &[Wanted],
-        patience: Duration,
+        asking: Asking<'_>,
     ) -> Result<Keys, StorageError> {
         let mut by_server: BTreeMap<&ServerName, Vec<&Wanted>> = BTreeMap::new();
         for wanted in wanted
@@ -298,12 +339,16 @@ impl KeyRing {
         {
             by_server.entry(&wanted.server).or_default().push(wanted);
         }
-        let mut servers = BTreeMap::new();
-        let mut lacking = BTreeSet::new();
-        for (server, wanted) in by_server {
+        let mut keys = Keys {
+            own: self.inner.own.clone(),
+            servers: BTreeMap::new(),
+            unavailable: BTreeSet::new(),
+            vouched: BTreeMap::new(),
+        };
+        for (server, wanted) in &by_server {
             let mut known = self.inner.known(server).await?;
             if known.is_none()
-                && let Some((_, stranger)) = self.inner.strangers.remove(server)
+                && let Some((_, stranger)) = self.inner.strangers.remove(*server)
             {
                 self.inner.keep(server, &stranger).await;
                 known = Some(stranger);
@@ -313,37 +358,47 @@ impl KeyRing {
                 wanted.iter().all(covered)
             };
             if !known.as_ref().is_some_and(covers) {
-                lacking.insert(server.to_owned());
+                keys.unavailable.insert((*server).to_owned());
             }
             if let Some(known) = known {
-                servers.insert(server.to_owned(), known);
+                keys.servers.insert((*server).to_owned(), known);
             }
         }
-        if !patience.is_zero() && !lacking.is_empty() {
-            let fetched = Mutex::new(Vec::new());
-            let fetching = stream::iter(&lacking).for_each_concurrent(AT_ONCE, |server| {
-                let fetched = &fetched;
-                async move {
-                    match self.inner.fetch(server, For::Known).await {
-                        Ok(keys) => fetched.lock().push((server.clone(), keys)),
-                        Err(error) => tracing::debug!(%error, "keys are missing"),
-                    }
-                }
-            });
-            // What came in time counts.
-            let _ = tokio::time::timeout(patience, fetching).await;
-            for (server, fetched) in fetched.into_inner() {
-                if fetched.is_new {
-                    lacking.remove(&server);
-                }
-                servers.insert(server, fetched.keys);
-            }
+        if !asking.patience.is_zero() && !keys.unavailable.is_empty() {
+            self.ask_servers(&mut keys, asking.patience).await;
+            self.inner
+                .ask_witnesses(&by_server, &mut keys, asking)
+                .await;
         }
-        Ok(Keys {
-            own: self.inner.own.clone(),
-            servers,
-            unavailable: lacking,
-        })
+        Ok(keys)
+    }
+
+    /// Asks the servers themselves for what is lacking.
+    async fn ask_servers(&self, keys: &mut Keys, patience: Duration) {
+        let fetched = Mutex::new(Vec::new());
+        let fetching = stream::iter(&keys.unavailable);
+        let fetching = fetching.for_each_concurrent(AT_ONCE, |server| {
+            let fetched = &fetched;
+            async move {
+                match self.inner.fetch(server, For::Known).await {
+                    Ok(keys) => fetched.lock().push((server.clone(), keys)),
+                    Err(error) => tracing::debug!(%error, "keys are missing"),
+                }
+            }
+        });
+        // What came in time counts.
+        let _ = tokio::time::timeout(patience, fetching).await;
+        for (server, fetched) in fetched.into_inner() {
+            if fetched.is_new {
+                keys.unavailable.remove(&server);
+            }
+            keys.servers.insert(server, fetched.keys);
+        }
+    }
+
+    /// Whether the keys of a server are not to be had for longer than an outage of the network lasts.
+    pub fn is_gone(&self, server: &ServerName) -> bool {
+        self.inner.is_gone(server)
     }
 
     /// Fetches in the background, unless that is under way or failed a moment ago.

@@ -130,7 +130,9 @@ impl Inner {
         };
         let call = Call::get(path).limits(limits);
         let of_room = (&*room.id, room.rules);
-        let heard = self.hear(server, call, Lists::STATE, of_room).await?;
+        let witnesses = self.rooms.said_to_be_in(room.number, SERVERS_AN_ATTEMPT);
+        let asked = (server, &*witnesses);
+        let heard = self.hear(asked, call, Lists::STATE, of_room).await?;
         let completing = self.complete(server, of_room, heard.checked);
         let completed = tokio::time::timeout(STATE_PATIENCE, completing).await;
         let too_slow = |_| Failure::answer("its auth chain was not given in time");

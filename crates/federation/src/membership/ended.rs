@@ -16,8 +16,9 @@ use homeserver_rooms::{MemberProfile, Membership, Outside, RoomError, Standing};
 use http::StatusCode;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde::Deserialize;
+use tokio::sync::mpsc;
 
-use super::{Failure, Inner, Memberships, Wanted};
+use super::{Failure, HeldEvents, Inner, Memberships, Wanted};
 use crate::{CallError, inbound, is_same_server};
 
 /// How long keys are waited for that are not known.
@@ -64,6 +65,26 @@ impl inbound::Outside for Memberships {
         room: &RoomId,
         json: Bytes,
     ) -> Option<Result<(), String>> {
+        let own = self.own_matter(origin, room, json.clone()).await;
+        if own.is_none() && self.inner.held.take(origin, room, &json) {
+            return Some(Err("the room is being joined".to_owned()));
+        }
+        own
+    }
+
+    fn held(&self) -> Option<mpsc::Receiver<HeldEvents>> {
+        self.inner.held.hear()
+    }
+}
+
+impl Memberships {
+    /// What came of an event that may end the membership of a user of this server.
+    async fn own_matter(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        json: Bytes,
+    ) -> Option<Result<(), String>> {
         let member: Member = serde_json::from_slice(&json).ok()?;
         let ends = matches!(&*member.content.membership, "leave" | "ban");
         let inner = &self.inner;
@@ -87,9 +108,7 @@ impl inbound::Outside for Memberships {
         });
         None
     }
-}
 
-impl Memberships {
     /// Finds out whether what a server says that has no say in it is so, in the background.
     fn look_into(&self, doubted: Doubted) {
         let inner = Arc::clone(&self.inner);

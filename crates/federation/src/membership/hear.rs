@@ -7,7 +7,7 @@
 //! Specification: server-server API, `send_join`, `state`.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
     pin::pin,
     sync::Arc,
@@ -18,12 +18,13 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use homeserver_events::{Pdu, Rules};
 use parking_lot::Mutex;
-use ruma::{RoomId, ServerName};
+use ruma::{OwnedServerName, RoomId, ServerName};
+use serde::Deserialize;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{Failure, Inner, LARGE, state::Checked};
 use crate::{
-    Body, Call, CallError, Dropped,
+    Asking, Body, Call, CallError, Dropped,
     split::{SplitError, Splitter},
 };
 
@@ -49,6 +50,12 @@ const KEY_PATIENCE: Duration = Duration::from_mins(1);
 /// How long all of those may take: many servers may have signed them, and each may be slow.
 const LATE_PATIENCE: Duration = Duration::from_mins(5);
 
+/// Servers of the room that are asked for keys which neither the server that told its state knows
+/// nor the others that were given.
+const MORE_WITNESSES: usize = 4;
+/// Servers with users in the room that are remembered for that.
+const RESIDENTS: usize = 50;
+
 /// What an answer held.
 pub(super) struct Heard {
     /// The events of its two lists.
@@ -70,6 +77,18 @@ impl Lists {
     pub(super) const STATE: Self = Self(["pdus", "auth_chain"]);
 }
 
+/// The events of an answer while they are checked.
+struct Gathering<'a> {
+    room: &'a RoomId,
+    checked: Checked,
+    /// Events whose keys are not known, and the servers whose keys they are.
+    aside: Vec<Told>,
+    lacking: BTreeSet<OwnedServerName>,
+    /// Some servers of users who are joined, by events that hold.
+    residents: BTreeSet<OwnedServerName>,
+    dropped: usize,
+}
+
 /// An event as it came, and whether it stood in the list of the state.
 type Told = (Bytes, bool);
 
@@ -87,10 +106,18 @@ enum Outcome {
 
 impl Inner {
     /// Makes a call and takes in the lists of its answer. Events of other rooms, and those that are
-    /// not signed as they must be, are left out.
+    /// not signed as they must be, are left out; also those whose keys are not to be had, if their
+    /// servers are gone.
+    ///
+    /// The server that answers is asked for keys that are not to be had otherwise, and with it
+    /// `others` of the room, so that it cannot have events left out by keeping quiet.
+    ///
+    /// # Errors
+    /// Those of the call and the answer; [`Failure::Keys`] when keys are lacking that may be there
+    /// later.
     pub(super) async fn hear(
         &self,
-        server: &ServerName,
+        (server, others): (&ServerName, &[OwnedServerName]),
         call: Call,
         lists: Lists,
         (room, rules): (&RoomId, &'static Rules),
@@ -103,7 +130,8 @@ impl Inner {
                 let left = PIECES_PATIENCE.saturating_sub(*waited.lock());
                 let begun = Instant::now();
                 let patience = left.min(PIECE_PATIENCE);
-                let checked = self.check(told, rules, patience).await?;
+                let asking = Asking::for_as_long_as(patience);
+                let checked = self.check(told, rules, asking).await?;
                 if checked.iter().any(|(verified, _)| lacks_keys(verified)) {
                     *waited.lock() += begun.elapsed();
                 }
@@ -113,11 +141,10 @@ impl Inner {
         };
         let outcomes = pieces(body, lists).map(check).buffered(PIECES_AT_ONCE);
         let mut outcomes = pin!(outcomes);
-        let (mut checked, mut rest) = (Checked::default(), None);
-        let (mut aside, mut dropped) = (Vec::new(), 0);
+        let (mut gathering, mut rest) = (Gathering::new(room), None);
         let (mut bytes, mut place) = (0, None);
         while let Some(outcome) = outcomes.next().await {
-            if checked.known() > MAX_KNOWN {
+            if gathering.checked.known() > MAX_KNOWN {
                 return Err(Failure::answer("too many events are named"));
             }
             match outcome? {
@@ -125,12 +152,7 @@ impl Inner {
                 Outcome::Events(events) => {
                     for (verified, told) in events {
                         bytes += told.0.len();
-                        if lacks_keys(&verified) {
-                            // A copy: it would hold all that arrived with it.
-                            aside.push((Bytes::copy_from_slice(&told.0), told.1));
-                        } else {
-                            dropped += checked.take(room, verified, told.1);
-                        }
+                        gathering.take(verified, told);
                     }
                     if bytes > LARGE && place.is_none() {
                         // It is not read any further before.
@@ -139,33 +161,125 @@ impl Inner {
                 }
             }
         }
-        let late = self.check(aside, rules, KEY_PATIENCE);
+        let rest = rest.ok_or_else(|| Failure::answer("it breaks off"))?;
+        let late = self.check_late(&mut gathering, (server, others), rules);
         let too_slow = |_| Failure::answer("its state could not be checked in time");
         let late = tokio::time::timeout(LATE_PATIENCE, late).await;
-        for (verified, told) in late.map_err(too_slow)?? {
-            dropped += checked.take(room, verified, told.1);
-        }
-        if dropped > 0 {
-            tracing::info!(%room, dropped, "events of a room's state are not to be used");
-        }
-        let rest = rest.ok_or_else(|| Failure::answer("it breaks off"))?;
+        late.map_err(too_slow)??;
         Ok(Heard {
-            checked,
+            checked: gathering.done(),
             rest,
             place,
         })
+    }
+
+    /// Checks what keys were lacking for, with the help of others who know the events.
+    async fn check_late(
+        &self,
+        gathering: &mut Gathering<'_>,
+        (server, others): (&ServerName, &[OwnedServerName]),
+        rules: &'static Rules,
+    ) -> Result<(), Failure> {
+        let others = others.iter().filter(|other| **other != *server);
+        let first = [server.to_owned()].into_iter().chain(others.cloned());
+        let first: Vec<_> = first.collect();
+        self.check_aside(gathering, rules, &first).await?;
+        let more = gathering.more_witnesses(&first);
+        self.check_aside(gathering, rules, &more).await?;
+        let mut lacking = gathering.lacking.iter();
+        match lacking.find(|server| !self.verifier.is_gone(server)) {
+            Some(server) => Err(Failure::Keys(server.clone())),
+            None => Ok(()),
+        }
+    }
+
+    async fn check_aside(
+        &self,
+        gathering: &mut Gathering<'_>,
+        rules: &'static Rules,
+        witnesses: &[OwnedServerName],
+    ) -> Result<(), Failure> {
+        let asking = Asking {
+            patience: KEY_PATIENCE,
+            witnesses,
+        };
+        let aside = std::mem::take(&mut gathering.aside);
+        gathering.lacking.clear();
+        for (verified, told) in self.check(aside, rules, asking).await? {
+            gathering.take(verified, told);
+        }
+        Ok(())
     }
 
     async fn check(
         &self,
         told: Vec<Told>,
         rules: &'static Rules,
-        patience: Duration,
+        asking: Asking<'_>,
     ) -> Result<Vec<(Result<Pdu, Dropped>, Told)>, Failure> {
         let texts = told.iter().map(|(text, _)| text.clone()).collect();
-        let verified = self.verifier.verify(texts, rules, patience).await?;
+        let verified = self.verifier.verify_told(texts, rules, asking).await?;
         Ok(verified.into_iter().zip(told).collect())
     }
+}
+
+impl<'a> Gathering<'a> {
+    fn new(room: &'a RoomId) -> Self {
+        Self {
+            room,
+            checked: Checked::default(),
+            aside: Vec::new(),
+            lacking: BTreeSet::new(),
+            residents: BTreeSet::new(),
+            dropped: 0,
+        }
+    }
+
+    fn take(&mut self, verified: Result<Pdu, Dropped>, (text, of_state): Told) {
+        if let Err(Dropped::KeysUnknown(server)) = verified {
+            self.lacking.insert(server);
+            // A copy: it would hold all that arrived with it.
+            self.aside.push((Bytes::copy_from_slice(&text), of_state));
+            return;
+        }
+        if let Ok(pdu) = &verified
+            && of_state
+            && self.residents.len() < RESIDENTS
+            && is_joined(pdu)
+        {
+            let server = pdu.sender().server_name();
+            self.residents.insert(server.to_owned());
+        }
+        self.dropped += self.checked.take(self.room, verified, of_state);
+    }
+
+    /// Some servers of the room that were not asked before, and do not lack themselves.
+    fn more_witnesses(&self, asked: &[OwnedServerName]) -> Vec<OwnedServerName> {
+        let new = self
+            .residents
+            .iter()
+            .filter(|server| !self.lacking.contains(*server) && !asked.contains(server));
+        new.take(MORE_WITNESSES).cloned().collect()
+    }
+
+    fn done(self) -> Checked {
+        let dropped = self.dropped + self.aside.len();
+        if dropped > 0 {
+            let room = self.room;
+            tracing::info!(%room, dropped, "events of a room's state are not to be used");
+        }
+        self.checked
+    }
+}
+
+fn is_joined(pdu: &Pdu) -> bool {
+    #[derive(Deserialize)]
+    struct Content {
+        membership: String,
+    }
+    let content = || pdu.content_as::<Content>();
+    pdu.event_type() == "m.room.member"
+        && content().is_ok_and(|content| content.membership == "join")
 }
 
 /// An answer that is being cut.

@@ -6,19 +6,21 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use homeserver_events::{Pdu, Step, handshake::with_signatures_of};
-use homeserver_rooms::{Arriving, MAX_PARTIAL_SERVERS, RoomError};
-use ruma::{OwnedServerName, ServerName};
+use homeserver_rooms::{Arriving, MAX_PARTIAL_SERVERS, Room, RoomError};
+use http::StatusCode;
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
     Failure, Failures, Inner, Joined, MembershipError, Memberships, Wanted,
     hear::Lists,
-    state::{Checked, Ordered},
+    state::{Checked, EVENT_BODY, Ordered},
     template::Template,
     undo::{did_nothing, undo},
+    usual,
 };
-use crate::{Call, Limits, Path, is_same_server};
+use crate::{Call, CallError, Limits, Path, is_same_server};
 
 /// Bytes of the state of a room: the largest rooms have some hundred thousand members, of some
 /// hundred bytes each.
@@ -66,10 +68,12 @@ impl Inner {
             return Ok(Joined::Here);
         }
         let servers = self.candidates(wanted).await?;
+        let holding = self.held.hold(&wanted.room);
         let mut failures = Failures::default();
         for server in &servers {
-            match self.join_through(server, wanted).await {
+            match self.join_through(server, &servers, wanted).await {
                 Ok(()) => {
+                    holding.hand_on();
                     self.is_sure(&wanted.user, &wanted.room).await;
                     return Ok(Joined::Yes);
                 }
@@ -79,7 +83,13 @@ impl Inner {
         Err(failures.most_telling())
     }
 
-    async fn join_through(&self, server: &ServerName, wanted: &Wanted) -> Result<(), Failure> {
+    /// `servers` are all that may be in the room, and know the keys of others there.
+    async fn join_through(
+        &self,
+        server: &ServerName,
+        servers: &[OwnedServerName],
+        wanted: &Wanted,
+    ) -> Result<(), Failure> {
         let template = self.template(server, Step::Join, wanted).await?;
         let join = self.seal(&template, Step::Join, wanted)?;
         // A room that is here with a state of the past is not taken in with part of the new one.
@@ -98,7 +108,8 @@ impl Inner {
         self.is_unsure(wanted, server).await?;
         let call = call.limits(limits).urgent();
         let of_room = (&*wanted.room, template.rules);
-        let heard = self.hear(server, call, Lists::JOIN, of_room).await;
+        let asked = (server, servers);
+        let heard = self.hear(asked, call, Lists::JOIN, of_room).await;
         if matches!(&heard, Err(Failure::Call(error)) if did_nothing(error)) {
             self.was_refused(wanted, server).await;
         }
@@ -134,7 +145,7 @@ impl Inner {
         let events = completed.map_err(too_slow)??;
         let begun = self.rooms.begin_arrival(&room, &template.version, &create);
         let begun = begun.await.map_err(of_answer)?;
-        let arrived = self.arrive(&begun, events, (join, partial)).await;
+        let arrived = self.arrive(server, &begun, events, (join, partial)).await;
         if arrived.is_err()
             && let Err(error) = self.rooms.abandon_arrival(begun.import).await
         {
@@ -145,18 +156,54 @@ impl Inner {
 
     async fn arrive(
         &self,
+        server: &ServerName,
         begun: &Arriving,
         events: Ordered,
         (join, partial): (Pdu, Option<Vec<OwnedServerName>>),
     ) -> Result<(), Failure> {
         let import = (begun.import, begun.first_part);
         self.import(import, begun.room.rules, events).await?;
-        let arrived = match partial {
-            Some(servers) => self.rooms.arrive_partial(begun.import, join, servers).await,
-            None => self.rooms.arrive(begun.import, join).await,
+        let arrived = if let Some(servers) = partial {
+            self.rooms.arrive_partial(begun.import, join, servers).await
+        } else {
+            let beside = self.unknown_to(server, &begun.room, &join).await?;
+            self.rooms.arrive_beside(begun.import, join, beside).await
         };
         arrived.map_err(of_answer)?;
         Ok(())
+    }
+
+    /// Of a room that was here before: what nothing follows and the other server does not know, as a
+    /// ban that reached only us. Who joins by what it knows would otherwise be in a room of their
+    /// own: those who know more see no join that counts, and tell us nothing any more.
+    async fn unknown_to(
+        &self,
+        server: &ServerName,
+        room: &Room,
+        join: &Pdu,
+    ) -> Result<Vec<OwnedEventId>, Failure> {
+        let mut unknown = Vec::new();
+        for extremity in self.rooms.extremities(room).await? {
+            let path = Path::v1("event").segment(extremity.as_str());
+            let call = Call::get(path).limits(usual(EVENT_BODY)).urgent();
+            match self.peers.ask(server, call).await {
+                Ok(answer) => {
+                    // The join follows what the server knew when it gave the template, and nothing
+                    // that is as high as itself.
+                    let depth = depth_of(&answer.body);
+                    if depth.is_some_and(|depth| depth >= join.depth()) {
+                        unknown.push(extremity);
+                    }
+                }
+                Err(CallError::Refused { status, .. }) if status == StatusCode::NOT_FOUND => {
+                    unknown.push(extremity);
+                }
+                // It knows the event, and does not show it.
+                Err(CallError::Refused { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(unknown)
     }
 
     /// The join with the signature of the server that let the user in, which a restricted room
@@ -225,6 +272,21 @@ fn of_partial(server: &ServerName, mut others: Vec<OwnedServerName>) -> Vec<Owne
     others.retain(|other| !is_same_server(other, server));
     others.insert(0, server.to_owned());
     others
+}
+
+/// The depth that the event in an answer claims.
+fn depth_of(body: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Transaction {
+        pdus: [Event; 1],
+    }
+    #[derive(Deserialize)]
+    struct Event {
+        depth: u64,
+    }
+    let read: Transaction = serde_json::from_slice(body).ok()?;
+    let [event] = read.pdus;
+    Some(event.depth)
 }
 
 /// What the rooms do not allow of an answer says something about that answer.

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Failure, Inner, Template, usual};
-use crate::{Call, CallError, CheckError, Dropped, Path};
+use crate::{Asking, Call, CallError, CheckError, Dropped, Path};
 
 /// Events of the auth chain that are asked for one by one.
 const MAX_FETCHED: usize = 200;
@@ -30,7 +30,7 @@ const FETCHED_AT_ONCE: usize = 4;
 /// Times that is done: what was fetched may lack something itself.
 const FETCHES: usize = 3;
 /// Bytes of an answer with one event and what is around it.
-const EVENT_BODY: usize = 256 * 1024;
+pub(super) const EVENT_BODY: usize = 256 * 1024;
 /// How long the keys of events of the auth chain are waited for.
 const KEY_PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 /// Parts of an import whose events are made of their texts while one is written.
@@ -285,7 +285,12 @@ impl Inner {
             .collect()
             .await;
         let found: Vec<Bytes> = answers.into_iter().flatten().flatten().collect();
-        let verified = self.verifier.verify(found, rules, KEY_PATIENCE).await?;
+        let witnesses = [server.to_owned()];
+        let asking = Asking {
+            patience: KEY_PATIENCE,
+            witnesses: &witnesses,
+        };
+        let verified = self.verifier.verify_told(found, rules, asking).await?;
         let mut events: Vec<Pdu> = verified.into_iter().flatten().collect();
         events.retain(|pdu| pdu.room_id() == room && asked.contains(pdu.event_id()));
         Ok(events)

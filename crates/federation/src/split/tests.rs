@@ -113,7 +113,7 @@ fn what_is_no_such_answer_is_refused() {
 fn nothing_is_held_beyond_the_bounds() {
     let mut endless = Splitter::new(["state", "auth_chain"]);
     endless.take(b"{\"state\":[\"").unwrap();
-    let piece = [b'x'; 64 * 1024];
+    let piece = vec![b'x'; 64 * 1024];
     let taken = (0..100).map(|_| endless.take(&piece)).find(Result::is_err);
     let error = taken.unwrap().unwrap_err();
     assert_eq!(error, SplitError::TooLarge("an element is"));
@@ -123,8 +123,8 @@ fn nothing_is_held_beyond_the_bounds() {
     let mut many = Splitter::new(["state", "auth_chain"]);
     many.take(b"{\"a\":1").unwrap();
     let member = format!(",\"a\":\"{}\"", "x".repeat(60_000));
-    let taken = (0..1000).map(|_| many.take(member.as_bytes()));
-    assert!(taken.filter_map(Result::err).next().is_some());
+    let mut taken = (0..1000).map(|_| many.take(member.as_bytes()));
+    assert!(taken.find_map(Result::err).is_some());
     assert!(many.rest.len() <= MAX_REST);
     let mut key = Splitter::new(["state", "auth_chain"]);
     key.take(b"{\"").unwrap();
@@ -180,7 +180,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             .iter()
             .map(|(key, value)| {
                 let value = serde_json::to_string_pretty(value).unwrap();
-                format!("{space}{:?}{space}:{space}{value}{space}", key)
+                format!("{space}{key:?}{space}:{space}{value}{space}")
             })
             .collect();
         let mut body = format!("{space}{{{}}}{space}", members.join(",")).into_bytes();

@@ -242,6 +242,11 @@ impl RoomEdit<'_> {
         }
         self.delta.head.sequence += 1;
         let (status, positions) = (appended.event.status.kind(), appended.positions());
+        let pdu = &appended.event.pdu;
+        tracing::debug!(
+            here = %self.rooms.options.server_name, room = %self.room().id, id = %pdu.event_id(), kind = pdu.event_type(),
+            key = pdu.state_key(), over_gap = appended.event.over_gap, ?status, "judged",
+        );
         let event = self.push(appended);
         self.pending.events.insert(event.number, event);
         Ok(Taken::Judged(status, positions))
@@ -444,21 +449,9 @@ impl RoomEdit<'_> {
         old: StateRoot,
         new: StateRoot,
     ) -> Result<(), RoomError> {
-        let (room, roots) = (self.room().number, (old, new));
-        let changes = self
-            .rooms
-            .states
-            .difference(room, &self.pending.nodes, roots)
-            .await?;
-        let mut members = Vec::new();
-        for change in changes {
-            let key = self.rooms.numbering.key_name(change.key).await?;
-            if key.event_type() == "m.room.member" {
-                members.push((key, change));
-            }
-        }
+        let members = self.members_between(old, new).await?;
         if members.len() > MAX_MEMBERS {
-            appended.debt = Some(roots);
+            appended.debt = Some((old, new));
             return self.count_members(&members).await;
         }
         for (key, change) in members {
@@ -472,6 +465,38 @@ impl RoomEdit<'_> {
                 .await?;
         }
         Ok(())
+    }
+
+    /// The members in which two states differ.
+    async fn members_between(
+        &self,
+        old: StateRoot,
+        new: StateRoot,
+    ) -> Result<Vec<(StateKey, Difference)>, RoomError> {
+        let (room, roots) = (self.room().number, (old, new));
+        let changes = self
+            .rooms
+            .states
+            .difference(room, &self.pending.nodes, roots)
+            .await?;
+        let mut members = Vec::new();
+        for change in changes {
+            let key = self.rooms.numbering.key_name(change.key).await?;
+            if key.event_type() == "m.room.member" {
+                members.push((key, change));
+            }
+        }
+        Ok(members)
+    }
+
+    /// Counts what another state of the room changes. Its indexes are left to do.
+    pub(crate) async fn count_members_between(
+        &mut self,
+        old: StateRoot,
+        new: StateRoot,
+    ) -> Result<(), RoomError> {
+        let members = self.members_between(old, new).await?;
+        self.count_members(&members).await
     }
 
     /// Counts members in which two states differ. What is written for each of them is left to do.

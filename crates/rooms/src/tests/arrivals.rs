@@ -94,6 +94,17 @@ impl There {
 
     /// A membership event of a user here, after what the room has now.
     pub(super) async fn member(&self, sender: &UserId, target: &UserId, membership: &str) -> Pdu {
+        self.member_at(1_700_000_000_000, (sender, target), membership)
+            .await
+    }
+
+    /// The same, made at some time.
+    async fn member_at(
+        &self,
+        time: u64,
+        (sender, target): (&UserId, &UserId),
+        membership: &str,
+    ) -> Pdu {
         let room = self.server.room(&self.room).await;
         let live = self.server.rooms.live.room(room.number);
         let mut tip = live
@@ -125,7 +136,7 @@ impl There {
             event_type: "m.room.member".to_owned(),
             state_key: Some(target.to_string()),
             content: to_raw_value(&json!({ "membership": membership })).unwrap(),
-            origin_server_ts: 1_700_000_000_000,
+            origin_server_ts: time,
             prev_events: head.extremities.iter().map(prev).collect(),
             auth_events: auth.map(|pdu| pdu.reference().unwrap()).collect(),
             depth: head.extremities.iter().map(|e| e.depth).max().unwrap() + 1,
@@ -367,6 +378,96 @@ async fn a_room_that_was_left_is_taken_in_anew() {
     assert_eq!(said.pdu.prev_events(), [join.event_id().to_owned()]);
     let servers = here.rooms.servers(room.number, 10).await.unwrap();
     assert_eq!(servers, ["here.example", "there.example"]);
+}
+
+/// What a third server knows of a room, and the join that follows it.
+type Stale = (Vec<Pdu>, Pdu);
+
+/// A room that Alice was in; what `there` did after that is known here, and Alice has left.
+async fn left_after(change: Option<MembershipChange>) -> (Server, There, Stale) {
+    let (here, there) = (Server::start().await, There::of_version("11").await);
+    let alice = user("alice");
+    let begun = prepare(&here, &there).await;
+    let join = there.member(&alice, &alice, "join").await;
+    here.rooms.arrive(begun.import, join.clone()).await.unwrap();
+    let theirs = there.server.room(&there.room).await;
+    there.server.rooms.receive(&theirs, join).await.unwrap();
+    // After the leave, which this server makes by its clock.
+    let later = 4_000_000_000_000;
+    let again = there.member_at(later, (&alice, &alice), "join").await;
+    let stale = (there.state().await, again);
+    let topic = super::support::event("m.room.topic", Some(""), &json!({ "topic": "new" }));
+    let told = there.server.try_send(&there.host, &there.room, topic).await;
+    told.unwrap();
+    let last = there.all().await.pop().unwrap();
+    let room = here.room(&there.room).await;
+    here.rooms.receive(&room, last).await.unwrap();
+    if let Some(change) = change {
+        let done = there.server.member(&there.host, &there.room, change).await;
+        done.unwrap();
+        let last = there.all().await.pop().unwrap();
+        here.rooms.receive(&room, last).await.unwrap();
+    } else {
+        let leave = MembershipChange::Leave;
+        here.member(&alice, &there.room, leave).await.unwrap();
+    }
+    assert!(!here.rooms.is_resident(&room).await.unwrap());
+    (here, there, stale)
+}
+
+/// Alice comes back by a state that is out of date.
+async fn back(here: &Server, there: &There, stale: Stale) -> Result<Pdu, RoomError> {
+    let (stale, join) = stale;
+    let version = there.server.room(&there.room).await.version.clone();
+    let create = stale[0].clone();
+    let begun = here.rooms.begin_arrival(&there.room, &version, &create);
+    let begun = begun.await.unwrap();
+    let events: Vec<_> = stale.into_iter().map(Imported::State).collect();
+    let (import, first) = (begun.import, begun.first_part);
+    let part = here.rooms.import_part(import, first, &events).await;
+    assert_eq!(part.unwrap(), PartTaken::Stored);
+    let beside = here.rooms.extremities(&begun.room).await.unwrap();
+    let arrived = here.rooms.arrive_beside(import, join.clone(), beside);
+    if let Err(error) = arrived.await {
+        here.rooms.abandon_arrival(import).await.unwrap();
+        return Err(error);
+    }
+    Ok(join)
+}
+
+#[tokio::test]
+async fn what_only_this_server_knows_of_a_room_stays_when_somebody_comes_back() {
+    let (here, there, stale) = left_after(None).await;
+    let room = here.room(&there.room).await;
+    let before = here.rooms.extremities(&room).await.unwrap();
+    let join = back(&here, &there, stale).await.unwrap();
+    let now: Value = here.state(&there.room, "m.room.topic", "").await.unwrap();
+    assert_eq!(now["topic"], "new");
+    let log = here.rooms.state_at(room.number, here.rooms.durable());
+    assert_eq!(log.await.unwrap().joined, 2);
+    let servers = here.rooms.servers(room.number, 10).await.unwrap();
+    assert_eq!(servers, ["here.example", "there.example"]);
+    // What is said next follows both, so that others hear of it.
+    let extremities = here.rooms.extremities(&room).await.unwrap();
+    assert_eq!(extremities, [before[0].clone(), join.event_id().to_owned()]);
+    here.say(&user("alice"), &there.room, "back").await;
+    assert_eq!(here.rooms.extremities(&room).await.unwrap().len(), 1);
+    here.rooms.sweep().await.unwrap();
+    let again = here.restart().await;
+    again.say(&user("alice"), &there.room, "again").await;
+}
+
+#[tokio::test]
+async fn a_ban_that_is_known_here_lets_nobody_in_by_a_server_that_does_not_know_it() {
+    let user = user("alice");
+    let (here, there, stale) = left_after(Some(MembershipChange::Ban { user })).await;
+    let refused = back(&here, &there, stale).await;
+    assert!(
+        matches!(refused, Err(RoomError::Forbidden(_))),
+        "{refused:?}"
+    );
+    let room = here.room(&there.room).await;
+    assert!(!here.rooms.is_resident(&room).await.unwrap());
 }
 
 #[tokio::test]

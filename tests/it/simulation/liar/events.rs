@@ -186,7 +186,7 @@ impl Liar {
     }
 
     /// Signs what a template says, if it is about its user.
-    pub(super) fn signed_template(&self, rules: &'static Rules, template: Value) -> Pdu {
+    pub(super) fn signed_template(&self, rules: &'static Rules, template: &Value) -> Pdu {
         let ids = |field: &str| -> Vec<OwnedEventId> {
             serde_json::from_value(template[field].clone()).unwrap()
         };

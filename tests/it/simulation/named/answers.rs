@@ -48,7 +48,7 @@ async fn answered(stage: &Stage, lies: &[Lie], bad: &[&Pdu]) {
         for event in [&after, &by] {
             stage.send(&[0], event).await;
         }
-        sleep(Duration::from_secs(60)).await;
+        sleep(Duration::from_mins(1)).await;
         let said = stage.say(1, "meanwhile").await;
         stage.until_all(&said).await;
         let asked = stage.liar.asked();

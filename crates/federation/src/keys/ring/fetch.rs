@@ -23,6 +23,8 @@ use crate::{
 const SHORTEST_WAIT: Duration = Duration::from_mins(1);
 /// The longest wait after failures.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
+/// A server that failed so often in a row counts as gone: by the pauses between, for three minutes.
+const GONE_AFTER: u32 = 3;
 /// Answer of a server about itself.
 const DIRECT: Limits = Limits {
     body: MAX_DOCUMENT,
@@ -103,6 +105,14 @@ impl Inner {
             inner.fetch_in_turn(&server, what_for).await
         };
         self.runtime.tasks.see_through(fetch).await
+    }
+
+    /// Whether the keys of a server are not to be had for longer than an outage of the network lasts:
+    /// it failed several times in a row, minutes apart, or is not to be asked at all.
+    pub(super) fn is_gone(&self, server: &ServerName) -> bool {
+        let failure = self.failures.get(server);
+        let failed = failure.is_some_and(|failure| failure.attempts + 1 >= GONE_AFTER);
+        failed || !self.admission.admits(server)
     }
 
     /// Whether a server failed a moment ago.
@@ -194,38 +204,52 @@ impl Inner {
             server.to_string(),
             CanonicalValue::Object(CanonicalObject::new()),
         )]);
-        let body =
-            CanonicalObject::from([("server_keys".to_owned(), CanonicalValue::Object(wanted))]);
-        let body = Bytes::from(homeserver_events::canonical::to_string(&body));
         for notary in self
             .notaries
             .iter()
             .filter(|notary| **notary != *server && **notary != *self.own.server())
         {
-            let request = http::Request::builder()
-                .method(Method::POST)
-                .uri("/_matrix/key/v2/query")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(body.clone());
-            let Some(answer) = self.exchange(notary, request, NOTARY).await else {
-                continue;
-            };
-            let Some(vouching) = self.keys_of_notary(notary).await else {
-                continue;
-            };
-            let now = self.now();
-            let vouched = documents(&answer).filter_map(|object| {
-                let document = KeyDocument::from_object(object, server, now).ok()?;
-                let key = |id: &str| vouching.current(id, now);
-                let is_newer =
-                    known.is_none_or(|known| document.valid_until() > known.signed_until());
-                (is_newer && document.is_vouched_for(notary, &key)).then_some(document)
+            let vouched = self.vouched_by(notary, wanted.clone(), NOTARY).await;
+            let vouched = vouched.into_iter().flatten().map(|(_, document)| document);
+            let newer = vouched.filter(|document| {
+                known.is_none_or(|known| document.valid_until() > known.signed_until())
             });
-            if let Some(best) = vouched.max_by_key(KeyDocument::valid_until) {
+            if let Some(best) = newer.max_by_key(KeyDocument::valid_until) {
                 return Some(best);
             }
         }
         None
+    }
+
+    /// The documents that a server gives of others, signed by each of these and by itself.
+    /// `wanted` is the `server_keys` of a query. `None` if it does not answer.
+    pub(super) async fn vouched_by(
+        &self,
+        witness: &ServerName,
+        wanted: CanonicalObject,
+        limits: Limits,
+    ) -> Option<Vec<(OwnedServerName, KeyDocument)>> {
+        let asked: Vec<_> = wanted.keys().map(ServerName::parse).collect();
+        let wanted = CanonicalValue::Object(wanted);
+        let body = CanonicalObject::from([("server_keys".to_owned(), wanted)]);
+        let body = Bytes::from(homeserver_events::canonical::to_string(&body));
+        let request = http::Request::builder()
+            .method(Method::POST)
+            .uri("/_matrix/key/v2/query")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body);
+        let answer = self.exchange(witness, request, limits).await?;
+        let vouching = self.keys_of_notary(witness).await?;
+        let now = self.now();
+        let key = |id: &str| vouching.current(id, now);
+        let read = |object: CanonicalObject| {
+            let named = object.get("server_name").and_then(CanonicalValue::as_str)?;
+            let server = asked.iter().flatten().find(|server| *server == named)?;
+            let document = KeyDocument::from_object(object, server, now).ok()?;
+            let holds = document.is_vouched_for(witness, &key);
+            holds.then(|| (server.clone(), document))
+        };
+        Some(documents(&answer).filter_map(read).collect())
     }
 
     /// A notary's own keys: known, or from itself.

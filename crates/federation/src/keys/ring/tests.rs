@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use homeserver_events::{KeyLifetime, SigningKey};
-use homeserver_runtime::ManualClock;
+use homeserver_runtime::{Clock as _, ManualClock};
 use homeserver_storage::engines::memory::MemoryEngine;
 use http::{HeaderMap, StatusCode};
 use ruma::server_name;
@@ -78,7 +78,7 @@ fn signing_key(seed: u8, version: &str) -> Arc<SigningKey> {
     Arc::new(SigningKey::from_seed(version, &[seed; 32]).unwrap())
 }
 
-fn keys_of(server: &str, seed: u8, old: Vec<OldKey>) -> OwnKeys {
+pub(crate) fn keys_of(server: &str, seed: u8, old: Vec<OldKey>) -> OwnKeys {
     let server = ServerName::parse(server).unwrap();
     OwnKeys::new(server, signing_key(seed, "a"), old)
 }
@@ -95,7 +95,7 @@ impl World {
         world
     }
 
-    async fn new(notaries: &[&str]) -> Self {
+    pub(crate) async fn new(notaries: &[&str]) -> Self {
         let clock = Arc::new(ManualClock::new(START));
         let runtime = Runtime::simulated(Arc::clone(&clock), 1);
         let engine = Arc::new(MemoryEngine::new());
@@ -143,6 +143,42 @@ impl World {
     async fn knows(&self) -> bool {
         let asked = self.request_key(server_name!("there.example"), "ed25519:a");
         asked.await.is_ok()
+    }
+}
+
+/// A document with the signature of another server.
+fn vouched_by(witness: &OwnKeys, document: &str) -> String {
+    let lenient = homeserver_events::Strictness::Lenient;
+    let object = homeserver_events::canonical::parse_object(document.as_bytes(), lenient);
+    let mut object = object.unwrap();
+    let name = witness.server().as_str();
+    homeserver_events::sign_json(&mut object, name, witness.signing_key());
+    homeserver_events::canonical::to_string(&object)
+}
+
+impl World {
+    /// `witness` is there and vouches for this document.
+    pub(crate) fn give_word(&self, witness: &OwnKeys, document: &str) {
+        self.servers.give_keys(witness, self.clock.unix_millis());
+        let answer = format!(r#"{{"server_keys":[{}]}}"#, vouched_by(witness, document));
+        let name = witness.server().as_str();
+        self.servers.give(name, "/_matrix/key/v2/query", answer);
+    }
+
+    /// Whether there is a key for an event of `there.example`, with these witnesses.
+    async fn covers(&self, witnesses: &[&str]) -> bool {
+        let witnesses: Vec<_> = witnesses
+            .iter()
+            .map(|name| ServerName::parse(name).unwrap())
+            .collect();
+        let asking = Asking {
+            patience: HOUR,
+            witnesses: &witnesses,
+        };
+        let wanted = [wanted("ed25519:a", START, true)];
+        let keys = self.ring.keys_for(&wanted, asking).await.unwrap();
+        let there = server_name!("there.example");
+        keys.key(there, "ed25519:a").is_some()
     }
 }
 
@@ -198,14 +234,21 @@ async fn a_key_that_is_over_signs_no_request_but_still_its_events() {
             .is_none()
     );
     let event = [wanted("ed25519:a", START, true)];
-    world.ring.keys_for(&event, Duration::ZERO).await.unwrap();
+    world
+        .ring
+        .keys_for(&event, Asking::for_as_long_as(Duration::ZERO))
+        .await
+        .unwrap();
     world.servers.fall_silent();
     world.clock.advance(25 * HOUR);
     assert!(!world.knows().await);
     // Also after a restart, and although the server is gone.
     let ring = world.restarted();
     let enforced = [wanted("ed25519:a", START + DAY, true)];
-    let keys = ring.keys_for(&enforced, Duration::ZERO).await.unwrap();
+    let keys = ring
+        .keys_for(&enforced, Asking::for_as_long_as(Duration::ZERO))
+        .await
+        .unwrap();
     let key = keys
         .key(server_name!("there.example"), "ed25519:a")
         .unwrap();
@@ -227,7 +270,11 @@ async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
         wanted("ed25519:b", START, true),
     ];
     world.servers.asked();
-    let keys = world.ring.keys_for(&both, HOUR).await.unwrap();
+    let keys = world
+        .ring
+        .keys_for(&both, Asking::for_as_long_as(HOUR))
+        .await
+        .unwrap();
     assert_eq!(world.servers.asked(), 0);
     assert!(keys.key(there, "ed25519:a").is_some());
     assert!(keys.key(there, "ed25519:b").is_some());
@@ -242,7 +289,11 @@ async fn a_key_is_replaced_and_the_old_one_keeps_its_events() {
     world.servers.give_keys(&new, START + 27 * DAY / 24);
     assert!(world.request_key(there, "ed25519:b").await.is_ok());
     assert!(world.request_key(there, "ed25519:a").await.is_err());
-    let keys = world.ring.keys_for(&both, Duration::ZERO).await.unwrap();
+    let keys = world
+        .ring
+        .keys_for(&both, Asking::for_as_long_as(Duration::ZERO))
+        .await
+        .unwrap();
     let old = keys.key(there, "ed25519:a").unwrap();
     assert_eq!(old.lifetime, KeyLifetime::ExpiredAt(START + 5));
 }
@@ -257,11 +308,19 @@ async fn an_event_from_after_the_end_of_a_document_makes_a_fetch_where_that_coun
     let late = START + 2 * DAY;
     for (enforced, asked) in [(false, 0), (true, 1)] {
         let wanted = [wanted("ed25519:a", late, enforced)];
-        world.ring.keys_for(&wanted, HOUR).await.unwrap();
+        world
+            .ring
+            .keys_for(&wanted, Asking::for_as_long_as(HOUR))
+            .await
+            .unwrap();
         assert_eq!(world.servers.asked(), asked, "{enforced}");
     }
     let wanted = [wanted("ed25519:a", late, true)];
-    let keys = world.ring.keys_for(&wanted, HOUR).await.unwrap();
+    let keys = world
+        .ring
+        .keys_for(&wanted, Asking::for_as_long_as(HOUR))
+        .await
+        .unwrap();
     let key = keys.key(server_name!("there.example"), "ed25519:a");
     assert_eq!(
         key.unwrap().lifetime,
@@ -318,15 +377,7 @@ async fn a_notary_is_believed_for_what_both_it_and_the_server_signed() {
     let notary = keys_of("notary.example", 7, Vec::new());
     let answer = |document: &str| format!(r#"{{"server_keys":[{document}]}}"#);
     let query = "/_matrix/key/v2/query";
-    let vouched = |document: String| {
-        let mut object = homeserver_events::canonical::parse_object(
-            document.as_bytes(),
-            homeserver_events::Strictness::Lenient,
-        )
-        .unwrap();
-        homeserver_events::sign_json(&mut object, "notary.example", notary.signing_key());
-        homeserver_events::canonical::to_string(&object)
-    };
+    let vouched = |document: String| vouched_by(&notary, &document);
     world.servers.give_keys(&notary, START);
     // Signed by the server alone; by the notary alone; of another server.
     let forged = keys_of("there.example", 3, Vec::new()).document(START);
@@ -358,7 +409,11 @@ async fn our_own_keys_are_fetched_from_nobody_and_denied_servers_are_not_asked()
         server: here.to_owned(),
         ..wanted("ed25519:a", START, true)
     };
-    let keys = world.ring.keys_for(&[own], HOUR).await.unwrap();
+    let keys = world
+        .ring
+        .keys_for(&[own], Asking::for_as_long_as(HOUR))
+        .await
+        .unwrap();
     let own = keys.key(here, "ed25519:a").unwrap();
     assert_eq!(own.key, signing_key(9, "a").verify_key());
     let evil = world.request_key(server_name!("evil.example"), "ed25519:a");
@@ -494,4 +549,89 @@ async fn a_notary_neither_shortens_nor_brings_back_a_key() {
         let after = ServerKeys::after(Some(&known), &first, Source::Notary, START + DAY + 7);
         assert!(after.current("ed25519:a", START + DAY + 7).is_none());
     }
+}
+
+#[tokio::test]
+async fn who_tells_events_of_a_server_that_is_away_is_asked_for_its_keys() {
+    let world = World::new(&[]).await;
+    let friend = keys_of("friend.example", 7, Vec::new());
+    world.give_word(&friend, &there().document(START));
+    assert!(!world.covers(&[]).await);
+    assert!(world.covers(&["friend.example"]).await);
+    // Its word counts for what it is a witness of, and for nothing else.
+    world.servers.asked();
+    assert!(world.covers(&["friend.example"]).await);
+    assert!(!world.covers(&[]).await);
+    assert!(!world.covers(&["other.example"]).await);
+    assert!(!world.knows().await);
+    let query = KeyQuery {
+        server: server_name!("there.example").to_owned(),
+        minimum_valid_until: 0,
+    };
+    assert!(world.ring.vouch(vec![query]).await.unwrap().is_empty());
+    // It was a lie: the server is there again, with another key.
+    let truth = keys_of("there.example", 3, Vec::new());
+    world.clock.advance(4 * HOUR);
+    world.servers.give_keys(&truth, START + DAY / 6);
+    let wanted = [wanted("ed25519:a", START, true)];
+    let witnesses = [server_name!("friend.example").to_owned()];
+    let asking = Asking {
+        patience: HOUR,
+        witnesses: &witnesses,
+    };
+    let keys = world.ring.keys_for(&wanted, asking).await.unwrap();
+    let key = keys.key(server_name!("there.example"), "ed25519:a");
+    assert_eq!(key.unwrap().key, signing_key(3, "a").verify_key());
+}
+
+#[tokio::test]
+async fn witnesses_who_contradict_each_other_are_not_believed() {
+    let world = World::new(&[]).await;
+    let friend = keys_of("friend.example", 7, Vec::new());
+    let liar = keys_of("liar.example", 6, Vec::new());
+    world.give_word(&friend, &there().document(START));
+    let forged = keys_of("there.example", 3, Vec::new());
+    world.give_word(&liar, &forged.document(START));
+    assert!(!world.covers(&["liar.example", "friend.example"]).await);
+    // What neither the server nor the witness signed is no word at all.
+    world.clock.advance(2 * HOUR);
+    let document = there().document(START);
+    let unsigned = format!(r#"{{"server_keys":[{document}]}}"#);
+    world
+        .servers
+        .give("liar.example", "/_matrix/key/v2/query", unsigned);
+    world.servers.give_keys(&liar, START + DAY / 12);
+    assert!(!world.covers(&["liar.example"]).await);
+    world.servers.give_keys(&friend, START + DAY / 12);
+    assert!(world.covers(&["friend.example"]).await);
+}
+
+#[tokio::test]
+async fn a_witness_that_answered_is_not_asked_again_at_once() {
+    let world = World::new(&[]).await;
+    let friend = keys_of("friend.example", 7, Vec::new());
+    world.servers.give_keys(&friend, START);
+    let nothing = r#"{"server_keys":[]}"#.to_owned();
+    world
+        .servers
+        .give("friend.example", "/_matrix/key/v2/query", nothing);
+    assert!(!world.covers(&["friend.example"]).await);
+    world.servers.asked();
+    assert!(!world.covers(&["friend.example"]).await);
+    assert_eq!(world.servers.asked(), 0);
+    world.clock.advance(Duration::from_secs(61));
+    world.give_word(&friend, &there().document(START));
+    assert!(world.covers(&["friend.example"]).await);
+}
+
+#[tokio::test]
+async fn a_server_is_gone_when_it_failed_for_some_minutes() {
+    let world = World::new(&[]).await;
+    let there = server_name!("there.example");
+    for (pause, gone) in [(0, false), (61, false), (121, true)] {
+        world.clock.advance(Duration::from_secs(pause));
+        assert!(!world.knows().await);
+        assert_eq!(world.ring.is_gone(there), gone, "{pause}");
+    }
+    assert!(world.ring.is_gone(server_name!("evil.example")));
 }

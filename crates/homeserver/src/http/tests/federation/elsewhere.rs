@@ -627,6 +627,61 @@ async fn what_lacks_in_an_answer_is_asked_for_and_forged_members_are_left_out() 
     world.talk(&room, "a word").await;
 }
 
+/// A room of Carol at `ccc.example`, in which Alice is, whose server is gone then.
+async fn room_with_one_who_is_gone(world: &World) -> String {
+    let network = &world.meddler.network;
+    let c = join(network, "ccc.example").await;
+    let carol = c.register("carol").await;
+    let path = format!("{CLIENT}/createRoom");
+    let body = json!({ "preset": "public_chat" });
+    let created = c.post(&path, Some(&carol.token), body).await.ok();
+    let room = created["room_id"].as_str().unwrap().to_owned();
+    let via = format!("{CLIENT}/join/{}?via=ccc.example", encode(&room));
+    let joined = world.a.post(&via, Some(&world.alice.token), json!({}));
+    joined.await.ok();
+    network.routers.lock().remove(server_name!("a.example"));
+    room
+}
+
+impl World {
+    /// Bob joins through `ccc.example`. Gives how many are in the room for him then.
+    async fn join_through_c(&self, room: &str) -> Result<usize, Value> {
+        let path = format!("{CLIENT}/join/{}?via=ccc.example", encode(room));
+        let joined = self.b.post(&path, Some(&self.bob.token), json!({})).await;
+        if joined.status != 200 {
+            assert_eq!(joined.status, 502);
+            return Err(joined.body);
+        }
+        let path = format!("{CLIENT}/rooms/{}/joined_members", encode(room));
+        let members = self.b.get(&path, Some(&self.bob.token)).await.ok();
+        Ok(members["joined"].as_object().unwrap().len())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_joined_with_the_members_whose_servers_are_gone() {
+    let world = World::new().await;
+    let room = room_with_one_who_is_gone(&world).await;
+    assert_eq!(world.join_through_c(&room).await, Ok(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_cannot_be_checked_yet_is_not_taken_in_with_holes() {
+    let world = World::new().await;
+    let room = room_with_one_who_is_gone(&world).await;
+    // The resident keeps the keys of the other server to itself.
+    world.change("/key/v2/query", |answer| answer["server_keys"] = json!([]));
+    for pause in [0, 61] {
+        world.b.clock.advance(std::time::Duration::from_secs(pause));
+        let refused = world.join_through_c(&room).await.unwrap_err();
+        let why = refused["error"].as_str().unwrap();
+        assert!(why.contains("keys of a.example"), "{why}");
+    }
+    // It is gone, and nobody knows its keys: what it said is no part of the room for those who come.
+    world.b.clock.advance(std::time::Duration::from_secs(121));
+    assert_eq!(world.join_through_c(&room).await, Ok(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn other_candidates_are_tried() {
     let world = World::new().await;
