@@ -88,6 +88,21 @@ pub struct Addressee {
     pub address: String,
 }
 
+impl Addressee {
+    /// With the address as it is bound and looked up: in those of e-mail case does not count
+    /// (appendices, "3PID Types").
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        if self.medium != "email" {
+            return self;
+        }
+        // Folding differs from lower case in these letters, as far as addresses have any.
+        let lower = self.address.to_lowercase();
+        let address = lower.replace('ß', "ss").replace('ς', "σ").replace('ſ', "s");
+        Self { address, ..self }
+    }
+}
+
 /// What is stored at an identity server for somebody whose user is not known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct StoredInvite {
@@ -348,8 +363,9 @@ struct Server {
 
 impl Server {
     fn of(addressee: &Addressee) -> Result<Self, IdentityError> {
-        if addressee.address.len() > MAX_ADDRESS || addressee.medium.len() > MAX_ADDRESS {
-            return Err(IdentityError::Request("the address is too long"));
+        let fits = |text: &str| (1..=MAX_ADDRESS).contains(&text.len());
+        if !fits(&addressee.address) || !fits(&addressee.medium) {
+            return Err(IdentityError::Request("the address is none, or too long"));
         }
         if addressee.access_token.len() > MAX_ACCESS_TOKEN {
             return Err(IdentityError::Request("id_access_token is too long"));
@@ -452,14 +468,36 @@ mod tests {
         assert_eq!(hash, "nlo35_T5fzSGZzJApqu8lgIudJvmOQtDaHtr-I4rU7I");
     }
 
-    #[test]
-    fn only_host_names_are_asked() {
-        let addressee = |id_server: &str, access_token: &str| Addressee {
+    fn addressee(id_server: &str, access_token: &str) -> Addressee {
+        Addressee {
             id_server: id_server.to_owned(),
             access_token: access_token.to_owned(),
             medium: "email".to_owned(),
             address: "a@b.c".to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_case_of_addresses_does_not_count() {
+        for (medium, address, canonical) in [
+            // The example of the appendices.
+            ("email", "Strauß@Example.com", "strauss@example.com"),
+            ("email", "A.B@c.d", "a.b@c.d"),
+            // Two letters, and two addresses.
+            ("email", "ı@c.d", "ı@c.d"),
+            ("other", "A", "A"),
+        ] {
+            let addressee = Addressee {
+                medium: medium.to_owned(),
+                address: address.to_owned(),
+                ..addressee("id.example", "t")
+            };
+            assert_eq!(addressee.canonical().address, canonical);
+        }
+    }
+
+    #[test]
+    fn only_host_names_are_asked() {
         let server = Server::of(&addressee("id.example:8090", "t")).unwrap();
         let url = server.get("lookup").unwrap().url;
         assert_eq!(
@@ -478,6 +516,18 @@ mod tests {
             assert!(
                 matches!(server, Err(IdentityError::Request(_))),
                 "{id_server}"
+            );
+        }
+        for (medium, address) in [("", "a@b.c"), ("email", ""), ("email", &*"a".repeat(600))] {
+            let addressee = Addressee {
+                medium: medium.to_owned(),
+                address: address.to_owned(),
+                ..addressee("id.example", "t")
+            };
+            let server = Server::of(&addressee);
+            assert!(
+                matches!(server, Err(IdentityError::Request(_))),
+                "{address}"
             );
         }
     }

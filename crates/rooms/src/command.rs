@@ -162,8 +162,6 @@ pub enum MembershipChange {
     Join {
         /// The sender's profile.
         profile: MemberProfile,
-        /// `third_party_signed` of the request, to be matched with a third-party invite.
-        third_party_signed: Option<Box<RawValue>>,
     },
     /// The sender, who is joined, shows another profile; whoever is not joined is refused.
     Show {

@@ -97,13 +97,7 @@ impl Rooms {
         use MembershipChange as Change;
         let nobody = MemberProfile::default();
         match change {
-            Change::Join {
-                profile,
-                third_party_signed,
-            } => {
-                if let Some(signed) = third_party_signed {
-                    self.accept_third_party_invite(edit, sender, signed).await?;
-                }
+            Change::Join { profile } => {
                 self.decide_join(edit, sender, content(Membership::Join, profile, reason))
                     .await
             }
@@ -292,21 +286,6 @@ impl Rooms {
         }
         let content = content(Membership::Leave, &MemberProfile::default(), reason);
         self.set_member(edit, sender, sender, content).await
-    }
-
-    /// A join with the proof of a third-party invite is an invite first (client-server API,
-    /// "Third-party invites"): by whoever sent the third-party invite, which the proof names.
-    async fn accept_third_party_invite(
-        &self,
-        edit: &mut RoomEdit<'_>,
-        sender: &UserId,
-        signed: &RawValue,
-    ) -> Result<(), RoomError> {
-        let nobody = MemberProfile::default();
-        let proven = self.proven_invite(edit, sender, (&nobody, signed)).await?;
-        edit.append(&proven.inviter, &member_event(sender, proven.content), None)
-            .await?;
-        Ok(())
     }
 
     /// The invite that follows from a proof. Whether the proof holds is for the rules to say.

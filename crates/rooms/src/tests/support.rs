@@ -181,7 +181,6 @@ pub(super) fn user(name: &str) -> OwnedUserId {
 pub(super) fn join() -> MembershipChange {
     MembershipChange::Join {
         profile: MemberProfile::default(),
-        third_party_signed: None,
     }
 }
 

@@ -19,12 +19,14 @@ use homeserver_rooms::{
 use homeserver_users::{
     AccountData, Accounts, Failure, Presences, Profile, Profiles, Scope, Typing, Users,
 };
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::{
     content::{check_redaction, invited_by_state},
     read::MEMBERS_PATIENCE,
+    third_party::BONDS_AT_ONCE,
 };
 use crate::app::session::Session;
 
@@ -106,6 +108,8 @@ pub(crate) struct RoomChanges {
     remote_users: RemoteUsers,
     pub(super) memberships: Memberships,
     pub(super) identity: IdentityServers,
+    /// What is said of addresses by servers that did not sign it.
+    pub(super) bonds: Arc<Semaphore>,
     pub(super) accounts: Accounts,
     profiles: Profiles,
     account_data: AccountData,
@@ -130,6 +134,7 @@ impl RoomChanges {
             remote_users,
             memberships,
             identity,
+            bonds: Arc::new(Semaphore::new(BONDS_AT_ONCE)),
             accounts: users.accounts.clone(),
             profiles: users.profiles.clone(),
             account_data: users.account_data.clone(),
@@ -226,10 +231,7 @@ impl RoomChanges {
     /// Carries out a command, where it invites users of other servers with the help of these.
     pub(super) async fn carry_out(&self, command: RoomCommand) -> Result<RoomAnswer, ChangeError> {
         self.await_member(&command).await?;
-        if let Some(mut proposed) = self.rooms.propose(&command).await? {
-            let sealed = self.policies.seal(&proposed.room, proposed.event);
-            proposed.event = sealed.await?;
-            let event = self.resident.invite(proposed).await?;
+        if let Some(event) = self.invite_elsewhere(&command).await? {
             let position = self.rooms.durable();
             return Ok(RoomAnswer::Sent { event, position });
         }
@@ -257,6 +259,19 @@ impl RoomChanges {
             invites.for_each_concurrent(INVITES_AT_ONCE, send).await;
         }
         Ok(answer)
+    }
+
+    /// Invites a user of another server, if that is what a command does. Gives the id of the event.
+    async fn invite_elsewhere(
+        &self,
+        command: &RoomCommand,
+    ) -> Result<Option<OwnedEventId>, ChangeError> {
+        let Some(mut proposed) = self.rooms.propose(command).await? else {
+            return Ok(None);
+        };
+        let sealed = self.policies.seal(&proposed.room, proposed.event);
+        proposed.event = sealed.await?;
+        Ok(Some(self.resident.invite(proposed).await?))
     }
 
     /// The invites of users of other servers into a room that is to be made.
@@ -289,14 +304,7 @@ impl RoomChanges {
             reason: None,
         };
         let command = RoomCommand::new(sender, action);
-        let sent: Result<_, ChangeError> = async {
-            match self.rooms.propose(&command).await? {
-                Some(proposed) => Ok(self.resident.invite(proposed).await.map(drop)?),
-                None => Ok(()),
-            }
-        }
-        .await;
-        if let Err(error) = sent {
+        if let Err(error) = self.invite_elsewhere(&command).await {
             tracing::info!(%room, %error, "a user of another server was not invited to a new room");
         }
     }

@@ -77,7 +77,8 @@ impl RoomChanges {
         }
     }
 
-    /// Lets a user join a room, wherever it is.
+    /// Lets a user join a room, wherever it is. Whoever proves with it that a third-party invite is
+    /// meant for them is invited first.
     pub(crate) async fn join(
         &self,
         actor: impl Into<Actor<'_>>,
@@ -85,6 +86,9 @@ impl RoomChanges {
         third_party_signed: Option<Box<RawValue>>,
     ) -> Result<(), ChangeError> {
         let actor = actor.into();
+        if let Some(signed) = third_party_signed {
+            self.show_proof(actor.user, &door.room, signed).await?;
+        }
         let profile = self.profile_of(actor.user).await?;
         if self.memberships.is_elsewhere(&door.room).await? {
             let wanted = Wanted {
@@ -101,15 +105,9 @@ impl RoomChanges {
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(signed) = &third_party_signed {
-            self.check_proof(&door.room, actor.user, signed).await?;
-        }
         let action = RoomAction::Membership {
             room: door.room,
-            change: MembershipChange::Join {
-                profile,
-                third_party_signed,
-            },
+            change: MembershipChange::Join { profile },
             reason: door.reason,
         };
         self.act(actor, action).await?;

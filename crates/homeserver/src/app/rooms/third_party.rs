@@ -13,7 +13,9 @@ use homeserver_federation::{
     is_same_server,
     membership::Proof,
 };
-use homeserver_rooms::{MembershipChange, NewEvent, Room, RoomAction, RoomCommand, RoomError};
+use homeserver_rooms::{
+    Membership, MembershipChange, NewEvent, Room, RoomAction, RoomCommand, RoomError,
+};
 use homeserver_users::AccountState;
 use ruma::{OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
@@ -30,10 +32,14 @@ pub(crate) const MAX_THIRD_PARTY_INVITES: usize = 10;
 
 /// Third-party invites that one address may have been waiting for: each may cost a request to a server
 /// that the identity server names.
-const MAX_PROOFS: usize = 50;
+const MAX_PROOFS: usize = 20;
 
 /// How many of them are worked on at once.
 const PROOFS_AT_ONCE: usize = 4;
+
+/// Addresses at once of which it is said that they belong to somebody here. Anybody may say so without
+/// a signature, and each has other servers asked.
+pub(super) const BONDS_AT_ONCE: usize = 4;
 
 /// Bytes of a signed block: it becomes part of an event.
 const MAX_SIGNED: usize = 8 * 1024;
@@ -136,17 +142,19 @@ impl RoomChanges {
     /// proofs are. It is believed nothing: each proof has to be signed by a key that its room knows.
     ///
     /// # Errors
-    /// When there is no such user.
+    /// When there is no such user, and when too much is said at once.
     pub(crate) async fn bound(&self, user: &UserId, proofs: Vec<Proof>) -> Result<(), ChangeError> {
         let account = self.accounts.by_id(user).await?;
         if account.is_none_or(|account| account.state != AccountState::Active) {
             return Err(ChangeError::BadContent("there is no such user here"));
         }
+        let turn = self.bonds.try_acquire();
+        let _turn = turn.map_err(|_| IdentityError::Busy)?;
         let proofs = proofs.into_iter().take(MAX_PROOFS);
         let proofs = proofs.filter(|proof| proof.user == user);
         stream::iter(proofs)
             .for_each_concurrent(PROOFS_AT_ONCE, async |proof| {
-                if let Err(error) = self.accept(&proof).await {
+                if let Err(error) = self.accept_for(&proof).await {
                     let room = &proof.room;
                     tracing::info!(%room, %error, "a third-party invite did not become an invite");
                 }
@@ -155,12 +163,38 @@ impl RoomChanges {
         Ok(())
     }
 
+    /// Makes an invite of a proof that a user of this server did not show themselves.
+    async fn accept_for(&self, proof: &Proof) -> Result<(), ChangeError> {
+        self.check_invite(&proof.user).await?;
+        self.accept(proof).await
+    }
+
+    /// Makes an invite of a proof that a user shows who joins. Who is in the room shows it in vain.
+    pub(super) async fn show_proof(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        signed: Box<RawValue>,
+    ) -> Result<(), ChangeError> {
+        let standing = self.rooms.standing_of(user, room).await?;
+        if standing.is_some_and(|now| now.membership.membership == Membership::Join) {
+            return Ok(());
+        }
+        let inviter = read_signed(&signed)?.sender.ok_or_else(not_proven)?;
+        let proof = Proof {
+            room: room.to_owned(),
+            inviter,
+            user: user.to_owned(),
+            signed,
+        };
+        self.accept(&proof).await
+    }
+
     /// Makes an invite of a proof for a user of this server, here or where the inviter is.
     async fn accept(&self, proof: &Proof) -> Result<(), ChangeError> {
         if read_signed(&proof.signed)?.mxid != proof.user {
             return Err(not_proven());
         }
-        self.check_invite(&proof.user).await?;
         let here = self.rooms.room(&proof.room).await?;
         if let Some(here) = here
             && self.rooms.is_resident(&here).await?
@@ -213,7 +247,7 @@ impl RoomChanges {
     ///
     /// # Errors
     /// When it is not, or nobody can tell.
-    pub(super) async fn check_proof(
+    async fn check_proof(
         &self,
         room: &RoomId,
         user: &UserId,
@@ -258,6 +292,8 @@ pub(crate) enum ExchangeError {
 struct Signed {
     mxid: OwnedUserId,
     token: String,
+    /// Who sent the third-party invite, where whoever shows the block does not say so beside it.
+    sender: Option<OwnedUserId>,
 }
 
 fn read_signed(signed: &RawValue) -> Result<Signed, ChangeError> {

@@ -136,6 +136,7 @@ pub(super) fn addressee(invited: Invite3pid) -> Addressee {
         medium: invited.medium.to_string(),
         address: invited.address,
     }
+    .canonical()
 }
 
 async fn leave(

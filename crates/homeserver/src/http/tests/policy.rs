@@ -1,6 +1,10 @@
 //! Rooms that use a policy server, over the wire.
 
-use homeserver_events::{Pdu, SigningKey};
+use homeserver_events::{
+    CanonicalObject, Pdu, SigningKey, Strictness,
+    canonical::{parse_object, to_string},
+    sign_json,
+};
 
 use super::{
     inbound::World,
@@ -225,4 +229,36 @@ async fn memberships_that_are_handed_over_are_shown_to_the_policy_server() {
         .await
         .ok();
     assert!(policy.asked().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_with_a_proof_is_in_the_room_and_not_only_invited() {
+    let (world, policy) = policed().await;
+    let alice = Some(&*world.alice.token);
+    let dave = world.here.register("dave").await;
+    let path = |what: &str| format!("/_matrix/client/v3/rooms/{}/{what}", world.room);
+    let rules = json!({ "join_rule": "invite" });
+    let to = path("state/m.room.join_rules");
+    world.here.put(&to, alice, rules).await.ok();
+    let key = SigningKey::from_seed("0", &[9; 32]).unwrap();
+    let offer = json!({ "display_name": "d...", "public_key": key.verify_key().to_base64() });
+    let to = path("state/m.room.third_party_invite/token");
+    world.here.put(&to, alice, offer).await.ok();
+    let block = json!({ "mxid": dave.user, "token": "token", "sender": world.alice.user });
+    let block = block.to_string();
+    let mut block: CanonicalObject = parse_object(block.as_bytes(), Strictness::Lenient).unwrap();
+    sign_json(&mut block, "id.example", &key);
+    let block: Value = serde_json::from_str(&to_string(&block)).unwrap();
+    policy.asked();
+    let proof = json!({ "third_party_signed": block });
+    world
+        .here
+        .post(&path("join"), Some(&dave.token), proof)
+        .await
+        .ok();
+    // Both the invite and the join are shown to it.
+    assert_eq!(policy.asked(), [SIGN, SIGN]);
+    let to = path(&format!("state/m.room.member/{}", dave.user));
+    let member = world.here.get(&to, alice).await.ok();
+    assert_eq!(member["membership"], "join");
 }

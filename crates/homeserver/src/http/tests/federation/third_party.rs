@@ -111,7 +111,11 @@ impl Identity {
 
     /// What it signs for a user, as this server.
     fn signed(user: &str, key: &SigningKey) -> Value {
-        let mut signed = object(&json!({ "mxid": user, "token": "token" }));
+        Self::sign(&json!({ "mxid": user, "token": "token" }), key)
+    }
+
+    fn sign(block: &Value, key: &SigningKey) -> Value {
+        let mut signed = object(block);
         sign_json(&mut signed, ID_SERVER, key);
         serde_json::from_str(&canonical::to_string(&signed)).unwrap()
     }
@@ -279,6 +283,81 @@ async fn a_server_that_is_in_the_room_makes_the_invite_itself() {
     };
     let patience = std::time::Duration::from_mins(1);
     tokio::time::timeout(patience, look).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_joins_with_a_proof_is_let_in_here_and_elsewhere() {
+    let world = World::new().await;
+    let room = world.room(json!({})).await;
+    world.invite(&room).await.ok();
+    let dave = world.here.register("dave").await;
+    let proof = |user: &str, sender: &str| {
+        let block = json!({ "mxid": user, "token": "token", "sender": sender });
+        Identity::sign(&block, &world.identity.key)
+    };
+    for (server, who) in [(&world.here, &dave), (&world.there, &world.carol)] {
+        let join = async |signed: Value| {
+            let path = format!("{V3}/join/{}?via=a.example", encode(&room));
+            let body = json!({ "third_party_signed": signed });
+            server.post(&path, Some(&who.token), body).await
+        };
+        for wrong in [
+            proof("@bob:bb.example", &world.alice.user),
+            proof(&who.user, "@mallory:a.example"),
+        ] {
+            join(wrong).await.refused(403, "M_FORBIDDEN");
+            assert_eq!(world.membership(&room, &who.user).await, Value::Null);
+        }
+        let good = proof(&who.user, &world.alice.user);
+        join(good.clone()).await.ok();
+        let member = world.state(&room, "m.room.member", &who.user).await;
+        assert_eq!(member["membership"], "join", "{member}");
+        // Who is there already is so.
+        join(good).await.ok();
+        assert_eq!(world.membership(&room, &who.user).await, "join");
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_are_asked_for_what_anybody_may_say() {
+    let world = World::new().await;
+    let asked = Arc::new(Mutex::new(0));
+    for name in ["c.example", "dd.example", "eee.example", "ffff.example"] {
+        let asked = Arc::clone(&asked);
+        let silent = async move || {
+            *asked.lock() += 1;
+            std::future::pending::<Json<Value>>().await
+        };
+        let path = "/_matrix/federation/v1/exchange_third_party_invite/{room}";
+        Peer::join(
+            &world.network,
+            name,
+            Router::new().route(path, routing::put(silent)),
+        );
+    }
+    let bond = |server: &str| {
+        let inviter = format!("@x:{server}");
+        let carol = &world.carol.user;
+        let bond = world.identity.on_bind(carol, "!x:c.example", &inviter);
+        told_of_bond(&world.there, bond)
+    };
+    let all = futures_util::future::join_all([
+        bond("c.example"),
+        bond("dd.example"),
+        bond("eee.example"),
+        bond("ffff.example"),
+    ]);
+    let one_more = async {
+        while *asked.lock() < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        bond("c.example").await
+    };
+    tokio::select! {
+        biased;
+        _ = all => panic!("nobody answered them"),
+        answer = one_more => answer.refused(429, "M_LIMIT_EXCEEDED"),
+    };
 }
 
 #[tokio::test]
