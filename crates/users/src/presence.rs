@@ -336,6 +336,20 @@ impl Presences {
         (changed.len() <= limit).then(|| changed.into_iter().filter_map(told).collect())
     }
 
+    /// The same of users of this server alone; of more than `limit` those who changed first.
+    pub fn own_changes(&self, since: StreamToken, limit: usize) -> Vec<(UserNumber, Presence)> {
+        let state = &mut *self.state.lock();
+        let now = self.clock.monotonic();
+        state.ring(now);
+        let changed = state.log.since(since).into_inner();
+        let own = changed.filter_map(|number| {
+            let user = state.users.get(&number)?;
+            let is_own = user.remote.is_none();
+            is_own.then(|| (number, presence(user, now)))
+        });
+        own.take(limit).collect()
+    }
+
     /// Where the stream stands now.
     pub fn token(&self) -> StreamToken {
         let mut state = self.state.lock();
@@ -551,6 +565,35 @@ mod tests {
         }
         let one_more = UserNumber(MAX_REMOTE_PRESENCES as u64 + 2);
         assert!(!presences.remote(one_more, word(PresenceState::Online)));
+    }
+
+    #[tokio::test]
+    async fn users_of_other_servers_do_not_hide_changes_of_own_ones() {
+        let (presences, _clock, _runtime) = presences();
+        let token = presences.token();
+        for number in 10..20 {
+            let told = RemotePresence {
+                state: PresenceState::Online,
+                status: None,
+                last_active_ago: Duration::ZERO,
+                currently_active: false,
+                rooms: Vec::new(),
+            };
+            assert!(presences.remote(UserNumber(number), told));
+        }
+        let bob = UserNumber(2);
+        for own in [ALICE, bob] {
+            presences.set(own, PresenceState::Online, None);
+        }
+        assert_eq!(presences.changes(token, 5), None);
+        let numbers = |limit| {
+            let changes = presences.own_changes(token, limit).into_iter();
+            changes.map(|(number, _)| number).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(5), [ALICE, bob]);
+        assert_eq!(numbers(1), [ALICE]);
+        let changes = presences.own_changes(presences.token(), 5);
+        assert_eq!(changes, []);
     }
 
     #[tokio::test]

@@ -76,7 +76,7 @@ impl Inner {
     }
 
     /// Whether there is something to be told of a user's presence.
-    fn is_here(&self, user: UserNumber) -> bool {
+    pub(super) fn is_here(&self, user: UserNumber) -> bool {
         let presence = self.users.presence.of(user);
         presence.is_some_and(|presence| presence.state != PresenceState::Offline)
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use homeserver_rooms::{Membership, Room, RoomNumber, UserNumber as RoomUser};
 use homeserver_storage::Position;
 use homeserver_users::{StreamToken, UserNumber};
-use ruma::{OwnedServerName, ServerName, presence::PresenceState};
+use ruma::{OwnedServerName, ServerName};
 use tokio::time::Instant;
 
 use super::{Inner, SenderError, edus::OwedEdus};
@@ -69,38 +69,35 @@ impl Inner {
                 () = self.runtime.tasks.stopping() => return,
                 () = tokio::time::sleep(PRESENCE_GATHERED) => {}
             }
-            changed.mark_unchanged();
-            let now = self.users.presence.token();
-            let before = if is_renewal {
+            if is_renewal {
                 renew_at = Instant::now() + PRESENCE_RENEWED;
-                // One that says nothing: everybody is told of.
-                StreamToken::default()
+                // Changes wait for the next turn: who has gone is no news here.
+                let mut present = self.users.presence.own(PRESENCES);
+                present.retain(|user| self.is_here(*user));
+                self.note_presences(present).await;
             } else {
-                since
-            };
-            since = now;
-            if let Err(error) = self.note_presence(before, is_renewal).await {
-                tracing::warn!(%error, "other servers are not told who is online");
+                changed.mark_unchanged();
+                let before = std::mem::replace(&mut since, self.users.presence.token());
+                let changes = self.users.presence.own_changes(before, PRESENCES);
+                let changed = changes.into_iter().map(|(user, _)| user);
+                self.note_presences(changed.collect()).await;
             }
         }
     }
 
-    async fn note_presence(
-        self: &Arc<Self>,
-        since: StreamToken,
-        only_present: bool,
-    ) -> Result<(), SenderError> {
-        let changes = self.users.presence.changes(since, PRESENCES);
-        for (user, presence) in changes.unwrap_or_default() {
-            if only_present && presence.state == PresenceState::Offline {
-                continue;
-            }
-            if self.is_ours(user).await? {
-                let servers = self.sharing_with(user, self.store.durable()).await?;
-                self.note_edus(servers.iter(), |owed| owed.presence.note(user));
+    /// Notes for all servers that share a room with these users how they are.
+    async fn note_presences(self: &Arc<Self>, users: Vec<UserNumber>) {
+        for user in users {
+            match self.sharing_with(user, self.store.durable()).await {
+                Ok(servers) => {
+                    self.note_edus(servers.iter(), |owed| owed.presence.note(user));
+                }
+                // It keeps nobody from hearing of the others.
+                Err(error) => {
+                    tracing::warn!(%error, user = user.0, "a presence is not told to other servers");
+                }
             }
         }
-        Ok(())
     }
 
     /// Whether a user belongs to this server.

@@ -270,6 +270,7 @@ async fn who_types_is_told_to_the_servers_of_the_room() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_online_is_told_to_servers_that_share_a_room() {
+    let begun = tokio::time::Instant::now();
     let (here, _) = shared().await;
     let number = here.number(alice().as_str()).await;
     let presence = &here.users.presence;
@@ -289,6 +290,15 @@ async fn who_is_online_is_told_to_servers_that_share_a_room() {
     tokio::time::sleep(Duration::from_mins(21)).await;
     here.until(|here| here.told(THERE, "m.presence").len() == 2)
         .await;
+    // Who goes while it is said again, a second after its time, is told to be gone.
+    let again = Duration::from_mins(40) + Duration::from_millis(1_500);
+    tokio::time::sleep_until(begun + again).await;
+    presence.set(number, PresenceState::Offline, None);
+    here.until(|here| {
+        let last = here.told(THERE, "m.presence").pop().unwrap();
+        last["push"][0]["presence"] == "offline"
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
