@@ -13,10 +13,10 @@ use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 
 use super::{
     Inner, TransactionError,
-    queue::Place,
+    queue::{Place, Standing},
     transaction::{probable_id, room_of},
 };
-use crate::Dropped;
+use crate::{Dropped, is_same_server};
 
 /// An event that gets a row.
 #[derive(Debug)]
@@ -127,6 +127,26 @@ impl Inner {
         }
     }
 
+    /// What a server is to a room.
+    async fn standing(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+    ) -> Result<Standing, TransactionError> {
+        let (rooms, now) = (&self.parts.rooms, self.parts.store.durable());
+        if rooms.server_joined(room, origin, now).await? {
+            return Ok(Standing::Member);
+        }
+        // In a room that came just now not all who are there are known, or written down.
+        let servers = rooms.servers_at(room, now).await?;
+        let is_there = servers.iter().any(|one| is_same_server(one, origin));
+        Ok(if is_there {
+            Standing::Member
+        } else {
+            Standing::Stranger
+        })
+    }
+
     async fn of_room(
         &self,
         origin: &ServerName,
@@ -155,6 +175,7 @@ impl Inner {
             .map(|(pdu, _)| pdu.event_id().to_owned())
             .collect();
         let new = self.parts.rooms.unplaced_of(room, &ids).await?;
+        let standing = self.standing(origin, room).await?;
         for (pdu, verified) in good {
             let id = pdu.event_id().to_owned();
             if pdu.room_id() != room.id {
@@ -164,7 +185,7 @@ impl Inner {
             } else if !new.contains(&id) {
                 admitted.results.insert(id, None);
             } else {
-                match self.queues.take_place(room.number, origin) {
+                match self.queues.take_place(room.number, (origin, standing)) {
                     Ok(place) => {
                         admitted.results.insert(id, None);
                         admitted.taken.push(Taken {
@@ -175,7 +196,8 @@ impl Inner {
                         });
                     }
                     Err(full) => {
-                        if self.queues.note(room.number, &id, origin) {
+                        let is_member = standing == Standing::Member;
+                        if is_member && self.queues.note(room.number, &id, origin) {
                             admitted.noted.push((room.number, id.clone()));
                         }
                         admitted.refuse(Some(id), full.to_string());

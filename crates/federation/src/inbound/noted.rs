@@ -6,7 +6,7 @@ use homeserver_rooms::Room;
 use homeserver_storage::{Batch, Durability};
 use ruma::{OwnedEventId, OwnedServerName};
 
-use super::{Inner, admit::Taken, store::ToKeep};
+use super::{Inner, admit::Taken, queue::Standing, store::ToKeep};
 use crate::tables::INBOUND_NOTED;
 
 /// Events that are fetched in one go.
@@ -23,10 +23,12 @@ pub(super) enum Left {
 }
 
 impl Inner {
-    /// Fetches events that were refused, and takes them as rows would have been.
-    pub(super) async fn fetch_noted(self: &Arc<Self>, room: &Arc<Room>) -> Left {
+    /// Fetches events that were refused, and takes them as rows would have been. After attempts in
+    /// vain it is others: some may never have been.
+    pub(super) async fn fetch_noted(self: &Arc<Self>, room: &Arc<Room>, attempts: u8) -> Left {
         let before = self.queues.noted_count(room.number);
-        self.fetch_some_noted(room).await;
+        self.fetch_some_noted(room, AT_ONCE * usize::from(attempts))
+            .await;
         match self.queues.noted_count(room.number) {
             0 => Left::Nothing,
             left if left < before => Left::Fewer,
@@ -34,8 +36,8 @@ impl Inner {
         }
     }
 
-    async fn fetch_some_noted(self: &Arc<Self>, room: &Arc<Room>) {
-        let noted = self.queues.noted(room.number, AT_ONCE);
+    async fn fetch_some_noted(self: &Arc<Self>, room: &Arc<Room>, skip: usize) {
+        let noted = self.queues.noted(room.number, (skip, AT_ONCE));
         let ids: Vec<_> = noted.iter().map(|(id, _)| id.clone()).collect();
         let Ok(lacking) = self.parts.rooms.unplaced_of(room, &ids).await else {
             return;
@@ -68,9 +70,11 @@ impl Inner {
         let fetcher = &self.parts.fetcher;
         let fetched = fetcher.events(&servers, (&**room).into(), &ids).await;
         self.forget_noted(room, fetched.unusable).await;
+        // Of strangers nothing is noted.
+        let member = (&**origin, Standing::Member);
         let mut keep = ToKeep::default();
         for pdu in fetched.events {
-            let Ok(place) = self.queues.take_place(room.number, origin) else {
+            let Ok(place) = self.queues.take_place(room.number, member) else {
                 break;
             };
             keep.taken.push(Taken {
@@ -87,7 +91,7 @@ impl Inner {
 
     /// Gives all up that were refused: they were not to be had for too long.
     pub(super) async fn give_noted_up(&self, room: &Room) {
-        let noted = self.queues.noted(room.number, usize::MAX);
+        let noted = self.queues.noted(room.number, (0, usize::MAX));
         tracing::warn!(count = noted.len(), room = %room.id, "events that were refused are given up");
         let ids: Vec<_> = noted.into_iter().map(|(id, _)| id).collect();
         for some in ids.chunks(AT_ONCE) {

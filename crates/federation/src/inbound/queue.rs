@@ -21,6 +21,11 @@ pub const MAX_IN_ROOM: usize = 10_000;
 pub const MAX_OF_ORIGIN_IN_ROOM: usize = 8_000;
 /// Rows of one server in all rooms.
 pub const MAX_OF_ORIGIN: usize = 20_000;
+/// Rows of one room that servers may have which are not in it. Anybody can have as many names as they
+/// like, so that it is one share for all of them.
+const MAX_OF_STRANGERS_IN_ROOM: usize = 500;
+/// The same in all rooms.
+const MAX_OF_STRANGERS: usize = 20_000;
 /// Rows in all: some gigabytes in the worst case.
 pub const MAX_IN_ALL: usize = 200_000;
 /// Events of one room that were refused for want of room and are fetched when it is worked off.
@@ -35,12 +40,34 @@ const MAX_NOTED_IN_ALL: usize = 20_000;
 #[error("too many events are waiting to be judged")]
 pub(crate) struct Full;
 
+/// What a server is to a room whose events it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It has users there.
+    Member,
+    /// It has none, as far as is known here.
+    Stranger,
+}
+
+/// Whose a row is.
+#[derive(Clone, Debug)]
+struct Owner {
+    origin: OwnedServerName,
+    standing: Standing,
+}
+
+impl Owner {
+    fn strangers(&self) -> usize {
+        usize::from(self.standing == Standing::Stranger)
+    }
+}
+
 /// The promise of a row. Dropped, it is given back.
 #[derive(Debug)]
 pub(crate) struct Place {
     queues: Arc<Queues>,
     room: RoomNumber,
-    origin: OwnedServerName,
+    owner: Owner,
     kept: bool,
 }
 
@@ -50,14 +77,14 @@ impl Place {
         self.kept = true;
         let mut state = self.queues.state.lock();
         let queue = state.rooms.entry(self.room).or_default();
-        queue.kept.insert(row, self.origin.clone());
+        queue.kept.insert(row, self.owner.clone());
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.kept {
-            self.queues.give_back(self.room, &self.origin);
+            self.queues.give_back(self.room, &self.owner);
         }
     }
 }
@@ -73,6 +100,8 @@ struct State {
     rooms: HashMap<RoomNumber, Queue>,
     origins: HashMap<OwnedServerName, usize>,
     rows: usize,
+    /// Of them those of servers that are not in the rooms.
+    strangers: usize,
     noted: usize,
 }
 
@@ -80,9 +109,10 @@ struct State {
 struct Queue {
     /// Rows and places that were promised.
     rows: usize,
+    strangers: usize,
     origins: HashMap<OwnedServerName, usize>,
     /// The rows on disk, and who sent them.
-    kept: BTreeMap<u64, OwnedServerName>,
+    kept: BTreeMap<u64, Owner>,
     /// Rows that the worker has not taken yet.
     ready: BTreeSet<u64>,
     working: bool,
@@ -102,26 +132,39 @@ impl Queues {
     pub(crate) fn take_place(
         self: &Arc<Self>,
         room: RoomNumber,
-        origin: &ServerName,
+        (origin, standing): (&ServerName, Standing),
     ) -> Result<Place, Full> {
+        let owner = Owner {
+            origin: origin.to_owned(),
+            standing,
+        };
+        let stranger = owner.strangers();
         let state = &mut *self.state.lock();
         let of_origin = state.origins.get(origin).copied().unwrap_or_default();
-        if state.rows >= MAX_IN_ALL || of_origin >= MAX_OF_ORIGIN {
+        let is_full = state.rows >= MAX_IN_ALL
+            || of_origin >= MAX_OF_ORIGIN
+            || stranger > 0 && state.strangers >= MAX_OF_STRANGERS;
+        if is_full {
             return Err(Full);
         }
         let queue = state.rooms.entry(room).or_default();
         let here = queue.origins.get(origin).copied().unwrap_or_default();
-        if queue.rows >= MAX_IN_ROOM || here >= MAX_OF_ORIGIN_IN_ROOM {
+        let is_full = queue.rows >= MAX_IN_ROOM
+            || here >= MAX_OF_ORIGIN_IN_ROOM
+            || stranger > 0 && queue.strangers >= MAX_OF_STRANGERS_IN_ROOM;
+        if is_full {
             return Err(Full);
         }
         queue.rows += 1;
+        queue.strangers += stranger;
         queue.origins.insert(origin.to_owned(), here + 1);
         state.rows += 1;
+        state.strangers += stranger;
         state.origins.insert(origin.to_owned(), of_origin + 1);
         Ok(Place {
             queues: Arc::clone(self),
             room,
-            origin: origin.to_owned(),
+            owner,
             kept: false,
         })
     }
@@ -130,7 +173,12 @@ impl Queues {
     pub(crate) fn found(&self, room: RoomNumber, origin: &ServerName, row: u64) {
         let state = &mut *self.state.lock();
         let queue = state.rooms.entry(room).or_default();
-        if queue.kept.insert(row, origin.to_owned()).is_some() {
+        let owner = Owner {
+            origin: origin.to_owned(),
+            // What it was then is not known any more.
+            standing: Standing::Member,
+        };
+        if queue.kept.insert(row, owner).is_some() {
             return;
         }
         queue.rows += 1;
@@ -147,14 +195,14 @@ impl Queues {
             return;
         };
         queue.ready.remove(&row);
-        if let Some(origin) = queue.kept.remove(&row) {
-            state.give_back(room, &origin);
+        if let Some(owner) = queue.kept.remove(&row) {
+            state.give_back(room, &owner);
         }
     }
 
     /// Gives the place of a row back that was never written.
-    fn give_back(&self, room: RoomNumber, origin: &ServerName) {
-        self.state.lock().give_back(room, origin);
+    fn give_back(&self, room: RoomNumber, owner: &Owner) {
+        self.state.lock().give_back(room, owner);
     }
 
     /// Whether a room has rows, or any on their way.
@@ -263,15 +311,19 @@ impl Queues {
         }
     }
 
-    /// Up to `limit` of the events that were refused, with who sent them.
+    /// Up to `limit` of the events that were refused, with who sent them, from the one after `skip`
+    /// others on, and then from the first one.
     pub(crate) fn noted(
         &self,
         room: RoomNumber,
-        limit: usize,
+        (skip, limit): (usize, usize),
     ) -> Vec<(OwnedEventId, OwnedServerName)> {
         let state = self.state.lock();
-        let noted = state.rooms.get(&room).map(|queue| queue.noted.iter());
-        let noted = noted.into_iter().flatten().take(limit);
+        let Some(queue) = state.rooms.get(&room) else {
+            return Vec::new();
+        };
+        let limit = limit.min(queue.noted.len());
+        let noted = queue.noted.iter().cycle().skip(skip).take(limit);
         noted
             .map(|(id, origin)| (id.clone(), origin.clone()))
             .collect()
@@ -317,19 +369,22 @@ impl Queues {
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock();
-        state.rooms.is_empty() && state.origins.is_empty() && state.rows + state.noted == 0
+        let counts = state.rows + state.strangers + state.noted;
+        state.rooms.is_empty() && state.origins.is_empty() && counts == 0
     }
 }
 
 impl State {
-    fn give_back(&mut self, room: RoomNumber, origin: &ServerName) {
+    fn give_back(&mut self, room: RoomNumber, owner: &Owner) {
         let Some(queue) = self.rooms.get_mut(&room) else {
             return;
         };
         queue.rows = queue.rows.saturating_sub(1);
+        queue.strangers = queue.strangers.saturating_sub(owner.strangers());
         self.rows = self.rows.saturating_sub(1);
-        count_down(&mut queue.origins, origin);
-        count_down(&mut self.origins, origin);
+        self.strangers = self.strangers.saturating_sub(owner.strangers());
+        count_down(&mut queue.origins, &owner.origin);
+        count_down(&mut self.origins, &owner.origin);
         if queue.is_idle() {
             self.rooms.remove(&room);
         }
@@ -359,19 +414,56 @@ mod tests {
         let (a, b) = (server_name!("a.example"), server_name!("b.example"));
         let mut places = Vec::new();
         for _ in 0..MAX_OF_ORIGIN_IN_ROOM {
-            places.push(queues.take_place(ROOM, a).unwrap());
+            places.push(queues.take_place(ROOM, (a, Standing::Member)).unwrap());
         }
-        assert!(queues.take_place(ROOM, a).is_err());
+        assert!(queues.take_place(ROOM, (a, Standing::Member)).is_err());
         for _ in MAX_OF_ORIGIN_IN_ROOM..MAX_IN_ROOM {
-            places.push(queues.take_place(ROOM, b).unwrap());
+            places.push(queues.take_place(ROOM, (b, Standing::Member)).unwrap());
         }
-        assert!(queues.take_place(ROOM, b).is_err());
+        assert!(queues.take_place(ROOM, (b, Standing::Member)).is_err());
         assert!(
-            queues.take_place(RoomNumber(2), b).is_ok(),
+            queues
+                .take_place(RoomNumber(2), (b, Standing::Member))
+                .is_ok(),
             "other rooms have their own"
         );
         drop(places);
         assert!(queues.is_empty());
+    }
+
+    #[test]
+    fn servers_that_are_not_in_a_room_keep_out_none_that_are() {
+        let queues = Arc::new(Queues::default());
+        let mut places = Vec::new();
+        for number in 0..2 * MAX_OF_STRANGERS_IN_ROOM {
+            let name = format!("s{number}.example");
+            let name = ServerName::parse(name).unwrap();
+            let place = queues.take_place(ROOM, (&name, Standing::Stranger));
+            assert_eq!(place.is_ok(), number < MAX_OF_STRANGERS_IN_ROOM);
+            places.extend(place);
+        }
+        let a = server_name!("a.example");
+        for _ in 0..MAX_OF_ORIGIN_IN_ROOM {
+            places.push(queues.take_place(ROOM, (a, Standing::Member)).unwrap());
+        }
+        places.pop();
+        places.remove(0).keep(1);
+        let stranger = (server_name!("s.example"), Standing::Stranger);
+        assert!(queues.take_place(ROOM, stranger).is_err());
+        queues.remove(ROOM, 1);
+        assert!(queues.take_place(ROOM, stranger).is_ok());
+        drop(places);
+        assert!(queues.is_empty());
+        let rooms = 0..=MAX_OF_STRANGERS as u64 / 100;
+        let taken = rooms.flat_map(|room| {
+            let queues = Arc::clone(&queues);
+            (0..100).map(move |number| {
+                let name = ServerName::parse(format!("s{number}.example")).unwrap();
+                queues.take_place(RoomNumber(room), (&name, Standing::Stranger))
+            })
+        });
+        let taken: Vec<_> = taken.filter_map(Result::ok).collect();
+        assert_eq!(taken.len(), MAX_OF_STRANGERS);
     }
 
     #[test]
@@ -381,20 +473,33 @@ mod tests {
         let places: Vec<_> = (0..MAX_OF_ORIGIN + 7)
             .filter_map(|number| {
                 let room = RoomNumber(number as u64 / 100);
-                queues.take_place(room, a).ok()
+                queues.take_place(room, (a, Standing::Member)).ok()
             })
             .collect();
         assert_eq!(places.len(), MAX_OF_ORIGIN);
-        assert!(queues.take_place(ROOM, server_name!("b.example")).is_ok());
+        assert!(
+            queues
+                .take_place(ROOM, (server_name!("b.example"), Standing::Member))
+                .is_ok()
+        );
     }
 
     #[test]
     fn a_worker_does_not_end_while_rows_are_ready() {
         let queues = Arc::new(Queues::default());
         let a = server_name!("a.example");
-        queues.take_place(ROOM, a).unwrap().keep(1);
-        queues.take_place(ROOM, a).unwrap().keep(3);
-        queues.take_place(ROOM, a).unwrap().keep(2);
+        queues
+            .take_place(ROOM, (a, Standing::Member))
+            .unwrap()
+            .keep(1);
+        queues
+            .take_place(ROOM, (a, Standing::Member))
+            .unwrap()
+            .keep(3);
+        queues
+            .take_place(ROOM, (a, Standing::Member))
+            .unwrap()
+            .keep(2);
         assert!(queues.arrived(ROOM, &[2, 1]), "the first is told to start");
         assert!(!queues.arrived(ROOM, &[3]), "the second is not");
         assert_eq!(queues.ready(ROOM, 2), [1, 2]);
@@ -430,10 +535,16 @@ mod tests {
         assert!(!queues.note(ROOM, &id(9_999), a), "a has its share");
         assert!(queues.note(ROOM, &id(9_999), b));
         assert!(queues.note(RoomNumber(2), &id(9_999), a), "of each room");
-        assert_eq!(queues.noted(ROOM, 3).len(), 3);
+        let all = queues.noted(ROOM, (0, MAX_NOTED));
+        assert_eq!(all.len(), MAX_NOTED_OF_ORIGIN + 1);
+        assert_eq!(queues.noted(ROOM, (100, 3)), all[100..103]);
+        let rest = queues.noted(ROOM, (MAX_NOTED_OF_ORIGIN, 2));
+        assert_eq!(rest, [all[MAX_NOTED_OF_ORIGIN].clone(), all[0].clone()]);
+        let again = queues.noted(ROOM, (12 * MAX_NOTED, MAX_NOTED));
+        assert_eq!(again.len(), all.len(), "each once");
         assert!(!queues.may_end(ROOM), "it has something to fetch");
         for room in [ROOM, RoomNumber(2)] {
-            let noted = queues.noted(room, MAX_NOTED).into_iter();
+            let noted = queues.noted(room, (0, MAX_NOTED)).into_iter();
             let noted: Vec<_> = noted.map(|(id, _)| id).collect();
             queues.forget_noted(room, &noted);
         }

@@ -218,13 +218,14 @@ impl Worker {
         }
         self.noted.underway = true;
         let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&self.room));
-        let give_up = self.noted.attempts >= MAX_ATTEMPTS;
+        let attempts = self.noted.attempts;
+        let give_up = attempts >= MAX_ATTEMPTS;
         let fetch = async move {
             if give_up {
                 inner.give_noted_up(&room).await;
                 return Some(Done::Noted(Left::Nothing));
             }
-            let fetch = AssertUnwindSafe(inner.fetch_noted(&room));
+            let fetch = AssertUnwindSafe(inner.fetch_noted(&room, attempts));
             let left = fetch.catch_unwind().await;
             Some(Done::Noted(left.unwrap_or(Left::AsMany)))
         };

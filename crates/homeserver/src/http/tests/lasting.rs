@@ -113,6 +113,47 @@ fn deeper(event: &Pdu, depth: usize) -> String {
     text.replacen(r#""depth":20"#, &format!(r#""depth":{depth}"#), 1)
 }
 
+/// Sends fifty events that nobody can check, and gives how many were refused. The requests are signed
+/// by a key that is known here; the events are not.
+async fn flood(world: &World, by: &Peer, (event, sent): (&Pdu, usize)) -> usize {
+    let texts: Vec<_> = (0..50)
+        .map(|more| deeper(event, 100 + sent + more))
+        .collect();
+    let body = format!(r#"{{"pdus":[{}]}}"#, texts.join(","));
+    let id = sent.to_string();
+    let taken = by.transaction(&world.here, &id, &body).await.ok();
+    let taken = taken["pdus"].as_object().unwrap().values();
+    assert_eq!(taken.len(), 50);
+    taken.filter(|taken| **taken != json!({})).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_are_not_in_a_room_keep_nobody_out() {
+    let servers = Arc::new(Servers::default());
+    let world = World::on(&servers, Arc::new(MemoryEngine::new())).await;
+    let late = Arc::new(Peer::new("late.example", 3));
+    let event = late.event(&NewEvent {
+        sender: "late",
+        ..world.message(&[world.join.event_id().to_owned()])
+    });
+    let mut refused = Vec::new();
+    for (number, name) in ["a.example", "bb.example", "ccc.example"]
+        .iter()
+        .enumerate()
+    {
+        let stranger = servers.add(name, 20 + number as u8);
+        for part in 0..5 {
+            let sent = 1_000 * number + 50 * part;
+            refused.push(flood(&world, &stranger, (&event, sent)).await);
+        }
+    }
+    let none = [0; 10].into_iter().chain([50; 5]).collect::<Vec<_>>();
+    assert_eq!(refused, none, "they have one share together");
+    let said = world.peer.event(&world.message(&[world.last().await]));
+    world.send("said", &[&said]).await;
+    world.until(&said).await;
+}
+
 /// A server of which nobody has the keys fills its share of a room. What is refused then is fetched
 /// when there is room again, also by the next start.
 #[tokio::test(start_paused = true)]
@@ -132,16 +173,8 @@ async fn what_was_refused_for_want_of_room_comes_later() {
     });
     let mut sent = 0;
     while sent < homeserver_federation::inbound::MAX_OF_ORIGIN_IN_ROOM {
-        let texts: Vec<_> = (0..50)
-            .map(|more| deeper(&join, 100 + sent + more))
-            .collect();
-        let body = format!(r#"{{"pdus":[{}]}}"#, texts.join(","));
-        // Its requests are signed by a key that is known here; its events are not.
-        let id = sent.to_string();
-        let taken = world.peer.transaction(&world.here, &id, &body).await.ok();
-        let taken = taken["pdus"].as_object().unwrap().values();
-        assert!(taken.clone().all(|taken| *taken == json!({})));
-        sent += taken.len();
+        assert_eq!(flood(&world, &world.peer, (&join, sent)).await, 0);
+        sent += 50;
     }
     let refused = world.send("over", &[&join]).await;
     let refused = refused[join.event_id().as_str()]["error"].as_str();
