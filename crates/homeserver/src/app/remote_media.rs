@@ -19,6 +19,8 @@ const AT_ONCE: usize = 64;
 const OF_ONE_SERVER: usize = 16;
 /// Of those, media that one user asked for, whatever servers they name.
 const OF_ONE_ASKER: usize = 16;
+/// Who waits for one medium while it is fetched: each tries again if that fails.
+const WAITING: usize = 100;
 
 /// Why a medium of another server is not here.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,23 @@ struct Underway {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Who asked for it first.
     asker: LimitKey,
+}
+
+/// A place among those who want one medium. The last one takes it off the list.
+struct Place {
+    key: Key,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    underway: Arc<Mutex<HashMap<Key, Underway>>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut underway = self.underway.lock();
+        // This one and the map: nobody else waits.
+        if Arc::strong_count(&self.turn) <= 2 {
+            underway.remove(&self.key);
+        }
+    }
 }
 
 /// Fetches media of other servers. Cheap to clone; clones fetch nothing twice at once.
@@ -79,45 +98,56 @@ impl RemoteMedia {
         if is_same_server(server, own) || self.media.is_here(server, id).await? {
             return Ok(());
         }
+        let place = self.place((server, id), asker)?;
+        // Whoever hangs up while another fetches it wants it no more.
+        let turn = Arc::clone(&place.turn).lock_owned().await;
+        // The turn goes first.
+        let held = (turn, place);
         let (this, server, id) = (self.clone(), server.to_owned(), id.clone());
-        let asker = asker.clone();
-        let fetched = async move { this.fetch_once(&server, &id, asker).await };
+        let fetched = async move {
+            let fetched = this.fetch_now(&server, &id).await;
+            drop(held);
+            fetched
+        };
         self.tasks.see_through(fetched).await
     }
 
-    async fn fetch_once(
+    /// A place among those that a medium is fetched for, unless there are too many.
+    fn place(
         &self,
-        server: &ServerName,
-        id: &MediaId,
-        asker: LimitKey,
-    ) -> Result<(), RemoteMediaError> {
+        (server, id): (&ServerName, &MediaId),
+        asker: &LimitKey,
+    ) -> Result<Place, RemoteMediaError> {
         let key = (server.to_owned(), id.to_string());
-        let turn = {
-            let mut underway = self.underway.lock();
-            let of_server = underway.keys().filter(|(of, _)| is_same_server(of, server));
-            let of_asker = underway.values().filter(|one| one.asker == asker);
-            let crowded = underway.len() >= AT_ONCE
-                || of_server.count() >= OF_ONE_SERVER
-                || of_asker.count() >= OF_ONE_ASKER;
-            if crowded && !underway.contains_key(&key) {
+        let mut underway = self.underway.lock();
+        let turn = if let Some(one) = underway.get(&key) {
+            // The map and all who wait.
+            if Arc::strong_count(&one.turn) > WAITING {
                 return Err(RemoteMediaError::Crowded);
             }
-            let new = || Underway {
+            Arc::clone(&one.turn)
+        } else {
+            let of_server = underway.keys().filter(|(of, _)| is_same_server(of, server));
+            let of_asker = underway.values().filter(|one| one.asker == *asker);
+            if underway.len() >= AT_ONCE
+                || of_server.count() >= OF_ONE_SERVER
+                || of_asker.count() >= OF_ONE_ASKER
+            {
+                return Err(RemoteMediaError::Crowded);
+            }
+            let new = Underway {
                 turn: Arc::default(),
-                asker,
+                asker: asker.clone(),
             };
-            Arc::clone(&underway.entry(key.clone()).or_insert_with(new).turn)
+            let turn = Arc::clone(&new.turn);
+            underway.insert(key.clone(), new);
+            turn
         };
-        let fetched = {
-            let _turn = turn.lock().await;
-            self.fetch_now(server, id).await
-        };
-        let mut underway = self.underway.lock();
-        // This one and the map: nobody else waits.
-        if Arc::strong_count(&turn) <= 2 {
-            underway.remove(&key);
-        }
-        fetched
+        Ok(Place {
+            key,
+            turn,
+            underway: Arc::clone(&self.underway),
+        })
     }
 
     async fn fetch_now(&self, server: &ServerName, id: &MediaId) -> Result<(), RemoteMediaError> {

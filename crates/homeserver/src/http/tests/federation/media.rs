@@ -176,3 +176,40 @@ async fn one_user_does_not_take_all_places() {
     assert_eq!(ask(&world.alice.token, 16).await, Ok(429));
     assert!(ask(&bob.token, 17).await.is_err(), "it is being fetched");
 }
+
+/// Each of those who wait tries again if a fetch fails, but not for somebody who is gone.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_any_more_is_not_tried_again() {
+    let world = World::new().await;
+    let asked = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&asked);
+    let slow = routing::get(async move || {
+        *seen.lock() += 1;
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        let unknown = axum::Json(json!({ "errcode": "M_NOT_FOUND" }));
+        (StatusCode::NOT_FOUND, unknown)
+    });
+    let path = "/_matrix/federation/v1/media/download/{id}";
+    Peer::join(
+        &world.network,
+        "slow.example",
+        Router::new().route(path, slow),
+    );
+    let (path, token) = (format!("{CLIENT}/slow.example/abc"), &*world.alice.token);
+    let ask = async |patience: u64| {
+        let patience = std::time::Duration::from_secs(patience);
+        let asked = download(&world.here, Some(token), &path);
+        tokio::time::timeout(patience, asked).await.is_ok()
+    };
+    let (first, others) = tokio::join!(ask(60), async {
+        let mut others = Vec::new();
+        for _ in 0..5 {
+            others.push(ask(1).await);
+        }
+        others
+    });
+    assert!(first && others == [false; 5]);
+    // Time for those who would try again.
+    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    assert_eq!(*asked.lock(), 1);
+}
