@@ -403,7 +403,14 @@ impl UserEvents {
         let reader = rooms.reader(self.user.user.clone(), upto).await?;
         let mut read = Vec::new();
         for (position, entry) in entries {
-            read.extend(self.user.read_one(&reader, position, &entry).await?);
+            match self.user.read_one(&reader, position, &entry).await {
+                Ok(event) => read.extend(event),
+                // One damaged room costs only itself.
+                Err(ClientError::Room(error)) if !error.is_passing() => {
+                    tracing::error!(%error, position, "not told within the process");
+                }
+                Err(error) => return Err(error),
+            }
         }
         // Together and after the last error: what is read again was not told yet.
         self.ready.extend(read);
@@ -566,6 +573,26 @@ mod tests {
             errors += told_with(vec![(call, Fault::Error)]).await.1;
         }
         assert!(errors > 1, "{errors}");
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_keeps_nobody_from_what_follows() {
+        let fresh = fresh().await;
+        let administration = fresh.homeserver.administration();
+        let made = administration.create_user("alice", None, false);
+        made.await.unwrap();
+        let alice = fresh.homeserver.user("@alice:localhost").await.unwrap();
+        let mut events = alice.events();
+        let mut batch = homeserver_storage::Batch::new();
+        let of_no_room = Entry::new(journal::ROOM_EVENT, &[u64::MAX, 1]);
+        batch.append(&of_no_room, &[]);
+        alice.store.commit(batch).await.unwrap();
+        let room = alice.create_room(CreateRoom::default()).await.unwrap();
+        let told = events.next().await.unwrap().unwrap();
+        assert_eq!(
+            (told.room.clone(), told.event_type()),
+            (room, "m.room.create")
+        );
     }
 
     #[test]

@@ -321,13 +321,16 @@ impl RemoteUsers {
             if until <= now {
                 continue;
             }
-            match self.put_down(&room, &receipt).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    let mut waiting = self.inner.receipts.lock();
-                    waiting.0.push_back((until, room, receipt));
+            let waits = match self.put_down(&room, &receipt).await {
+                Ok(done) => !done,
+                Err(error) => {
+                    tracing::debug!(%error, "a receipt was not stored");
+                    error.is_passing()
                 }
-                Err(error) => tracing::debug!(%error, "a receipt was not stored"),
+            };
+            if waits {
+                let mut waiting = self.inner.receipts.lock();
+                waiting.0.push_back((until, room, receipt));
             }
         }
     }

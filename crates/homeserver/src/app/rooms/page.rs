@@ -289,13 +289,16 @@ impl RoomReads {
             place: Place::Before(event.history_key()),
             ..self.rooms.token_at(visit.reader.position)
         };
-        self.fill_known_gap(&visit, &start).await?;
+        let before = limit.div_ceil(2);
+        if before > 0 {
+            self.fill_known_gap(&visit, &start).await?;
+        }
         let mut around = self
             .rooms
             .context(&visit.reader, &visit.room, event.clone(), limit, &wanted)
             .await?;
         for _ in 0..GAPS_OF_CONTEXT {
-            let is_whole = around.before.len() >= limit / 2 || around.start == start;
+            let is_whole = around.before.len() >= before || around.start == start;
             start = around.start;
             if is_whole || !self.fill_known_gap(&visit, &start).await? {
                 break;

@@ -159,7 +159,18 @@ async fn what_is_missing_right_before_an_event_is_fetched_for_its_context() {
     let path = format!("{base}/messages?dir=b&limit=1");
     let page = there.get(&path, Some(&bob.token)).await.ok();
     let joined = encode(page["chunk"][0]["event_id"].as_str().unwrap());
+    let without = |body: &Value| body["events_before"].as_array().unwrap().is_empty();
+    let path = format!("{base}/context/{joined}?limit=0");
+    let alone = there.get(&path, Some(&bob.token)).await.ok();
+    assert!(without(&alone), "nothing before it is wanted");
+    // So nobody was asked for it.
+    let name = ServerName::parse("a.example").unwrap();
+    let router = network.routers.lock().remove(&name).unwrap();
     let path = format!("{base}/context/{joined}?limit=20");
+    let around = there.get(&path, Some(&bob.token)).await.ok();
+    assert!(without(&around), "it is not here");
+    network.routers.lock().insert(name, router);
+    there.clock.advance(Duration::from_mins(10));
     let around = there.get(&path, Some(&bob.token)).await.ok();
     let before = around["events_before"].as_array().unwrap();
     assert_eq!(before.len(), 10);
