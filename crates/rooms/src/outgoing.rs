@@ -6,6 +6,11 @@
 //! room *before* it, and to the server of the user whose membership it changes, if that user was
 //! invited or knocking. Soft-failed events never leave: they have no arrival.
 //!
+//! An event of another server leaves if it puts somebody out whom this server let in, and whose stay
+//! its maker knew nothing of, as it made the event meanwhile: a ban on another branch. Its maker does
+//! not send it to their server, and nobody else sends that one anything from then on, so that it would
+//! think itself in the room for ever.
+//!
 //! Specification: server-server API, "PDUs", "Transactions".
 
 use std::{
@@ -59,15 +64,24 @@ pub struct OutgoingEvent {
     pub pdu: Pdu,
     /// Where it arrived.
     pub position: Position,
-    /// The server of a user who is invited or knocking before the event, which changes that.
-    target: Option<OwnedServerName>,
+    to: To,
+}
+
+/// Whom an event is for.
+#[derive(Clone, Debug)]
+enum To {
+    /// All servers in the room before it, and the server of a user who is invited or knocking before
+    /// it, which changes that.
+    Joined(Option<OwnedServerName>),
+    /// The servers of users whom it puts out.
+    PutOut(BTreeSet<OwnedServerName>),
 }
 
 /// The servers that an event goes to.
 #[derive(Clone, Debug)]
 pub struct Destinations {
     joined: Servers,
-    target: Option<OwnedServerName>,
+    others: BTreeSet<OwnedServerName>,
     own: OwnedServerName,
     /// The server that sent the event.
     author: Option<OwnedServerName>,
@@ -76,9 +90,9 @@ pub struct Destinations {
 impl Destinations {
     /// Each of them once.
     pub fn iter(&self) -> impl Iterator<Item = &OwnedServerName> {
-        let target = self.target.iter();
-        let target = target.filter(|target| !self.joined.contains(target));
-        let all = self.joined.iter().chain(target);
+        let others = self.others.iter();
+        let others = others.filter(|other| !self.joined.contains(other));
+        let all = self.joined.iter().chain(others);
         let author = self.author.as_ref();
         all.filter(move |server| **server != self.own && Some(*server) != author)
     }
@@ -112,10 +126,16 @@ impl Rooms {
         room: &Room,
         event: &OutgoingEvent,
     ) -> Result<Destinations, RoomError> {
-        let joined = self.servers_at(room, event.position - 1).await?;
+        let (joined, others) = match &event.to {
+            To::Joined(target) => {
+                let joined = self.servers_at(room, event.position - 1).await?;
+                (joined, target.iter().cloned().collect())
+            }
+            To::PutOut(servers) => (Servers::default(), servers.clone()),
+        };
         Ok(Destinations {
             joined,
-            target: event.target.clone(),
+            others,
             own: self.options.server_name.clone(),
             author: author(&event.pdu).map(ToOwned::to_owned),
         })
@@ -202,19 +222,66 @@ impl Rooms {
         let Some(position) = event.position else {
             return Ok(None);
         };
-        let is_ours = self.is_local(event.pdu.sender());
-        let leaves = || is_ours || relays(&event.pdu, own, &|id| self.own_key(id));
-        if !event.status.is_shown() || !leaves() || !self.federates(room).await? {
+        if !event.status.is_shown() || !self.federates(room).await? {
             return Ok(None);
         }
+        let is_ours = self.is_local(event.pdu.sender());
         if is_ours && !self.was_joined(room, own, position - 1).await? {
             return Ok(None);
         }
+        let to = if is_ours || self.lets_in(&event.pdu) {
+            To::Joined(self.target(room, event).await?)
+        } else {
+            let servers = self.put_out(room, event, position).await?;
+            if servers.is_empty() {
+                return Ok(None);
+            }
+            To::PutOut(servers)
+        };
         Ok(Some(OutgoingEvent {
             pdu: event.pdu.clone(),
             position,
-            target: self.target(room, event).await?,
+            to,
         }))
+    }
+
+    /// Whether an event is a membership of another server's user that this server let in.
+    fn lets_in(&self, event: &Pdu) -> bool {
+        relays(event, &self.options.server_name, &|id| self.own_key(id))
+    }
+
+    /// The servers of users whom this server let in and an event of another server puts out, which was
+    /// made without knowing that they were in.
+    async fn put_out(
+        &self,
+        room: &Room,
+        event: &StoredEvent,
+        position: Position,
+    ) -> Result<BTreeSet<OwnedServerName>, RoomError> {
+        let mut servers = BTreeSet::new();
+        if event.pdu.state_key().is_none() && !event.over_gap {
+            return Ok(servers);
+        }
+        let before = self.state_at(room.number, position - 1).await?.root;
+        let after = self.state_at(room.number, position).await?.root;
+        let changes = self.changed_keys(room, (before, after)).await?;
+        // What it replaces its maker knew.
+        let ended = changes
+            .iter()
+            .filter_map(|change| Some(change.before?.0))
+            .filter(|number| event.replaces != Some(*number));
+        let ended: Vec<_> = ended.take(KEYS_AT_ONCE).collect();
+        for ended in self.events.load_all(room, &ended).await? {
+            if membership_of(&ended) != Some(Membership::Join) || !self.lets_in(&ended.pdu) {
+                continue;
+            }
+            let user = ended.pdu.sender();
+            let now = self.state_event(room, after, MEMBER, user.as_str()).await?;
+            if now.as_deref().and_then(membership_of) != Some(Membership::Join) {
+                servers.insert(user.server_name().to_owned());
+            }
+        }
+        Ok(servers)
     }
 
     /// The server of the user whose invitation or knock a membership event ends or repeats. Who was
@@ -244,7 +311,11 @@ impl Rooms {
         if author(&event.pdu) == Some(server) {
             return Ok(false);
         }
-        if event.target.as_deref() == Some(server) || self.is_told(room.number, server) {
+        let target = match &event.to {
+            To::Joined(target) => target,
+            To::PutOut(servers) => return Ok(servers.contains(server)),
+        };
+        if target.as_deref() == Some(server) || self.is_told(room.number, server) {
             return Ok(true);
         }
         self.was_joined(room, server, event.position - 1).await

@@ -1,15 +1,16 @@
 //! Which events leave, and to whom.
 
+use homeserver_events::{Handshake, Step};
 use homeserver_storage::Position;
-use ruma::user_id;
+use ruma::{OwnedEventId, server_name, user_id};
 use serde_json::json;
 
 use super::{
-    forks::shared_room,
+    forks::{Elsewhere, shared_room},
     support::{Server, user},
     switches::{allows_joins, joins, part, public_room},
 };
-use crate::{MembershipChange, Room};
+use crate::{Admitted, MembershipChange, Room};
 
 async fn servers(server: &Server, room: &Room, at: Position) -> Vec<String> {
     let servers = server.rooms.servers_at(room, at).await.unwrap();
@@ -105,4 +106,67 @@ async fn a_backlog_is_read_page_by_page() {
             .unwrap()
             .is_empty()
     );
+}
+
+/// A user of a third server joins through this one, or by another way.
+async fn third(of: &Elsewhere<'_>, prev: &OwnedEventId, through_us: bool) -> OwnedEventId {
+    let (rooms, room) = (&of.server.rooms, of.server.room(&of.room).await);
+    let mut uma = of.other("@uma:third.example");
+    let body = json!({ "membership": "join" });
+    let key = uma.user.to_string();
+    let prev = std::slice::from_ref(prev);
+    let mut join = uma.make(prev, "m.room.member", Some(&key), body).await;
+    if through_us {
+        let handshake = Handshake {
+            step: Step::Join,
+            room: &room.id,
+            event: join.event_id(),
+            origin: server_name!("third.example"),
+            own: server_name!("here.example"),
+        };
+        let admitted = rooms.admit(&room, &join, &handshake).await.unwrap();
+        let Admitted::Signed(signed) = admitted else {
+            panic!("{admitted:?}")
+        };
+        join = signed;
+    }
+    uma.receive(&join).await;
+    join.event_id().to_owned()
+}
+
+#[tokio::test]
+async fn who_let_a_user_in_tells_what_ended_a_stay_that_others_did_not_know_of() {
+    for version in ["11", "12"] {
+        // Whether the ban follows the join, and the join came through this server.
+        for (knowing, through_us) in [(false, true), (true, true), (false, false)] {
+            let server = Server::start().await;
+            let (mut zed, join) = shared_room(&server, version).await;
+            let room = server.room(&zed.room).await;
+            let uma = third(&zed, &join, through_us).await;
+            let start = server.rooms.durable();
+            let prev = if knowing { &uma } else { &join };
+            let key = Some("@uma:third.example");
+            let body = json!({ "membership": "ban" });
+            let prev = std::slice::from_ref(prev);
+            let ban = zed.make(prev, "m.room.member", key, body).await;
+            zed.receive(&ban).await;
+            let upto = server.rooms.durable();
+            assert_eq!(
+                servers(&server, &room, upto).await,
+                ["here.example", "there.example"]
+            );
+            let mut told = Vec::new();
+            for other in ["third.example", "there.example"] {
+                let other = other.try_into().unwrap();
+                let backlog = server.rooms.backlog(&room, other, (start, upto), 9);
+                for event in backlog.await.unwrap().events {
+                    let all = server.rooms.destinations(&room, &event).await.unwrap();
+                    assert_eq!(all.iter().collect::<Vec<_>>(), ["third.example"]);
+                    told.push(event.pdu.event_id().to_owned());
+                }
+            }
+            let expected = (!knowing && through_us).then(|| ban.event_id().to_owned());
+            assert_eq!(told, Vec::from_iter(expected), "{version} {knowing}");
+        }
+    }
 }
