@@ -46,7 +46,8 @@ const PIECE_PATIENCE: Duration = Duration::from_secs(10);
 const PIECES_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the keys are waited for when the answer has been read.
 const KEY_PATIENCE: Duration = Duration::from_mins(1);
-
+/// Events that are checked together then.
+const LATE_PIECE: usize = 1000;
 /// How long all of those may take: many servers may have signed them, and each may be slow.
 const LATE_PATIENCE: Duration = Duration::from_mins(5);
 
@@ -203,12 +204,18 @@ impl Inner {
             patience: KEY_PATIENCE,
             witnesses,
         };
-        let aside = std::mem::take(&mut gathering.aside);
+        let mut aside = std::mem::take(&mut gathering.aside).into_iter();
         gathering.lacking.clear();
-        for (verified, told) in self.check(aside, rules, asking).await? {
-            gathering.take(verified, told);
+        // It may be all of the answer, which is not to be held as texts and as events.
+        loop {
+            let some: Vec<_> = aside.by_ref().take(LATE_PIECE).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            for (verified, told) in self.check(some, rules, asking).await? {
+                gathering.take(verified, told);
+            }
         }
-        Ok(())
     }
 
     async fn check(

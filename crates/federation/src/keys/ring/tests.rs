@@ -607,6 +607,96 @@ async fn witnesses_who_contradict_each_other_are_not_believed() {
 }
 
 #[tokio::test]
+async fn one_witness_alone_cannot_have_a_key_not_be_believed() {
+    let world = World::new(&[]).await;
+    for (name, seed) in [("friend.example", 7), ("other.example", 8)] {
+        let witness = keys_of(name, seed, Vec::new());
+        world.give_word(&witness, &there().document(START));
+    }
+    let forged = keys_of("there.example", 3, Vec::new());
+    let liar = keys_of("liar.example", 6, Vec::new());
+    world.give_word(&liar, &forged.document(START));
+    let witnesses = ["liar.example", "friend.example", "other.example"];
+    let witnesses = witnesses.map(|name| ServerName::parse(name).unwrap());
+    let asking = Asking {
+        patience: HOUR,
+        witnesses: &witnesses,
+    };
+    let wanted = [wanted("ed25519:a", START, true)];
+    let keys = world.ring.keys_for(&wanted, asking).await.unwrap();
+    let key = keys.key(server_name!("there.example"), "ed25519:a");
+    assert_eq!(key.unwrap().key, signing_key(1, "a").verify_key());
+}
+
+/// Vouches for any number of servers, whose keys are all made of 1. Nobody else answers, but for
+/// those that are slow.
+#[derive(Debug)]
+struct Voucher(OwnKeys);
+
+#[async_trait]
+impl Transport for Voucher {
+    async fn send(&self, outgoing: Outgoing) -> Result<Reply, TransportError> {
+        let path = outgoing.request.uri().path();
+        let body = match (outgoing.destination.as_str(), path) {
+            ("friend.example", "/_matrix/key/v2/server") => self.0.document(START),
+            ("friend.example", _) => {
+                let asked: serde_json::Value =
+                    serde_json::from_slice(outgoing.request.body()).unwrap();
+                let asked = asked["server_keys"].as_object().unwrap().keys();
+                let vouched = asked.map(|server| {
+                    let keys = keys_of(server, 1, Vec::new());
+                    vouched_by(&self.0, &keys.document(START))
+                });
+                let vouched: Vec<_> = vouched.collect();
+                format!(r#"{{"server_keys":[{}]}}"#, vouched.join(","))
+            }
+            ("slow.example", _) => {
+                tokio::time::sleep(Duration::from_hours(1)).await;
+                return Err(TransportError::Deadline);
+            }
+            _ => return Err(TransportError::Unreachable("nobody is there".to_owned())),
+        };
+        Ok(Reply {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Body::new(stream::iter([Ok(Bytes::from(body))]), outgoing.limits.body),
+        })
+    }
+}
+
+/// Of large rooms very many servers are away, more than what is remembered of witnesses.
+#[tokio::test(start_paused = true)]
+async fn a_witness_is_believed_about_very_many_servers_whoever_else_is_slow() {
+    let world = World::new(&[]).await;
+    let voucher = Voucher(keys_of("friend.example", 7, Vec::new()));
+    let ring = KeyRing::new(
+        keys_of("here.example", 9, Vec::new()),
+        Admission::default(),
+        Vec::new(),
+        world.store.clone(),
+        Arc::new(voucher),
+        world.runtime.clone(),
+    );
+    let wanted: Vec<_> = (0..WORDS + 300)
+        .map(|number| Wanted {
+            server: ServerName::parse(format!("s{number}.example")).unwrap(),
+            ..wanted("ed25519:a", START, true)
+        })
+        .collect();
+    let witnesses = ["slow.example", "friend.example"];
+    let witnesses = witnesses.map(|name| ServerName::parse(name).unwrap());
+    let asking = Asking {
+        patience: Duration::from_mins(1),
+        witnesses: &witnesses,
+    };
+    let keys = ring.keys_for(&wanted, asking).await.unwrap();
+    let lacking = wanted
+        .iter()
+        .filter(|one| keys.key(&one.server, &one.key_id).is_none());
+    assert_eq!(lacking.count(), 0);
+}
+
+#[tokio::test]
 async fn a_witness_that_answered_is_not_asked_again_at_once() {
     let world = World::new(&[]).await;
     let friend = keys_of("friend.example", 7, Vec::new());

@@ -4,19 +4,17 @@
 //! A witness may lie about a server that is away. So its word counts only for what it is believed
 //! anyway, the state of a room that is joined through it; it makes events count that match it and
 //! refuses none; it proves no request, and is neither stored nor handed on. Several witnesses are
-//! asked, and where they contradict each other none is believed.
+//! asked, and where they contradict each other, most of them are believed: one alone can neither make
+//! a key up nor have one not be believed.
 //!
 //! Specification: server-server API, "Querying Keys Through Another Server".
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use homeserver_events::{CanonicalObject, CanonicalValue, KeyLifetime, PublishedKey};
 use ruma::{OwnedServerName, ServerName};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Asking, Inner, Keys, MAX_ASKED, Wanted};
 use crate::{
@@ -54,28 +52,52 @@ pub(super) struct Word {
     until: Duration,
 }
 
-/// What is said of one server.
+/// What one witness says, of some servers.
+type Words = BTreeMap<OwnedServerName, Arc<[KeyDocument]>>;
+
+/// What is said of one server: by id, the keys that were named, and by how many witnesses.
 #[derive(Default)]
-struct Said {
-    keys: BTreeMap<String, PublishedKey>,
-    /// Ids of which different keys were named.
-    contradicted: BTreeSet<String>,
-}
+struct Said(BTreeMap<String, Vec<(PublishedKey, usize)>>);
 
 impl Said {
-    fn hear(&mut self, document: &KeyDocument) {
-        for (id, key) in document.keys() {
-            match self.keys.get(id) {
-                Some(known) if known.key != key.key => {
-                    self.contradicted.insert(id.clone());
-                }
-                // The longer life counts.
-                Some(known) if end(known) >= end(key) => {}
-                _ => {
-                    self.keys.insert(id.clone(), *key);
-                }
+    /// Hears one witness, who names one key under each id.
+    fn hear(&mut self, documents: &[KeyDocument]) {
+        let mut own: BTreeMap<&String, &PublishedKey> = BTreeMap::new();
+        for (id, key) in documents.iter().flat_map(KeyDocument::keys) {
+            let known = own.entry(id).or_insert(key);
+            if end(key) > end(known) {
+                *known = key;
             }
         }
+        for (id, key) in own {
+            let named = self.0.entry(id.clone()).or_default();
+            match named.iter_mut().find(|(known, _)| known.key == key.key) {
+                Some((known, witnesses)) => {
+                    *witnesses += 1;
+                    // The longer life counts.
+                    if end(key) > end(known) {
+                        *known = *key;
+                    }
+                }
+                None => named.push((*key, 1)),
+            }
+        }
+    }
+
+    /// The keys that most name.
+    fn believed(self, server: &ServerName) -> BTreeMap<String, PublishedKey> {
+        let believed = self.0.into_iter().filter_map(|(id, mut named)| {
+            named.sort_by_key(|(_, witnesses)| std::cmp::Reverse(*witnesses));
+            if named.len() > 1 {
+                tracing::warn!(%server, id, "servers contradict each other about its key");
+            }
+            match &*named {
+                [(_, most), (_, as_many), ..] if most == as_many => None,
+                [(key, _), ..] => Some((id, *key)),
+                [] => None,
+            }
+        });
+        believed.collect()
     }
 }
 
@@ -97,55 +119,55 @@ impl Inner {
         if lacking.is_empty() || witnesses.is_empty() {
             return;
         }
-        let asked = join_all(witnesses.iter().map(|one| self.ask_witness(one, &lacking)));
-        // All or nothing: who comes late might contradict.
-        if tokio::time::timeout(asking.patience, asked).await.is_err() {
-            return;
-        }
-        for server in lacking.keys() {
+        let until = Instant::now() + asking.patience;
+        let asked = witnesses.iter();
+        let words = join_all(asked.map(|one| self.ask_witness(one, &lacking, until))).await;
+        for server in lacking.into_keys() {
             let mut said = Said::default();
-            for witness in &witnesses {
-                let word = self.said.get(&((*witness).clone(), server.clone()));
-                let documents = word.map(|word| word.documents);
-                documents
-                    .iter()
-                    .flat_map(|all| all.iter())
-                    .for_each(|one| said.hear(one));
+            for documents in words.iter().filter_map(|words| words.get(&server)) {
+                said.hear(documents);
             }
-            for id in &said.contradicted {
-                tracing::warn!(%server, id, "servers contradict each other about its key");
-                said.keys.remove(id);
-            }
-            keys.vouched.insert(server.clone(), said.keys);
+            let believed = said.believed(&server);
+            keys.vouched.insert(server, believed);
         }
     }
 
-    /// Asks one witness for what it was not asked a moment ago.
-    async fn ask_witness(&self, witness: &ServerName, lacking: &Lacking) {
+    /// What one witness says, as far as it does in time. What it was asked a moment ago, it is not
+    /// asked again.
+    async fn ask_witness(&self, witness: &ServerName, lacking: &Lacking, until: Instant) -> Words {
         let now = self.runtime.clock.monotonic();
         let pair = |server: &OwnedServerName| (witness.to_owned(), server.clone());
-        let others = lacking.iter().filter(|(server, _)| {
-            // Nobody vouches for itself: it was asked already.
-            let known = self.said.get(&pair(server));
-            **server != *witness && known.is_none_or(|word| word.until <= now)
-        });
-        let others: Vec<_> = others.collect();
+        let (mut words, mut others) = (Words::new(), Vec::new());
+        // Nobody vouches for itself: it was asked already.
+        for (server, keys) in lacking.iter().filter(|(server, _)| **server != *witness) {
+            match self.said.get(&pair(server)).filter(|word| word.until > now) {
+                Some(word) => drop(words.insert(server.clone(), word.documents)),
+                None => others.push((server, keys)),
+            }
+        }
         for some in others.chunks(MAX_ASKED).take(MAX_QUESTIONS) {
             let wanted = some.iter().map(|(server, keys)| {
-                let keys = keys.iter().map(|(id, time)| (id.clone(), until(*time)));
+                let keys = keys.iter().map(|(id, time)| (id.clone(), holds_at(*time)));
                 let keys = CanonicalValue::Object(keys.collect());
                 (server.to_string(), keys)
             });
-            let answer = self.vouched_by(witness, wanted.collect(), ANSWER).await;
-            let Some(answer) = answer else { return };
-            let until = now + SHORTEST_WAIT;
+            let answer = self.vouched_by(witness, wanted.collect(), ANSWER);
+            let Ok(Some(answer)) = timeout_at(until, answer).await else {
+                break;
+            };
             for (server, _) in some {
                 let of_server = answer.iter().filter(|(named, _)| named == *server);
                 let documents = of_server.map(|(_, document)| document.clone());
-                let documents = documents.take(MAX_DOCUMENTS).collect();
-                self.said.insert(pair(server), Word { documents, until });
+                let documents: Arc<[_]> = documents.take(MAX_DOCUMENTS).collect();
+                let word = Word {
+                    documents: Arc::clone(&documents),
+                    until: now + SHORTEST_WAIT,
+                };
+                self.said.insert(pair(server), word);
+                words.insert((*server).clone(), documents);
             }
         }
+        words
     }
 }
 
@@ -156,7 +178,7 @@ fn end(key: &PublishedKey) -> u64 {
 }
 
 /// The criterion of a query: a key that holds at this time.
-fn until(time: u64) -> CanonicalValue {
+fn holds_at(time: u64) -> CanonicalValue {
     let time = i64::try_from(time.min(MAX_TIME)).unwrap_or_default();
     let criterion = CanonicalValue::Integer(time);
     let criterion = ("minimum_valid_until_ts".to_owned(), criterion);
