@@ -124,17 +124,11 @@ impl Rooms {
             .scan(table, all, Direction::Forward, usize::MAX)
             .await?;
         for (number, row) in rooms {
-            let resumed = match row.value.stage {
-                PartialStage::Partial | PartialStage::Whole => continue,
-                PartialStage::Judging(import) => {
-                    let room = self.room_by_number(RoomNumber(number)).await?;
-                    self.finish_whole(&room, ImportId(import)).await.map(drop)
-                }
-                PartialStage::Settling => {
-                    let room = self.room_by_number(RoomNumber(number)).await?;
-                    self.settle_servers(&room).await
-                }
-            };
+            if matches!(row.value.stage, PartialStage::Partial | PartialStage::Whole) {
+                continue;
+            }
+            let room = self.room_by_number(RoomNumber(number)).await?;
+            let resumed = self.go_on_from(&room, row.value.stage).await;
             // One room that cannot be read keeps no other closed.
             if let Err(error) = resumed {
                 tracing::error!(%error, room = number, "a room is not whole yet");
@@ -143,18 +137,28 @@ impl Rooms {
         Ok(())
     }
 
-    /// Goes on where a room stands between being partial and being whole. Gives whether it did.
+    /// Goes on where a room stands between being partial and being whole. Gives whether nothing is
+    /// left to do.
     ///
     /// # Errors
     /// When that cannot be read or stored.
     pub async fn go_on_whole(self: &Arc<Self>, room: &Arc<Room>) -> Result<bool, RoomError> {
         let row = self.store.get(&tables::PARTIAL_ROOMS, &room.number.0);
-        let Some(PartialStage::Judging(import)) = row.await?.map(|row| row.value.stage) else {
-            return Ok(false);
+        let Some(row) = row.await? else {
+            return Ok(true);
         };
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
-        let finishing = async move { rooms.finish_whole(&room, ImportId(import)).await };
-        self.runtime.tasks.see_through(finishing).await?;
+        let going_on = async move { rooms.go_on_from(&room, row.value.stage).await };
+        self.runtime.tasks.see_through(going_on).await
+    }
+
+    async fn go_on_from(&self, room: &Arc<Room>, stage: PartialStage) -> Result<bool, RoomError> {
+        match stage {
+            PartialStage::Partial => return Ok(false),
+            PartialStage::Judging(import) => drop(self.finish_whole(room, ImportId(import)).await?),
+            PartialStage::Settling => self.settle_whole(room).await?,
+            PartialStage::Whole => {}
+        }
         Ok(true)
     }
 
@@ -255,9 +259,14 @@ impl Rooms {
         let row = self.import_row(import).await?;
         let counts = self.counts_of(room, import, row.root).await?;
         let position = self.judge_again(room, import, counts).await?;
-        self.pay_debts_of(room).await?;
-        self.settle_servers(room).await?;
+        self.settle_whole(room).await?;
         Ok(position)
+    }
+
+    /// Does what the switch leaves to do.
+    async fn settle_whole(&self, room: &Arc<Room>) -> Result<(), RoomError> {
+        self.pay_debts_of(room).await?;
+        self.settle_servers(room).await
     }
 
     /// How many are joined and invited in a state that an import prepared. Only members whom it did
@@ -317,10 +326,11 @@ impl Rooms {
         import: ImportId,
         counts: Counts,
     ) -> Result<Position, RoomError> {
-        let partial = self.partial_room(room)?;
         let live = self.live.room(room.number);
         let _place = live.queue()?;
         let mut tip = live.tip(&self.store, Wants::Settled).await?;
+        // Only now: it may have been left and taken in anew meanwhile.
+        let partial = self.partial_room(room)?;
         let listed = self.listed(room.number).await?;
         let mut again = Again {
             first: counts.root,
@@ -394,6 +404,11 @@ impl Rooms {
         let Some(partial) = self.partials.get(room.number) else {
             return Ok(());
         };
+        let row = self.store.get(&tables::PARTIAL_ROOMS, &room.number.0);
+        let row = row.await?;
+        let Some(row) = row.filter(|row| row.value.stage == PartialStage::Settling) else {
+            return Ok(());
+        };
         let join = self.events.load(room, partial.join).await?;
         let before = join.status.before().copied().unwrap_or(join.after);
         let mut servers: BTreeSet<String> = BTreeSet::new();
@@ -417,6 +432,8 @@ impl Rooms {
         self.forget_listed(room.number).await?;
         let mut batch = Batch::new();
         self.forget_told(&mut batch, room.number);
+        // It may have been left and taken in anew meanwhile.
+        batch.assert_value(&tables::PARTIAL_ROOMS, &room.number.0, &row);
         put_stage(&mut batch, room.number, &partial, PartialStage::Whole);
         self.store.commit(batch).await.map_err(not_stored)?;
         self.partials.settled(room.number);

@@ -67,7 +67,12 @@ impl Inner {
                     tracing::info!(room = number.0, attempt, %failure, "a room is not whole yet");
                 }
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                biased;
+                // It is gone on with after the next start.
+                () = self.runtime.tasks.stopping() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
             pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
@@ -93,7 +98,8 @@ impl Inner {
                 }
             }
             if !self.rooms.is_partial(number) {
-                return Ok(());
+                // What it leaves to do is not done.
+                break;
             }
         }
         Err(last)

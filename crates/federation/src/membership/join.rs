@@ -49,12 +49,8 @@ impl Memberships {
                     return Err(error);
                 }
             };
-            // Its members may follow.
-            if let Some(room) = inner.rooms.room(&wanted.room).await?
-                && inner.rooms.is_partial(room.number)
-            {
-                this.complete(room.number);
-            }
+            // The members of this room may follow; of others that is under way.
+            this.complete_rooms();
             Ok(joined)
         };
         self.inner.runtime.tasks.see_through(joining).await
