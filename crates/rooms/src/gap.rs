@@ -222,7 +222,8 @@ impl Rooms {
     /// not its previous events are here. Nothing of what was prepared for it stays.
     ///
     /// # Errors
-    /// Those of [`Rooms::receive`]; that the told state does not allow the event; of a room of partial state, that it is one.
+    /// Those of [`Rooms::receive`]; that the told state does not allow the event; of a room of
+    /// partial state, that it is one.
     pub async fn receive_over_gap(
         self: &Arc<Self>,
         room: &Arc<Room>,

@@ -61,6 +61,23 @@ impl Rooms {
         Ok(last.is_some_and(|((_, _, at), present)| *at <= after && *present == 1))
     }
 
+    /// The depth of the event with which this server came into a room last, as far as that is known:
+    /// what is below it is history.
+    pub async fn depth_of_arrival(&self, room: &Room) -> Result<Option<u64>, RoomError> {
+        let key = (room.number.0, self.options.server_name.as_str().to_owned());
+        let (range, log) = (ScanRange::prefix(&key), &tables::SERVER_LOG);
+        let rows = self.store.scan(log, range, Direction::Backward, 1).await?;
+        let Some(((_, _, at), 1)) = rows.into_iter().next() else {
+            return Ok(None);
+        };
+        let key = (room.number.0, at);
+        let Some(arrival) = self.store.get(&tables::ARRIVALS, &key).await? else {
+            return Ok(None);
+        };
+        let event = self.events.load(room, arrival.event).await?;
+        Ok(event.over_gap.then(|| event.pdu.depth()))
+    }
+
     /// Where an event arrived that is accepted and part of the room's history; zero if it came later
     /// than what follows it. Whether a user may see it is not looked at.
     pub async fn arrival_of(

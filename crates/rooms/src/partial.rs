@@ -314,20 +314,32 @@ impl Rooms {
 }
 
 impl RoomEdit<'_> {
-    /// The state before the join with which a room of partial state was taken in, if these are the
-    /// events that the join follows: that is the state after them.
+    /// The state before the join with which a room of partial state was taken in.
+    pub(crate) async fn state_before_join(&self) -> Result<Option<StateRoot>, RoomError> {
+        let join = self.partial_join().await?;
+        Ok(join.map(|join| join.before()))
+    }
+
+    /// The same, if these are the events that the join follows: that is the state after them.
     pub(crate) async fn state_at_join(
         &self,
         prev: &[OwnedEventId],
     ) -> Result<Option<StateRoot>, RoomError> {
-        let partial = self.rooms.partials.get(self.room().number);
-        let Some(partial) = partial.filter(|room| room.whole.is_none()) else {
+        let Some(join) = self.partial_join().await? else {
             return Ok(None);
         };
-        let join = self.event(partial.join).await?;
         let named: HashSet<_> = join.pdu.prev_events().iter().collect();
         let same = prev.iter().collect::<HashSet<_>>() == named;
         Ok(same.then(|| join.before()))
+    }
+
+    /// The join with which a room of partial state was taken in.
+    async fn partial_join(&self) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let partial = self.rooms.partials.get(self.room().number);
+        match partial.filter(|room| room.whole.is_none()) {
+            Some(partial) => self.event(partial.join).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// In a room of partial state, a state with the members that an event's auth events show and

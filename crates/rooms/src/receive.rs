@@ -24,7 +24,7 @@ use ruma::OwnedEventId;
 use tokio::sync::oneshot;
 
 use self::{
-    judging::{Hands, Taken},
+    judging::{Hands, Taken, Told},
     lookup::Ids,
 };
 use crate::{
@@ -83,6 +83,15 @@ pub(crate) struct MadeBy {
     pub(crate) transaction: Option<TransactionDigest>,
 }
 
+/// What is done about previous events that are not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lacking {
+    /// They are named, and nothing is judged without them.
+    Named,
+    /// In a room of partial state they are left out.
+    LeftOut,
+}
+
 /// What became of a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -124,7 +133,8 @@ impl Rooms {
         pdu: Pdu,
         made: MadeBy,
     ) -> Result<Received, RoomError> {
-        let mut answers = self.receive_some(room, vec![pdu.into()], made).await;
+        let how = (made, Lacking::Named);
+        let mut answers = self.receive_some(room, vec![pdu.into()], how).await;
         answers.pop().unwrap_or(Err(RoomError::Stopping))
     }
 
@@ -136,21 +146,35 @@ impl Rooms {
         room: &Arc<Room>,
         events: Vec<Incoming>,
     ) -> Vec<Result<Received, RoomError>> {
-        self.receive_some(room, events, MadeBy::default()).await
+        let how = (MadeBy::default(), Lacking::Named);
+        self.receive_some(room, events, how).await
+    }
+
+    /// Like [`Rooms::receive_all`], where a room is of partial state: previous events that are not
+    /// here are left out, and what follows them is judged by the state before the join, resolved with
+    /// the states after those that are here. It is judged again when the room is whole. What this
+    /// does not allow is not judged yet.
+    pub async fn receive_beside_join(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        events: Vec<Incoming>,
+    ) -> Vec<Result<Received, RoomError>> {
+        let how = (MadeBy::default(), Lacking::LeftOut);
+        self.receive_some(room, events, how).await
     }
 
     async fn receive_some(
         self: &Arc<Self>,
         room: &Arc<Room>,
         events: Vec<Incoming>,
-        made: MadeBy,
+        (made, lacking): (MadeBy, Lacking),
     ) -> Vec<Result<Received, RoomError>> {
         let count = events.len();
         let (tell, hear) = oneshot::channel();
         let (rooms, room) = (Arc::clone(self), Arc::clone(room));
         self.runtime.tasks.spawn(async move {
             let mut receiving = Receiving::new(&rooms, &room, events);
-            receiving.made = made;
+            (receiving.made, receiving.lacking) = (made, lacking);
             receiving.run().await;
             // Whoever asked may be gone.
             let _ = tell.send(receiving.answers());
@@ -243,6 +267,7 @@ struct Receiving<'a> {
     resolved: usize,
     /// What the first event was made by.
     made: MadeBy,
+    lacking: Lacking,
 }
 
 impl<'a> Receiving<'a> {
@@ -268,6 +293,7 @@ impl<'a> Receiving<'a> {
             prepared: Prepared::default(),
             resolved: 0,
             made: MadeBy::default(),
+            lacking: Lacking::Named,
         }
     }
 
@@ -397,6 +423,10 @@ impl<'a> Receiving<'a> {
             Ok(followed) => followed,
             Err(error) => return (judged, Stop::Failed(at, error)),
         };
+        let gap = match self.left_out(edit).await {
+            Ok(gap) => gap,
+            Err(error) => return (judged, Stop::Failed(at, error)),
+        };
         let mut looked_up = at;
         for index in at..self.events.len() {
             if !matches!(self.stands[index], Stand::Waiting(_)) {
@@ -423,7 +453,7 @@ impl<'a> Receiving<'a> {
                 prepared: &self.prepared,
                 followed: &followed,
                 settled: self.settled && judged.is_empty(),
-                gap: None,
+                gap,
                 origin: self.made.origin.clone().filter(|_| index == 0),
             };
             match edit.take_received(&self.events[index], hands).await {
@@ -446,6 +476,19 @@ impl<'a> Receiving<'a> {
             }
         }
         (judged, Stop::Full)
+    }
+
+    /// The state by which events are judged whose previous ones are left out.
+    async fn left_out(&self, edit: &RoomEdit<'_>) -> Result<Option<Told>, RoomError> {
+        let root = match self.lacking {
+            Lacking::Named => None,
+            Lacking::LeftOut => edit.state_before_join().await?,
+        };
+        Ok(root.map(|root| Told {
+            root,
+            whole: true,
+            doubted: true,
+        }))
     }
 
     /// The transaction that made the first event, with its effect.

@@ -43,6 +43,9 @@ const MAX_AUTH_ROUNDS: usize = 8;
 /// Events that are fetched one by one for one question, those that authorise them included; where
 /// more of a state are missing, the whole state is. A peer can name any number that never were.
 const MAX_SINGLE: usize = 100;
+/// How far below the join of a room of partial state it is looked for state events that the state
+/// there may lack: those of about the time of the join, which others did not send here.
+const BELOW_JOIN: u64 = 20;
 /// How long filling one gap may take in all.
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -212,6 +215,9 @@ impl<'a> Gap<'a> {
     async fn climb(&mut self, event: Pdu) -> Result<(), GapError> {
         let id = event.event_id().to_owned();
         let mut todo = self.between(event).await?;
+        if self.rooms().is_partial(self.room.number) {
+            return self.beside_join(&id, todo).await;
+        }
         let (mut failed, mut refused) = (None, HashSet::new());
         for _ in 0..MAX_STEPS {
             let left = self.judge(todo, &mut failed).await?;
@@ -240,6 +246,35 @@ impl<'a> Gap<'a> {
             todo.retain(|pdu: &Pdu| !refused.contains(pdu.event_id()));
         }
         Err(failed.map_or(GapError::OverLimit("steps"), GapError::Room))
+    }
+
+    /// Judges events of a room of partial state, of which the state before one would be told with all
+    /// the members that are on their way. What is missing before them is left out until then.
+    async fn beside_join(&mut self, id: &EventId, events: Vec<Pdu>) -> Result<(), GapError> {
+        let given: HashSet<_> = events.iter().map(|pdu| pdu.event_id().to_owned()).collect();
+        let mut auth: Vec<_> = events.iter().flat_map(Pdu::auth_events).cloned().collect();
+        auth.retain(|id| !given.contains(id));
+        self.one_by_one(&auth).await?;
+        let events = in_order(events, |pdu| pdu);
+        let incoming = self.inner.incoming(self.room, events.clone()).await?;
+        let results = self.rooms().receive_beside_join(self.room, incoming).await;
+        let mut outcome = Err(GapError::NotGiven("the event"));
+        for (pdu, result) in events.iter().zip(results) {
+            let judged = match result {
+                Ok(Received::Judged { .. }) => {
+                    self.judged.push(pdu.event_id().to_owned());
+                    Ok(())
+                }
+                Ok(Received::Missing { .. }) => Err(GapError::NotGiven("the auth events")),
+                // What allows it may be among what is missing.
+                Err(RoomError::NotAllowedByTold) => Err(RoomError::PartialState.into()),
+                Err(error) => Err(error.into()),
+            };
+            if pdu.event_id() == id {
+                outcome = judged;
+            }
+        }
+        outcome
     }
 
     /// Judges events, and gives those of which something is missing. What cannot be judged now ends
@@ -277,22 +312,31 @@ impl<'a> Gap<'a> {
         Ok(left)
     }
 
-    /// The events between what is here and this one, as far as they are given; itself comes last.
+    /// The events between what is here and this one, as far as they are given; itself comes first.
+    /// What is below where this server came in is history, which nobody takes for news. Only in a
+    /// room of partial state, state events from right below it are wanted: nobody tells the state
+    /// that they are part of.
     async fn between(&self, event: Pdu) -> Result<Vec<Pdu>, GapError> {
         let rooms = &self.inner.parts.rooms;
+        let arrived = rooms.depth_of_arrival(self.room).await?.unwrap_or(0);
+        let is_partial = rooms.is_partial(self.room.number);
+        let below = if is_partial { BELOW_JOIN } else { 0 };
+        let min_depth = arrived.saturating_sub(below);
+        let id = event.event_id().to_owned();
         let earliest = rooms.extremities(self.room).await?;
         let mut found = vec![event];
         let mut servers = self.servers.iter();
         let mut server = servers.next();
         for _ in 0..MAX_ROUNDS {
-            let latest = self.with_missing_prev(&found).await?;
+            let wanted = |pdu: &&Pdu| pdu.depth() >= min_depth || *pdu.event_id() == *id;
+            let latest = self.with_missing_prev(&found, wanted).await?;
             let (Some(asked), false) = (server, latest.is_empty()) else {
                 break;
             };
             let missing = MissingEvents {
                 latest: &latest,
                 earliest: &earliest,
-                min_depth: 0,
+                min_depth,
                 limit: MISSING_AT_ONCE,
             };
             let fetcher = &self.inner.parts.fetcher;
@@ -307,13 +351,21 @@ impl<'a> Gap<'a> {
                 server = servers.next();
             }
         }
+        let is_state = |pdu: &Pdu| is_partial && pdu.state_key().is_some();
+        found.retain(|pdu| pdu.depth() >= arrived || is_state(pdu) || *pdu.event_id() == *id);
         Ok(found)
     }
 
-    /// Those of the events that name previous ones which are neither among them nor here.
-    async fn with_missing_prev(&self, events: &[Pdu]) -> Result<Vec<OwnedEventId>, GapError> {
+    /// Those of the events, as far as they are wanted, that name previous ones which are neither
+    /// among them nor here.
+    async fn with_missing_prev(
+        &self,
+        events: &[Pdu],
+        wanted: impl Fn(&&Pdu) -> bool,
+    ) -> Result<Vec<OwnedEventId>, GapError> {
         let known: HashSet<&EventId> = events.iter().map(Pdu::event_id).collect();
-        let named = events.iter().flat_map(Pdu::prev_events);
+        let events: Vec<_> = events.iter().filter(wanted).collect();
+        let named = events.iter().flat_map(|pdu| pdu.prev_events());
         let unknown = named.filter(|id| !known.contains(&***id)).cloned();
         let unknown: BTreeSet<OwnedEventId> = unknown.collect();
         let unknown: Vec<_> = unknown.into_iter().collect();

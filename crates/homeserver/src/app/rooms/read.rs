@@ -318,7 +318,7 @@ impl RoomReads {
         session: &Session,
         room: &RoomId,
     ) -> Result<Vec<Box<RawValue>>, ReadError> {
-        let visit = self.enter(&session.user, room).await?;
+        let visit = self.enter_whole(&session.user, room).await?;
         let all = self.rooms.state_all(&visit.room, visit.state.root).await?;
         let numbers: Vec<_> = all.into_iter().map(|(_, event)| event).collect();
         let events = self.rooms.state_events(&visit.state, &numbers).await?;
@@ -334,13 +334,21 @@ impl RoomReads {
         event_type: &str,
         state_key: &str,
     ) -> Result<StateEntry, ReadError> {
-        let visit = self.enter(&session.user, room).await?;
-        let (room, root) = (&visit.room, visit.state.root);
-        let number = self
-            .rooms
-            .state_value(room, root, event_type, state_key)
-            .await?;
+        let mut visit = self.enter(&session.user, room).await?;
+        let find = async |visit: &Visit| {
+            let (room, root) = (&visit.room, visit.state.root);
+            self.rooms
+                .state_value(room, root, event_type, state_key)
+                .await
+        };
+        let mut number = find(&visit).await?;
+        if number.is_none() && event_type == "m.room.member" {
+            // It may be on its way.
+            visit = self.enter_whole(&session.user, room).await?;
+            number = find(&visit).await?;
+        }
         let number = number.ok_or(ReadError::NoSuchState)?;
+        let room = &visit.room;
         let events = self.rooms.state_events(&visit.state, &[number]).await?;
         let event = events.first().ok_or(ReadError::NoSuchState)?;
         let content = event.pdu().content().to_owned();

@@ -268,13 +268,26 @@ async fn a_room_is_used_before_its_members_are_known_and_after_a_restart() {
         // Whoever asks for the members waits for them.
         let lazily = sync(&world.b, &world.bob, LAZY, None).await;
         let lazily = lazily["next_batch"].as_str().unwrap().to_owned();
-        let asking = world.read("joined_members");
+        let dave = format!("state/m.room.member/{}", encode(&world.theirs[2].user));
+        let asking = async {
+            let asked = (
+                world.read("joined_members"),
+                world.read("state"),
+                world.read(&dave),
+            );
+            tokio::join!(asked.0, asked.1, asked.2)
+        };
         let opening = async {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             world.gate.close(false);
         };
-        let (joined, ()) = tokio::join!(asking, opening);
+        let ((joined, state, member), ()) = tokio::join!(asking, opening);
         let joined = joined.ok();
+        let state = state.ok();
+        let state = state.as_array().unwrap().iter();
+        let in_state = state.filter(|event| event["type"] == "m.room.member");
+        assert_eq!(in_state.count(), 5);
+        assert_eq!(member.ok()["membership"], "join");
         assert_eq!(joined["joined"].as_object().unwrap().len(), 5, "{joined}");
         assert!(!world.is_partial());
         let at = format!("members?at={}", encode(&lazily));
@@ -388,4 +401,147 @@ async fn a_room_that_is_left_before_it_is_whole_is_joined_in_full() {
     assert_eq!(joined["joined"].as_object().unwrap().len(), 4);
     say(&world.b, &world.bob, &world.room, "back").await;
     until_read(&world.a, &world.theirs[0], &world.room, "back").await;
+}
+
+/// Something that users of `a.example` did before they knew of the rest.
+struct Aside<'a> {
+    world: &'a World,
+    auth: Vec<ruma::OwnedEventId>,
+}
+
+impl<'a> Aside<'a> {
+    async fn new(world: &'a World) -> Self {
+        let path = world.path("state");
+        let state = world.a.get(&path, Some(&world.theirs[0].token)).await.ok();
+        let alice = world.theirs[0].user.as_str();
+        // Where the room is named by its create event, that is not named again.
+        let create = world.room.contains(':').then_some("m.room.create");
+        let named = state.as_array().unwrap().iter().filter(|event| {
+            let kind = event["type"].as_str();
+            (create.is_some() && kind == create)
+                || kind == Some("m.room.power_levels")
+                || event["state_key"] == alice
+        });
+        let id = |event: &Value| event["event_id"].as_str().unwrap().try_into().unwrap();
+        let auth = named.map(id).collect();
+        Self { world, auth }
+    }
+
+    /// Alice does this after an event, and her server takes it.
+    async fn does(
+        &self,
+        (kind, state_key): (&str, Option<&str>),
+        content: &Value,
+        prev: (&ruma::EventId, u64),
+    ) -> ruma::OwnedEventId {
+        let parts = self.world.a.homeserver.components();
+        let room = ruma::RoomId::parse(&*self.world.room).unwrap();
+        let room = parts.rooms.room(&room).await.unwrap().unwrap();
+        let draft = homeserver_events::Draft {
+            room_id: Some(room.id.clone()),
+            sender: ruma::UserId::parse(&*self.world.theirs[0].user).unwrap(),
+            event_type: kind.to_owned(),
+            state_key: state_key.map(ToOwned::to_owned),
+            content: serde_json::value::to_raw_value(content).unwrap(),
+            origin_server_ts: START + 5,
+            prev_events: vec![prev.0.to_owned().into()],
+            auth_events: self.auth.iter().cloned().map(Into::into).collect(),
+            depth: prev.1,
+            redacts: None,
+        };
+        let own = &parts.federation.own_keys;
+        let pdu = draft.seal(room.rules, own.server(), own.signing_key());
+        let pdu = pdu.unwrap();
+        let id = pdu.event_id().to_owned();
+        let received = parts.rooms.receive(&room, pdu).await.unwrap();
+        let accepted = homeserver_events::StatusKind::Accepted;
+        assert!(
+            matches!(received, homeserver_rooms::Received::Judged { status, .. } if status == accepted),
+            "{received:?}"
+        );
+        id
+    }
+}
+
+/// A branch that was older than the join when it came to light: what of it is news is taken at once,
+/// also before the members are known, and no history with it.
+#[tokio::test]
+async fn what_follows_something_from_before_the_join_is_taken_at_once_and_no_history_with_it() {
+    for (version, late) in [("11", true), ("11", false), ("12", true)] {
+        let world = World::new(version).await;
+        let alice = &world.theirs[0];
+        for number in 0..25 {
+            say(&world.a, alice, &world.room, &format!("before {number}")).await;
+        }
+        let path = world.path("messages?dir=b&limit=1");
+        let newest = world.a.get(&path, Some(&alice.token)).await.ok();
+        let old: ruma::OwnedEventId = newest["chunk"][0]["event_id"]
+            .as_str()
+            .unwrap()
+            .try_into()
+            .unwrap();
+        let parts = world.a.homeserver.components();
+        let place = parts
+            .rooms
+            .serve_event(server_name!("a.example"), &old)
+            .await;
+        let place = place.unwrap().depth();
+        for number in 25..30 {
+            say(&world.a, alice, &world.room, &format!("before {number}")).await;
+        }
+        world.gate.close(late);
+        join_via(&world.b, &world.bob, &world.room, "a.example")
+            .await
+            .ok();
+        until(async || late || !world.is_partial()).await;
+
+        let aside = Aside::new(&world).await;
+        let topic = json!({ "topic": "another" });
+        let topic = aside
+            .does(("m.room.topic", Some("")), &topic, (&old, place + 1))
+            .await;
+        let body = json!({ "msgtype": "m.text", "body": "aside" });
+        let said = aside
+            .does(("m.room.message", None), &body, (&topic, place + 2))
+            .await;
+        say(&world.a, alice, &world.room, "news").await;
+        until_read(&world.b, &world.bob, &world.room, "news").await;
+        assert_eq!(world.is_partial(), late);
+        let told = world.read("state/m.room.topic/").await.ok();
+        assert_eq!(told["topic"], "another");
+        let arrived = async || {
+            let rooms = &world.b.homeserver.components().rooms;
+            let room = ruma::RoomId::parse(&*world.room).unwrap();
+            let room = rooms.room(&room).await.unwrap().unwrap();
+            let arrived = rooms.arrivals(room.number, 0, u64::MAX, 100).await;
+            arrived.unwrap().len()
+        };
+        let count = arrived().await;
+        assert!(
+            count <= 4,
+            "{count}: the join, the topic, and what was said"
+        );
+
+        world.gate.close(false);
+        until(async || !world.is_partial()).await;
+        assert_eq!(
+            world.read("state/m.room.topic/").await.ok()["topic"],
+            "another"
+        );
+        assert_eq!(arrived().await, count);
+        say(&world.a, &world.theirs[1], &world.room, "more").await;
+        until_read(&world.b, &world.bob, &world.room, "more").await;
+        say(&world.b, &world.bob, &world.room, "so it is").await;
+        until_read(&world.a, alice, &world.room, "so it is").await;
+        // The rest is there for who pages back.
+        until(async || {
+            let page = world.read("messages?dir=b&limit=100").await.ok();
+            let all: Vec<_> = page["chunk"].as_array().unwrap().clone();
+            all.iter().any(|event| event["event_id"] == *said.as_str())
+                && all
+                    .iter()
+                    .any(|event| event["content"]["body"] == "before 29")
+        })
+        .await;
+    }
 }
