@@ -406,7 +406,7 @@ impl UserEvents {
             match self.user.read_one(&reader, position, &entry).await {
                 Ok(event) => read.extend(event),
                 // One damaged room costs only itself.
-                Err(ClientError::Room(error)) if !error.is_passing() => {
+                Err(ClientError::Room(error)) if error.is_damage() => {
                     tracing::error!(%error, position, "not told within the process");
                 }
                 Err(error) => return Err(error),

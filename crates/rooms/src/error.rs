@@ -109,7 +109,7 @@ impl RoomError {
     }
 
     /// Whether something that is stored cannot be read, so that other rows still can.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         matches!(
             self,
             Self::Damaged(_) | Self::Storage(StorageError::Decode { .. })
