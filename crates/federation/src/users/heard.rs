@@ -74,8 +74,9 @@ impl From<homeserver_rooms::RoomError> for Ignored {
 impl From<Ignored> for EduFailure {
     fn from(ignored: Ignored) -> Self {
         match ignored {
-            Ignored::Failed(error) if error.is_passing() => Self::Passing(error.to_string()),
-            ignored => Self::Refused(ignored.to_string()),
+            // A few times, also where it may stay so: it is this server that fails.
+            Ignored::Failed(error) => Self::Passing(error.to_string()),
+            refused @ Ignored::Refused(_) => Self::Refused(refused.to_string()),
         }
     }
 }
@@ -361,4 +362,26 @@ const MAX_TIME: u64 = (1 << 53) - 1;
 
 fn fits(content: &RawValue) -> bool {
     content.get().len() <= MAX_TO_DEVICE_CONTENT && content.get().starts_with('{')
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver_storage::{EngineError, StorageError};
+
+    use super::*;
+
+    #[test]
+    fn what_this_server_fails_at_is_tried_again() {
+        let source = std::io::ErrorKind::Other.into();
+        let disk = EngineError::Io {
+            what: "cannot read",
+            path: "file".into(),
+            source,
+        };
+        let failed = Ignored::Failed(StorageError::Engine(disk).into());
+        let failed = EduFailure::from(failed);
+        assert!(matches!(failed, EduFailure::Passing(_)), "{failed}");
+        let refused = EduFailure::from(Ignored::Refused("no"));
+        assert_eq!(refused, EduFailure::Refused("no".to_owned()));
+    }
 }
