@@ -48,6 +48,11 @@ pub(super) async fn history(world: &World, reader: &Actor, room: &str) -> BTreeS
 }
 
 /// What the servers of users who are in the same room do not agree about, and what is missing there.
+///
+/// A server counts where its own user is joined as it has it. Whether others have users joined who are
+/// not as their own servers have it is not looked at, for the protocol does not see to that: a leave
+/// is told to those who are in the room as the leaving server knows it. If they have left as well, and
+/// one of them comes back by what their own server knows, nobody there can name that leave.
 pub(super) async fn differences(world: &World, actors: &[Actor]) -> Vec<String> {
     let mut found = Vec::new();
     let rooms = world.rooms.lock().clone();
