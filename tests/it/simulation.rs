@@ -2,8 +2,9 @@
 //! do at random what users do, while the network delays, loses, repeats and splits, and servers stop
 //! and start. Afterwards the network is well, and all servers must agree.
 //!
-//! `HOMESERVER_SIMULATION_SEEDS=N` plays N seeds. `HOMESERVER_SIMULATION_SEED=S` plays seed S and
-//! prints its trace, after what the servers logged (`RUST_LOG`).
+//! `HOMESERVER_SIMULATION_SEEDS=N` plays N seeds, and `A..B` those from A on, before B.
+//! `HOMESERVER_SIMULATION_SEED=S` plays seed S and prints its trace, after what the servers logged
+//! (`RUST_LOG`).
 
 mod actors;
 mod dice;
@@ -15,7 +16,7 @@ mod network;
 mod verdict;
 mod world;
 
-use std::panic::AssertUnwindSafe;
+use std::{ops::Range, panic::AssertUnwindSafe};
 
 use world::{Cast, Told};
 
@@ -37,6 +38,17 @@ fn number(name: &str) -> Option<u64> {
     Some(value.parse().expect("a number"))
 }
 
+/// The seeds that are to be played.
+fn seeds(cast: Cast) -> Range<u64> {
+    let Ok(asked) = std::env::var("HOMESERVER_SIMULATION_SEEDS") else {
+        let usual = SEEDS.iter().find(|(of, _)| *of == cast);
+        return 0..usual.expect("every cast is played").1;
+    };
+    let (from, to) = asked.split_once("..").unwrap_or(("0", &asked));
+    let number = |text: &str| text.parse().expect("a number");
+    number(from)..number(to)
+}
+
 /// Plays every other seed, so that two tests use two cores.
 fn play_share(cast: Cast, share: u64) {
     if let Some(seed) = number("HOMESERVER_SIMULATION_SEED") {
@@ -52,10 +64,8 @@ fn play_share(cast: Cast, share: u64) {
         }
         return;
     }
-    let usual = SEEDS.iter().find(|(of, _)| *of == cast);
-    let seeds = number("HOMESERVER_SIMULATION_SEEDS").or(usual.map(|(_, seeds)| *seeds));
     let mut failed = Vec::new();
-    for seed in (0..seeds.unwrap_or_default()).filter(|seed| seed % 2 == share) {
+    for seed in seeds(cast).filter(|seed| seed % 2 == share) {
         let told = std::panic::catch_unwind(AssertUnwindSafe(|| play(seed, cast)));
         match told {
             Ok(told) if told.faults.is_empty() => {}
