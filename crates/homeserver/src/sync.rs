@@ -168,6 +168,7 @@ impl SyncEngine {
                 return Ok(changes);
             }
             tokio::select! {
+                biased;
                 () = parked.knocked() => {}
                 () = tokio::time::sleep_until(deadline) => return Ok(changes),
                 () = self.runtime.tasks.stopping() => return Ok(changes),

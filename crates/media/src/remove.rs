@@ -205,6 +205,7 @@ pub(crate) async fn sweep_hourly(media: Media) {
     let tasks = media.parts.runtime.tasks.clone();
     loop {
         tokio::select! {
+            biased;
             () = tasks.stopping() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }

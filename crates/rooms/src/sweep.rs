@@ -34,6 +34,7 @@ impl Rooms {
 async fn sweep_hourly(rooms: Weak<Rooms>, tasks: Tasks) {
     loop {
         tokio::select! {
+            biased;
             () = tasks.stopping() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }

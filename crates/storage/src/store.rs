@@ -470,6 +470,7 @@ impl Store {
             let mut worked = false;
             loop {
                 tokio::select! {
+                    biased;
                     () = stopping.stopping() => return,
                     () = tokio::time::sleep(IDLE_AFTER) => {}
                 }

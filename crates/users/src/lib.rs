@@ -206,6 +206,7 @@ impl Users {
 async fn sweep_hourly(ground: Ground, outgoing: Outgoing, tasks: homeserver_runtime::Tasks) {
     loop {
         tokio::select! {
+            biased;
             () = tasks.stopping() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }

@@ -132,6 +132,7 @@ pub(crate) async fn let_time_pass(
             }
         };
         tokio::select! {
+            biased;
             () = tasks.stopping() => return,
             () = alarm => {}
             _ = changed.changed() => {}

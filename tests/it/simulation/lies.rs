@@ -371,6 +371,26 @@ impl Liars {
         }
     }
 
+    /// Its last true word in each room, to all: who its user is.
+    ///
+    /// Nobody but the maker of an event can tell the state before it while its past is withheld, and
+    /// the maker may leave out what its own user was. What comes of that past later is history, so
+    /// servers that were told differently differ in that one membership, until it changes again.
+    pub(super) async fn come_clean(&self, world: &World) {
+        let Some(liar) = self.liar.as_ref().filter(|_| world.cast == Cast::Liar) else {
+            return;
+        };
+        liar.repent();
+        let rooms = world.rooms.lock().clone();
+        for room in &rooms {
+            if liar.knows(&room.id, |_| ()).is_some() {
+                let all: Vec<_> = room.servers.iter().cloned().collect();
+                let event = liar.seal(&room.id, liar.profile(&room.id, "the last word"));
+                self.send(liar, &all, &event).await;
+            }
+        }
+    }
+
     /// Notes what came of it that must not have.
     pub(super) async fn judge(&self, world: &World, actors: &[Actor]) {
         let Some(liar) = &self.liar else { return };

@@ -219,7 +219,7 @@ pub(super) async fn play(seed: u64, cast: Cast) -> Told {
     for host in &world.hosts {
         host.disk.fails(false);
     }
-    world.settle(&actors).await;
+    world.settle(&actors, &liars).await;
     liars.judge(&world, &actors).await;
     for host in &world.hosts {
         host.stop(&world.network).await;
@@ -266,7 +266,7 @@ impl World {
     }
 
     /// Mends everything and waits until all agree.
-    async fn settle(&self, actors: &[Actor]) {
+    async fn settle(&self, actors: &[Actor], liars: &Liars) {
         self.network.heal();
         self.network.note("healed");
         for (number, host) in self.hosts.iter().enumerate() {
@@ -275,6 +275,7 @@ impl World {
                 host.start(&self.network, 1_000 + number as u64).await;
             }
         }
+        liars.come_clean(self).await;
         let mut differ = Vec::new();
         for _ in 0..verdict::ROUNDS {
             // What servers say makes others fetch what they lack.

@@ -89,6 +89,7 @@ impl Inner {
                     tracing::warn!(%error, "old answers to transactions stay");
                 }
                 tokio::select! {
+                    biased;
                     () = runtime.tasks.stopping() => return,
                     () = tokio::time::sleep(Duration::from_millis(SPAN)) => {}
                 }

@@ -37,6 +37,7 @@ impl Inner {
             while !inner.parts.runtime.tasks.is_stopping() {
                 if let Some(pause) = inner.work_off_edus(&origin).await {
                     tokio::select! {
+                        biased;
                         () = inner.parts.runtime.tasks.stopping() => return,
                         () = tokio::time::sleep(pause) => {}
                     }

@@ -102,6 +102,7 @@ impl Inner {
                 }
                 tracing::error!(room = room.0, "the worker of a room panicked");
                 tokio::select! {
+                    biased;
                     () = inner.parts.runtime.tasks.stopping() => return,
                     () = tokio::time::sleep(OWN_PAUSE) => {}
                 }
@@ -124,6 +125,7 @@ impl Worker {
                 Err(error) => {
                     tracing::warn!(%error, room = number.0, "a room with waiting events cannot be read");
                     tokio::select! {
+                        biased;
                         () = inner.parts.runtime.tasks.stopping() => return,
                         () = tokio::time::sleep(LONGEST_PAUSE / 60) => {}
                     }
@@ -150,6 +152,7 @@ impl Worker {
                 return;
             }
             tokio::select! {
+                biased;
                 () = tasks.stopping() => return,
                 () = worker.wait() => {}
             }
@@ -165,6 +168,7 @@ impl Worker {
         let due = self.desk.next_due(now).into_iter().chain(noted).min();
         let pause = due.map_or(LONGEST_PAUSE, |due| due.saturating_sub(now));
         let done = tokio::select! {
+            biased;
             done = self.jobs.next(), if !self.jobs.is_empty() => done.flatten(),
             () = changed.notified() => None,
             () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => None,

@@ -307,6 +307,7 @@ impl RemoteUsers {
                 tokio::time::sleep(LOOK_EVERY).await;
             };
             tokio::select! {
+                biased;
                 () = self.inner.runtime.tasks.stopping() => return,
                 () = look => {}
             }

@@ -252,6 +252,7 @@ impl RemoteUsers {
             // Not busier than this, whatever is told.
             let rest = now + Duration::from_millis(50);
             tokio::select! {
+                biased;
                 () = self.inner.runtime.tasks.stopping() => return,
                 () = tokio::time::sleep_until(look.max(rest)) => {}
                 () = self.inner.stale.notified() => {

@@ -39,6 +39,7 @@ impl Leftovers {
                 tracing::warn!(%error, "leftovers could not be read; the next run goes on");
             }
             tokio::select! {
+                biased;
                 () = self.runtime.tasks.stopping() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }

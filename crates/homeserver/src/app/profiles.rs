@@ -161,6 +161,7 @@ impl ProfileChanges {
             }
             let wait = async {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(REST) => {}
                     () = self.awaited.notified(), if told.is_ok() => {}
                 }
@@ -169,6 +170,7 @@ impl ProfileChanges {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.runtime.tasks.stopping() => return,
                 () = wait => {}
             }

@@ -40,6 +40,7 @@ impl Trimming {
     pub(crate) async fn hourly(self) {
         loop {
             tokio::select! {
+                biased;
                 () = self.runtime.tasks.stopping() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }

@@ -27,6 +27,7 @@ impl SyncEngine {
         let mut told = typing.token();
         loop {
             tokio::select! {
+                biased;
                 () = self.runtime.tasks.stopping() => return,
                 gone = changed.changed() => if gone.is_err() { return },
             }
@@ -45,6 +46,7 @@ impl SyncEngine {
         let mut told = presence.token();
         loop {
             tokio::select! {
+                biased;
                 () = self.runtime.tasks.stopping() => return,
                 gone = changed.changed() => if gone.is_err() { return },
             }
@@ -59,6 +61,7 @@ impl SyncEngine {
             told = now;
             if woken > 0 {
                 tokio::select! {
+                    biased;
                     () = self.runtime.tasks.stopping() => return,
                     () = tokio::time::sleep(PRESENCE_PACE) => {}
                 }

@@ -136,6 +136,7 @@ impl Wakeups {
         let mut told: Position = *grown.borrow_and_update();
         loop {
             tokio::select! {
+                biased;
                 () = runtime.tasks.stopping() => return,
                 changed = grown.changed() => if changed.is_err() { return },
             }

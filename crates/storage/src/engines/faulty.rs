@@ -9,6 +9,7 @@ mod disk;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     sync::{
         Arc,
@@ -21,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use homeserver_runtime::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use disk::FaultyDisk;
 
@@ -68,7 +69,9 @@ pub struct FaultPlan {
     pub seed: u64,
     /// Faults at numbered calls.
     pub at: Vec<(u64, Fault)>,
-    /// Besides those, so many of 1,000 calls fail, in a random way.
+    /// Besides those, so many of 1,000 calls fail, in a random way. Of reads the seed decides by what
+    /// is read and when, not by how many came before: the order in which tasks are woken up by the
+    /// same news is nobody's choice.
     pub per_thousand: u64,
     /// Commits take up to so long, on an engine that does not block.
     pub delay: Duration,
@@ -115,6 +118,7 @@ pub struct FaultyEngine {
 struct Faults {
     plan: FaultPlan,
     random: SeededEntropy,
+    began: Instant,
     calls: AtomicU64,
     /// Nothing goes wrong now.
     rests: AtomicBool,
@@ -135,6 +139,7 @@ impl Faults {
     fn new(plan: FaultPlan) -> Arc<Self> {
         Arc::new(Self {
             random: SeededEntropy::new(plan.seed),
+            began: Instant::now(),
             plan,
             calls: AtomicU64::new(0),
             rests: AtomicBool::new(false),
@@ -148,8 +153,19 @@ impl Faults {
         random.number()
     }
 
-    /// Counts a call and says what goes wrong with it.
-    fn next(&self) -> Option<Fault> {
+    /// What chance has for a read of these keys at this moment, in whatever order they are.
+    fn chance_of<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> u64 {
+        let now = self.began.elapsed().as_millis();
+        let of_key = |key| {
+            let mut hasher = DefaultHasher::new();
+            (self.plan.seed, now, key).hash(&mut hasher);
+            hasher.finish()
+        };
+        keys.map(of_key).fold(0, u64::wrapping_add)
+    }
+
+    /// Counts a call and says what goes wrong with it. `chance` decides, if anything random may.
+    fn next(&self, chance: impl FnOnce() -> u64) -> Option<Fault> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst);
         if self.rests.load(Ordering::SeqCst) {
             return None;
@@ -158,11 +174,14 @@ impl Faults {
         if let Some((_, fault)) = planned {
             return Some(*fault);
         }
-        if self.plan.per_thousand == 0 || self.number() % 1_000 >= self.plan.per_thousand {
+        let chance = if self.plan.per_thousand > 0 {
+            chance()
+        } else {
             return None;
-        }
+        };
         let all = Fault::ALL;
-        Some(all[(self.number() % all.len() as u64) as usize])
+        let fault = all[(chance / 1_000 % all.len() as u64) as usize];
+        (chance % 1_000 < self.plan.per_thousand).then_some(fault)
     }
 
     /// A group whose fsync failed turns out to be there or not.
@@ -242,8 +261,8 @@ impl FaultyEngine {
         Ok(left)
     }
 
-    fn read_fault(&self) -> Result<(), EngineError> {
-        match self.faults.next() {
+    fn read_fault<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Result<(), EngineError> {
+        match self.faults.next(|| self.faults.chance_of(keys)) {
             Some(Fault::Error) => Err(error(Fault::Error)),
             _ => Ok(()),
         }
@@ -306,12 +325,12 @@ impl Engine for FaultyEngine {
     }
 
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.read_fault()?;
+        self.read_fault(std::iter::once(key))?;
         self.inner.get(key).await
     }
 
     async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, EngineError> {
-        self.read_fault()?;
+        self.read_fault(keys.iter().map(Vec::as_slice))?;
         self.inner.multi_get(keys).await
     }
 
@@ -321,7 +340,7 @@ impl Engine for FaultyEngine {
         direction: Direction,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        self.read_fault()?;
+        self.read_fault(std::iter::once(range.start.as_slice()))?;
         self.inner.scan(range, direction, limit).await
     }
 
@@ -338,7 +357,7 @@ impl Engine for FaultyEngine {
         }
         let call = self.faults.calls.load(Ordering::SeqCst);
         self.faults.commits.lock().push(call);
-        match self.faults.next() {
+        match self.faults.next(|| self.faults.number()) {
             Some(fault @ (Fault::Error | Fault::Full)) => {
                 return Err(CommitFailure::NotApplied(Arc::new(error(fault))));
             }
@@ -370,7 +389,7 @@ impl Engine for FaultyEngine {
         if self.closed.load(Ordering::SeqCst) {
             return Err(EngineError::Closed);
         }
-        self.read_fault()?;
+        self.read_fault(std::iter::once(range.start.as_slice()))?;
         self.inner.drop_range(range).await
     }
 

@@ -21,10 +21,13 @@ use crate::{
 
 /// A server that was asked a moment ago is not asked again for a key that it did not name.
 const SHORTEST_WAIT: Duration = Duration::from_mins(1);
+/// The wait after the first failure, which may be one lost answer: until the next time, nothing that
+/// the server sends can be checked. It doubles with each further one.
+const WAIT_AFTER_FAILURE: Duration = Duration::from_secs(6);
 /// The longest wait after failures.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 /// A server that failed so often in a row counts as gone: by the pauses between, for three minutes.
-const GONE_AFTER: u32 = 3;
+const GONE_AFTER: u32 = 6;
 /// Answer of a server about itself.
 const DIRECT: Limits = Limits {
     body: MAX_DOCUMENT,
@@ -176,7 +179,7 @@ impl Inner {
     fn note_failure(&self, server: &ServerName) {
         let before = self.failures.get(server);
         let attempts = before.map_or(0, |before| before.attempts.saturating_add(1));
-        let wait = SHORTEST_WAIT.saturating_mul(1 << attempts.min(16));
+        let wait = WAIT_AFTER_FAILURE.saturating_mul(1 << attempts.min(16));
         let until = self.runtime.clock.monotonic() + wait.min(LONGEST_WAIT);
         let failure = Failure { attempts, until };
         self.failures.insert(server.to_owned(), failure);

@@ -333,7 +333,7 @@ async fn a_server_that_fails_is_left_alone_for_longer_each_time() {
     let world = World::new(&[]).await;
     assert!(!world.knows().await);
     assert_eq!(world.servers.asked(), 1);
-    for (wait, asked) in [(59, 0), (1, 1), (119, 0), (1, 1), (239, 0), (1, 1)] {
+    for (wait, asked) in [(5, 0), (1, 1), (11, 0), (1, 1), (23, 0), (1, 1)] {
         world.clock.advance(Duration::from_secs(wait));
         assert!(!world.knows().await);
         assert_eq!(world.servers.asked(), asked, "{wait}");
@@ -718,10 +718,11 @@ async fn a_witness_that_answered_is_not_asked_again_at_once() {
 async fn a_server_is_gone_when_it_failed_for_some_minutes() {
     let world = World::new(&[]).await;
     let there = server_name!("there.example");
-    for (pause, gone) in [(0, false), (61, false), (121, true)] {
+    for pause in [0, 6, 12, 24, 48, 96] {
+        assert!(!world.ring.is_gone(there), "{pause}");
         world.clock.advance(Duration::from_secs(pause));
         assert!(!world.knows().await);
-        assert_eq!(world.ring.is_gone(there), gone, "{pause}");
     }
+    assert!(world.ring.is_gone(there));
     assert!(world.ring.is_gone(server_name!("evil.example")));
 }

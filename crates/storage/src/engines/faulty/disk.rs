@@ -110,7 +110,7 @@ impl FaultyDisk {
     }
 
     fn fault(&self) -> Result<(), EngineError> {
-        match self.faults.next() {
+        match self.faults.next(|| self.faults.number()) {
             Some(fault @ (Fault::Error | Fault::Full)) => Err(error(fault)),
             _ => Ok(()),
         }
