@@ -16,12 +16,16 @@ mod network;
 mod verdict;
 mod world;
 
-use std::{ops::Range, panic::AssertUnwindSafe};
+use std::panic::AssertUnwindSafe;
 
 use world::{Cast, Told};
 
 /// Seeds that a usual run plays, of each cast.
 const SEEDS: [(Cast, u64); 3] = [(Cast::Plain, 100), (Cast::Liar, 60), (Cast::Disk, 40)];
+
+/// Seeds that end in disagreement as yet, for reasons that `docs/progress.md` names. Usual runs leave
+/// them out; they are played where seeds are asked for.
+const DISAGREE: &[(Cast, u64)] = &[];
 
 /// Plays one seed to its end, with a runtime and a clock of its own.
 fn play(seed: u64, cast: Cast) -> Told {
@@ -39,14 +43,16 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// The seeds that are to be played.
-fn seeds(cast: Cast) -> Range<u64> {
+fn seeds(cast: Cast) -> Vec<u64> {
     let Ok(asked) = std::env::var("HOMESERVER_SIMULATION_SEEDS") else {
         let usual = SEEDS.iter().find(|(of, _)| *of == cast);
-        return 0..usual.expect("every cast is played").1;
+        let usual = 0..usual.expect("every cast is played").1;
+        let agrees = |seed: &u64| !DISAGREE.contains(&(cast, *seed));
+        return usual.filter(agrees).collect();
     };
     let (from, to) = asked.split_once("..").unwrap_or(("0", &asked));
     let number = |text: &str| text.parse().expect("a number");
-    number(from)..number(to)
+    (number(from)..number(to)).collect()
 }
 
 /// Plays every other seed, so that two tests use two cores.
@@ -65,7 +71,7 @@ fn play_share(cast: Cast, share: u64) {
         return;
     }
     let mut failed = Vec::new();
-    for seed in seeds(cast).filter(|seed| seed % 2 == share) {
+    for seed in seeds(cast).into_iter().filter(|seed| seed % 2 == share) {
         let told = std::panic::catch_unwind(AssertUnwindSafe(|| play(seed, cast)));
         match told {
             Ok(told) if told.faults.is_empty() => {}

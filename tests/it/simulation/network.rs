@@ -188,13 +188,13 @@ impl Network {
         let request = outgoing.request;
         let answer = begin(router.clone(), request.clone()).await;
         if fate.repeated {
-            begin(router, request).await;
+            drop(begin(router, request).await);
         }
         sleep(fate.back).await;
         if fate.answer_lost || self.reach(from, &outgoing.destination).is_none() {
             return Err(lost("answer lost"));
         }
-        Ok(answer)
+        answer.map_err(|error| TransportError::Broken(error.to_string()))
     }
 }
 
@@ -210,21 +210,26 @@ fn as_it_comes(body: Body, limits: Limits, until: Instant) -> ReplyBody {
     ReplyBody::new(pieces, limits.body)
 }
 
-/// Asks a server. An answer that is not to be passed on as it comes is there whole.
-async fn begin(router: Router, request: http::Request<Bytes>) -> http::Response<Body> {
+/// Asks a server. An answer that is not to be passed on as it comes is there whole, unless what it is
+/// read from fails in the middle of it.
+async fn begin(
+    router: Router,
+    request: http::Request<Bytes>,
+) -> Result<http::Response<Body>, axum::Error> {
     let answered = router.oneshot(request.map(Body::from)).await;
     let answer = answered.expect("a router answers");
     if answer.extensions().get::<Streamed>().is_some() {
-        return answer;
+        return Ok(answer);
     }
     let (head, body) = answer.into_parts();
-    let body = body.collect().await.expect("the whole answer").to_bytes();
-    http::Response::from_parts(head, Body::from(body))
+    let body = body.collect().await?.to_bytes();
+    Ok(http::Response::from_parts(head, Body::from(body)))
 }
 
 /// Asks a server, and gives its whole answer.
 pub(super) async fn ask(router: Router, request: http::Request<Bytes>) -> http::Response<Bytes> {
-    let (head, body) = begin(router, request).await.into_parts();
+    let answer = begin(router, request).await.expect("the whole answer");
+    let (head, body) = answer.into_parts();
     let body = body.collect().await.expect("the whole answer").to_bytes();
     http::Response::from_parts(head, body)
 }
