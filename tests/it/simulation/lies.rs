@@ -405,6 +405,12 @@ impl Liars {
         }
         let rooms = world.rooms.lock().clone();
         for room in &rooms {
+            // Paging fetches what is lacking, from those who have it by then.
+            for actor in actors {
+                if actor.is_in(world, &room.id).await {
+                    verdict::history(world, actor, &room.id).await;
+                }
+            }
             let mut seen_by = Vec::new();
             for actor in actors {
                 if actor.is_in(world, &room.id).await {
