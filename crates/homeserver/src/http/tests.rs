@@ -7,6 +7,7 @@ mod discovery;
 mod ending;
 mod faults;
 mod federation;
+mod fetched;
 mod framework;
 mod gaps;
 mod hostile;

@@ -1,6 +1,9 @@
 //! What other servers ask, between homeservers in one process.
 
+mod acl;
+mod asking;
 mod elsewhere;
+mod handed_over;
 mod history;
 mod invites;
 mod lists;
@@ -79,6 +82,11 @@ impl Transport for Network {
 
 /// A homeserver of this name in the network.
 async fn join(network: &Arc<Network>, name: &str) -> Fresh {
+    join_with(network, name, |_| {}).await
+}
+
+/// Like [`join`], configured further.
+async fn join_with(network: &Arc<Network>, name: &str, change: impl FnOnce(&mut Config)) -> Fresh {
     let name = ServerName::parse(name).unwrap();
     let mut config = Config {
         server_name: name.clone(),
@@ -86,6 +94,7 @@ async fn join(network: &Arc<Network>, name: &str) -> Fresh {
     };
     config.registration.mode = RegistrationMode::Open;
     config.rate_limits.enabled = false;
+    change(&mut config);
     let clock = Arc::new(ManualClock::new(START));
     let seed = name.as_str().len() as u64;
     let homeserver = Homeserver::configured(config)

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
 use homeserver_events::{
-    Draft, Pdu, RoomVersion, SigningKey,
+    CanonicalObject, CanonicalValue, Draft, Pdu, RoomVersion, SigningKey, Strictness,
     canonical::{parse_object, to_string},
-    redact_object, sign_json,
+    hash, redact_object, sign_json,
 };
 use homeserver_federation::{
     Body as ReplyBody, Outgoing, OwnKeys, Reply, SignedRequest, Transport, TransportError,
@@ -43,7 +43,7 @@ struct Known {
     events: BTreeMap<OwnedEventId, Value>,
     states: HashMap<OwnedEventId, Vec<OwnedEventId>>,
     /// Answers that it gives instead, by the beginning of the path.
-    instead: Vec<(String, u16, Value)>,
+    instead: Vec<(String, u16, String)>,
     asked: Vec<String>,
     silent: bool,
     /// As a policy server it recommends all events by this key.
@@ -60,7 +60,7 @@ impl Transport for Servers {
         let (status, body) = peer
             .and_then(|peer| peer.answer(&outgoing.request))
             .ok_or_else(nobody)?;
-        let chunk = Ok(Bytes::from(body.to_string()));
+        let chunk = Ok(Bytes::from(body));
         Ok(Reply {
             status: StatusCode::from_u16(status).unwrap(),
             headers: HeaderMap::new(),
@@ -100,6 +100,11 @@ impl Peer {
 
     /// Has it answer something else where a path begins like this.
     pub(crate) fn instead(&self, path: &str, status: u16, body: Value) {
+        self.instead_text(path, status, body.to_string());
+    }
+
+    /// The same with a text, JSON or not.
+    pub(crate) fn instead_text(&self, path: &str, status: u16, body: String) {
         self.known
             .lock()
             .instead
@@ -133,7 +138,8 @@ impl Peer {
         std::mem::take(&mut self.known.lock().asked)
     }
 
-    fn answer(&self, request: &http::Request<Bytes>) -> Option<(u16, Value)> {
+    fn answer(&self, request: &http::Request<Bytes>) -> Option<(u16, String)> {
+        let text = |(status, body): (u16, Value)| (status, body.to_string());
         let mut known = self.known.lock();
         if known.silent {
             return None;
@@ -141,18 +147,19 @@ impl Peer {
         let uri = request.uri();
         if uri.path() == "/_matrix/key/v2/server" {
             let own = OwnKeys::new(self.name.clone(), Arc::clone(&self.key), Vec::new());
-            return Some((200, serde_json::from_str(&own.document(START)).unwrap()));
+            return Some((200, own.document(START)));
         }
         if uri.path().starts_with("/_matrix/federation/v1/send/") {
-            return Some((200, json!({ "pdus": {} })));
+            return Some(text((200, json!({ "pdus": {} }))));
         }
         known.asked.push(uri.to_string());
-        let instead = |(path, _, _): &&(String, u16, Value)| uri.path().starts_with(&**path);
+        let instead = |(path, _, _): &&(String, u16, String)| uri.path().starts_with(&**path);
         if let Some((_, status, body)) = known.instead.iter().find(instead) {
             return Some((*status, body.clone()));
         }
         if let (Some(key), "/_matrix/policy/v1/sign") = (&known.policy, uri.path()) {
-            return Some((200, recommendation(request.body(), self.name.as_str(), key)));
+            let signed = recommendation(request.body(), self.name.as_str(), key);
+            return Some(text((200, signed)));
         }
         let segment = |text: &str| percent_decode_str(text).decode_utf8().unwrap().into_owned();
         let path: Vec<String> = uri.path().split('/').skip(4).map(segment).collect();
@@ -172,7 +179,7 @@ impl Peer {
                 json!({ "errcode": "M_NOT_FOUND", "error": "not here" }),
             )
         };
-        Some(found.map_or_else(unknown, |body| (200, body)))
+        Some(text(found.map_or_else(unknown, |body| (200, body))))
     }
 
     /// An event of a user of this server, signed by it.
@@ -191,6 +198,22 @@ impl Peer {
         };
         let rules = RoomVersion::V11.rules();
         draft.seal(rules, &self.name, &self.key).unwrap()
+    }
+
+    /// The text of an event as this server hashes and signs it, whatever is in it.
+    pub(crate) fn seal_text(&self, event: &str) -> String {
+        let rules = RoomVersion::V11.rules();
+        let mut event = parse_object(event.as_bytes(), Strictness::Lenient).unwrap();
+        event.remove("hashes");
+        event.remove("signatures");
+        let content_hash = hash::encode_base64(hash::content_hash(&event));
+        let hashes = CanonicalObject::from([("sha256".to_owned(), content_hash.into())]);
+        event.insert("hashes".to_owned(), CanonicalValue::Object(hashes));
+        let mut redacted = redact_object(&event, rules);
+        sign_json(&mut redacted, self.name.as_str(), &self.key);
+        let signatures = redacted.remove("signatures").unwrap();
+        event.insert("signatures".to_owned(), signatures);
+        to_string(&event)
     }
 
     /// Makes a signed request to a homeserver.
