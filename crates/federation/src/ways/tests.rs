@@ -432,6 +432,132 @@ async fn nobody_is_sent_inside() {
     assert_eq!(inside.accepted(), 0);
 }
 
+/// Every kind of address that is nobody's outside, as a name, behind one, and delegated to.
+#[tokio::test]
+async fn no_address_inside_is_connected_to() {
+    let authority = Authority::new();
+    let addresses: [(Ipv4Addr, &str); 8] = [
+        ([10, 1, 2, 3].into(), "ten.test"),
+        ([172, 16, 0, 1].into(), "sixteen.test"),
+        ([192, 168, 0, 1].into(), "lan.test"),
+        ([169, 254, 169, 254].into(), "metadata.test"),
+        ([100, 64, 0, 1].into(), "carrier.test"),
+        ([0, 0, 0, 0].into(), "nothing.test"),
+        ([127, 0, 1, 1].into(), "loop.test"),
+        ([255, 255, 255, 255].into(), "all.test"),
+    ];
+    let mut zone = zone();
+    for (address, name) in addresses {
+        let service = format!("_matrix-fed._tcp.srv.{name}");
+        zone = zone.a(name, address).srv(&service, (0, 0, 8448), name);
+    }
+    let dns = zone.serve().await;
+    let literals = [
+        "[::1]",
+        "[::]",
+        "[fc00::1]",
+        "[fd12::1]",
+        "[fe80::1]",
+        "[::ffff:10.0.0.1]",
+    ];
+    let mut names: Vec<String> = literals.map(str::to_owned).to_vec();
+    names.extend(["[64:ff9b::a00:1]", "[2002:a00:1::]", "[2002:7f00:101::]"].map(str::to_owned));
+    names.extend(addresses.iter().map(|(address, _)| address.to_string()));
+    names.extend(addresses.iter().map(|(_, name)| (*name).to_owned()));
+    for name in &names {
+        let told = format!("{name}:8448");
+        let web = web(&authority, move |_| Say::Keep(delegation(&told))).await;
+        let ports = Ports {
+            well_known: web.address.port(),
+            federation: 8448,
+        };
+        let ways = ways(&dns, &authority, ports, clock());
+        let with_port = format!("{name}:8448");
+        for name in ["a.test", name.as_str(), &with_port] {
+            let refused = send(&ways, name).await;
+            assert!(
+                matches!(refused, Err(TransportError::Denied)),
+                "{name}: {refused:?}"
+            );
+        }
+        assert_eq!(web.seen().len(), 1);
+    }
+    let ports = Ports {
+        well_known: 1,
+        federation: 8448,
+    };
+    let ways = ways(&dns, &authority, ports, clock());
+    for (_, name) in addresses {
+        let refused = send(&ways, &format!("srv.{name}")).await;
+        assert!(
+            matches!(refused, Err(TransportError::Denied)),
+            "{name}: {refused:?}"
+        );
+    }
+}
+
+/// CVE-2024-52602: a medium that is said to lie elsewhere lies outside, behind TLS, and not behind
+/// any number of redirects.
+#[tokio::test]
+async fn media_that_lie_elsewhere_do_not_lie_inside() {
+    let authority = Authority::new();
+    let inside = authority.serve(listener(INSIDE).await, "inside.test", |_| {
+        Say::Keep(ok("secret"))
+    });
+    let port = inside.address.port();
+    let redirect = |target: &str| {
+        format!("HTTP/1.1 302 Found\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n")
+    };
+    let there = authority.serve(listener(C).await, "c.test", move |seen| {
+        Say::Keep(match seen.target() {
+            "/inside" => redirect(&format!("https://inside.test:{port}/")),
+            "/address" => redirect(&format!("https://127.0.1.1:{port}/")),
+            "/mapped" => redirect(&format!("https://[::ffff:127.0.1.1]:{port}/")),
+            "/plain" => redirect("http://c.test/ok"),
+            "/file" => redirect("file:///etc/passwd"),
+            "/again" => redirect("/again"),
+            "/once" => redirect("/ok"),
+            _ => ok("medium"),
+        })
+    });
+    let dns = zone().serve().await;
+    let ports = Ports {
+        well_known: 1,
+        federation: 1,
+    };
+    let ways = ways(&dns, &authority, ports, clock());
+    let base = format!("https://c.test:{}", there.address.port());
+    for path in ["/ok", "/once"] {
+        let fetched = ways.fetch(&format!("{base}{path}"), LIMITS).await.unwrap();
+        assert_eq!(fetched.body.whole().await.unwrap(), "medium", "{path}");
+    }
+    let before = there.seen().len();
+    assert!(ways.fetch(&format!("{base}/again"), LIMITS).await.is_err());
+    assert_eq!(
+        there.seen().len() - before,
+        4,
+        "three redirects are followed"
+    );
+    for path in ["/inside", "/address", "/mapped", "/plain", "/file"] {
+        let refused = ways.fetch(&format!("{base}{path}"), LIMITS).await;
+        assert!(refused.is_err(), "{path}");
+    }
+    for url in [
+        format!("https://127.0.1.1:{port}/"),
+        format!("https://2130706689:{port}/"),
+        format!("https://0x7f000101:{port}/"),
+        format!("https://[::ffff:7f00:101]:{port}/"),
+        format!("https://inside.test:{port}/"),
+        format!("http://c.test:{}/ok", there.address.port()),
+        "file:///etc/passwd".to_owned(),
+        "no url".to_owned(),
+    ] {
+        let refused = ways.fetch(&url, LIMITS).await;
+        assert!(refused.is_err(), "{url}");
+    }
+    assert_eq!(inside.accepted(), 0);
+}
+
 #[tokio::test]
 async fn srv_targets_are_tried_in_their_order() {
     let authority = Authority::new();

@@ -23,6 +23,7 @@ mod peer;
 mod policy;
 mod refresh;
 mod registration;
+mod rejected;
 mod told_by_others;
 mod too_large;
 

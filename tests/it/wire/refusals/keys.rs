@@ -99,4 +99,13 @@ async fn a_signature_that_is_wrong_is_named() {
     let answer = alice.post(path, signed).await.ok();
     let failure = &answer["failures"][&alice.user][&alice.device];
     assert_eq!(failure["errcode"], "M_INVALID_SIGNATURE", "{answer}");
+    // Nor is it kept.
+    let query = json!({ "device_keys": { (&alice.user): [] } });
+    let told = alice
+        .post("/_matrix/client/v3/keys/query", query)
+        .await
+        .ok();
+    let kept = &told["device_keys"][&alice.user][&alice.device]["signatures"][&alice.user];
+    let kept: Vec<_> = kept.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(kept, [format!("ed25519:{}", alice.device)], "{told}");
 }

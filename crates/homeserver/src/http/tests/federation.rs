@@ -10,6 +10,7 @@ mod lists;
 mod media;
 mod partial;
 mod peer;
+mod resets;
 mod resident;
 mod rotation;
 mod sending;

@@ -5,8 +5,14 @@
 
 use http::header;
 
-use super::{peer::Peer, resident::encode, *};
-use homeserver_federation::{OwnKeys, SignedRequest};
+use homeserver_events::SigningKey;
+use homeserver_federation::{OwnKeys, SignedRequest, keys::OldKey};
+
+use super::{
+    peer::Peer,
+    resident::{client_path, encode},
+    *,
+};
 
 /// Every endpoint of the specification and of proposals.
 const ENDPOINTS: &str = include_str!("../../../../../../tests/data/endpoints.tsv");
@@ -371,4 +377,167 @@ async fn keys_that_prove_nothing_prove_no_server() {
         let answer = sent.to(&here).await;
         assert_eq!(answer.status, 401, "{}", answer.body);
     }
+}
+
+/// CVE-2024-6299: a key counts for requests as long as its server says, and for events until its end.
+#[tokio::test(start_paused = true)]
+async fn keys_that_have_ended_prove_what_was_before() {
+    let network = Arc::new(Network::default());
+    let here = here(&network).await;
+    let alice = here.register("alice").await;
+    let peer = Peer::join(&network, "peer.example", Router::new());
+    let old = Peer {
+        name: peer.name.clone(),
+        key: Arc::new(SigningKey::from_seed("old", &[77; 32]).unwrap()),
+    };
+    let end = START - 1_000;
+    let ended = OldKey {
+        id: old.key.id().to_string(),
+        key: old.key.verify_key(),
+        expired: end,
+    };
+    let serve = |document: String| {
+        let keys = axum::routing::get(async move || document.clone());
+        let router = Router::new().route("/_matrix/key/v2/server", keys);
+        network.routers.lock().insert(peer.name.clone(), router);
+    };
+    let own = OwnKeys::new(peer.name.clone(), Arc::clone(&peer.key), vec![ended]);
+    // A document that holds no longer proves nothing.
+    serve(own.document(START - 30 * 24 * 3_600_000));
+    let target = "/_matrix/federation/v1/publicRooms";
+    let late = question(&peer, &Method::GET, target).to(&here).await;
+    late.refused(401, "M_UNAUTHORIZED");
+    serve(own.document(START));
+    here.clock.advance(std::time::Duration::from_hours(1));
+    question(&peer, &Method::GET, target).to(&here).await.ok();
+    let answer = question(&old, &Method::GET, target).to(&here).await;
+    answer.refused(401, "M_UNAUTHORIZED");
+
+    let path = "/_matrix/client/v3/createRoom";
+    let wish = json!({ "preset": "public_chat", "room_version": "11" });
+    let made = here.post(path, Some(&alice.token), wish).await.ok();
+    let room = made["room_id"].as_str().unwrap();
+    let path = |step: &str, what: &str| {
+        format!(
+            "/_matrix/federation/{step}/{}/{}",
+            encode(room),
+            encode(what)
+        )
+    };
+    let bob = peer.user("bob");
+    let made = peer
+        .get(&here, &format!("{}?ver=11", path("v1/make_join", &bob)))
+        .await;
+    let (id, join) = peer.seal(&made.ok()["event"], "11");
+    peer.put(&here, &path("v2/send_join", &id), &join)
+        .await
+        .ok();
+    let made = peer.get(&here, &path("v1/make_leave", &bob)).await.ok();
+    let said = |by: &Peer, time: u64, text: &str| {
+        let mut event = made["event"].clone();
+        event["type"] = json!("m.room.message");
+        event["content"] = json!({ "body": text });
+        event["origin_server_ts"] = json!(time);
+        event.as_object_mut().unwrap().remove("state_key");
+        by.seal(&event, "11")
+    };
+    let events = [
+        said(&old, end, "in time"),
+        said(&old, end + 1, "late"),
+        said(&old, START, "later"),
+        said(&peer, START, "anew"),
+    ];
+    let pdus: Vec<_> = events.iter().map(|(_, event)| event).collect();
+    let body = json!({ "pdus": pdus });
+    let sent = peer.put(&here, "/_matrix/federation/v1/send/1", &body);
+    sent.await.ok();
+    tokio::time::sleep(std::time::Duration::from_mins(1)).await;
+    let mut seen = Vec::new();
+    for (id, _) in &events {
+        let path = format!("{}/event/{}", client_path(room), encode(id));
+        seen.push(here.get(&path, Some(&alice.token)).await.status == 200);
+    }
+    assert_eq!(seen, [true, false, false, true]);
+}
+
+/// Palpo #190: over the real network, a server on loopback that nobody may have asked.
+#[tokio::test]
+async fn nobody_has_a_server_inside_asked() {
+    let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = inside.local_addr().unwrap().port();
+    let mut config = Config {
+        server_name: ServerName::parse(HERE).unwrap(),
+        ..Config::default()
+    };
+    config.registration.mode = RegistrationMode::Open;
+    config.rate_limits.enabled = false;
+    let clock = Arc::new(ManualClock::new(START));
+    let homeserver = Homeserver::configured(config)
+        .engine(Arc::new(MemoryEngine::new()))
+        .runtime(Runtime::simulated(Arc::clone(&clock), 3))
+        .open()
+        .await
+        .unwrap();
+    let here = Fresh {
+        router: homeserver.router(),
+        homeserver,
+        clock,
+    };
+    let alice = here.register("alice").await;
+    let token = Some(&*alice.token);
+    let v3 = "/_matrix/client/v3";
+    for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "localhost"] {
+        let name = format!("{host}:{port}");
+        let at = |sigil: char| encode(&format!("{sigil}x:{name}"));
+        let notary = get(&here, &format!("/_matrix/key/v2/query/{}", encode(&name))).await;
+        assert_eq!(notary.ok()["server_keys"], json!([]), "{name}");
+        let asked = json!({ "server_keys": { name.as_str(): {} } });
+        let notary = here.post("/_matrix/key/v2/query", None, asked).await;
+        assert_eq!(notary.ok()["server_keys"], json!([]), "{name}");
+        let peer = Peer {
+            name: ServerName::parse(&name).unwrap(),
+            key: Arc::new(SigningKey::from_seed("a", &[3; 32]).unwrap()),
+        };
+        let target = "/_matrix/federation/v1/publicRooms";
+        let signed = question(&peer, &Method::GET, target).to(&here).await;
+        signed.refused(401, "M_UNAUTHORIZED");
+        let join = format!("{v3}/join/{}?via={}", at('!'), encode(&name));
+        let joined = here.post(&join, token, json!({})).await;
+        assert!(joined.status >= 400, "{name}");
+        for path in [
+            format!("{v3}/directory/room/{}", at('#')),
+            format!("{v3}/profile/{}", at('@')),
+            format!("{v3}/publicRooms?server={}", encode(&name)),
+            format!("/_matrix/client/v1/media/download/{}/abc", encode(&name)),
+            format!(
+                "/_matrix/client/v1/media/thumbnail/{}/abc?width=9&height=9",
+                encode(&name)
+            ),
+        ] {
+            let answer = here.get(&path, token).await;
+            assert!(answer.status >= 400, "{path}: {}", answer.body);
+        }
+        let invite = json!({
+            "id_server": name, "id_access_token": "x", "medium": "email", "address": "a@b.example",
+        });
+        let made = here
+            .post(&format!("{v3}/createRoom"), token, json!({}))
+            .await
+            .ok();
+        let room = made["room_id"].as_str().unwrap();
+        let path = format!("{}/invite", client_path(room));
+        let answer = here.post(&path, token, invite).await;
+        assert!(answer.status >= 400, "{name}");
+        let invite = json!({ "user_id": format!("@x:{name}") });
+        let answer = here.post(&path, token, invite).await;
+        assert!(answer.status >= 400, "{name}");
+        let keys = json!({ "device_keys": { format!("@x:{name}"): [] }, "timeout": 1_000 });
+        let answer = here
+            .post(&format!("{v3}/keys/query"), token, keys)
+            .await
+            .ok();
+        assert!(answer["failures"][&name].is_object(), "{answer}");
+    }
+    let nobody = std::time::Duration::from_millis(200);
+    assert!(tokio::time::timeout(nobody, inside.accept()).await.is_err());
 }

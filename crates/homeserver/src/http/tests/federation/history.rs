@@ -419,3 +419,73 @@ async fn questions_are_checked_and_answers_bounded() {
     let beyond = Call::get(beyond.query("ts", "99999999999999").query("dir", "f"));
     refused(&ask(&shared.there, beyond).await, 404, "M_NOT_FOUND");
 }
+
+/// Tuwunel 35655a85, 1.9.0: questions about very many events, and about those that are not here or
+/// not in the room, are answered shortly.
+#[tokio::test]
+async fn questions_about_events_that_are_not_in_the_room_lead_nowhere() {
+    let shared = Shared::new("11").await;
+    shared.let_in("@zed:bb.example").await;
+    let said = shared.say("after").await;
+    let of_room = |endpoint: &str| Path::v1(endpoint).segment(&shared.room);
+    let missing = |body: Value| Call::post(of_room("get_missing_events"), body.to_string());
+    let unknown = |number: usize| format!("${number:0>43}");
+    let many: Vec<_> = (0..10_000).map(unknown).collect();
+    let mut named = vec![said.to_string()];
+    named.extend(many.clone());
+    // What is named first is looked for, and no more than a hundred.
+    for (latest, earliest, found) in [
+        (json!(many), json!([]), false),
+        (json!(named), json!(many), true),
+        (
+            json!(
+                many.iter()
+                    .cloned()
+                    .chain([said.to_string()])
+                    .collect::<Vec<_>>()
+            ),
+            json!([]),
+            false,
+        ),
+        (
+            json!(vec![said.to_string(); 5_000]),
+            json!(vec![said.to_string(); 5_000]),
+            false,
+        ),
+    ] {
+        let body = json!({
+            "latest_events": latest, "earliest_events": earliest, "limit": 1_000_000_000,
+            "min_depth": 0,
+        });
+        let answer = ask(&shared.there, missing(body)).await.unwrap();
+        let events = answer["events"].as_array().unwrap();
+        assert_eq!(!events.is_empty(), found, "{answer}");
+        assert!(events.len() <= 50);
+    }
+    for (field, value) in [
+        ("min_depth", json!(-1)),
+        ("min_depth", json!(-9_007_199_254_740_992_i64)),
+        ("limit", json!(-1)),
+        ("limit", json!("all")),
+        ("latest_events", json!([7])),
+    ] {
+        let mut body = json!({ "latest_events": [said], "earliest_events": [] });
+        body[field] = value;
+        let wrong = ask(&shared.there, missing(body)).await;
+        refused(&wrong, 400, "M_BAD_JSON");
+    }
+    for event in [
+        "$unknown".to_owned(),
+        unknown(7),
+        "$".to_owned() + &"x".repeat(200),
+    ] {
+        for (endpoint, call) in questions(shared.room.as_str(), &event) {
+            let answer = ask(&shared.there, call).await;
+            match endpoint {
+                "get_missing_events" => assert_eq!(answer.unwrap(), json!({ "events": [] })),
+                "timestamp_to_event" => assert!(answer.is_ok()),
+                _ => refused(&answer, 404, "M_NOT_FOUND"),
+            }
+        }
+    }
+}

@@ -226,3 +226,88 @@ async fn a_new_room_is_there_whoever_can_be_invited() {
         .await;
     answer.refused(403, "M_FORBIDDEN");
 }
+
+/// CVE-2023-32323: state as large as may be makes an invite that is still sent, and after it all the
+/// rest.
+#[tokio::test]
+async fn a_room_with_large_state_is_invited_to_and_sent_from() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&seen);
+    let world = world("v2", move |signing, body| {
+        noted.lock().push(body.clone());
+        willing(signing, &body)
+    })
+    .await;
+    let room = world
+        .room(json!({ "room_version": "11", "preset": "public_chat" }))
+        .await;
+    let large = "x".repeat(60_000);
+    for (kind, field) in [
+        ("m.room.name", "name"),
+        ("m.room.topic", "topic"),
+        ("m.room.avatar", "url"),
+        ("m.room.encryption", "algorithm"),
+        ("m.room.some", "text"),
+    ] {
+        let content = json!({ field: large });
+        world.set_state(&room, kind, "", content).await.ok();
+    }
+    for number in 0..200 {
+        let key = number.to_string();
+        let content = json!({ "text": "x".repeat(1_000) });
+        world
+            .set_state(&room, "m.room.some", &key, content)
+            .await
+            .ok();
+    }
+    let bob = world.peer.user("bob");
+    invite(&world, &room, &bob).await.ok();
+    let body = seen.lock().pop().unwrap();
+    assert!(body.to_string().len() < 10 * 65_536);
+    let state = body["invite_room_state"].as_array().unwrap();
+    let kinds: Vec<_> = state
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
+    assert!(kinds.contains(&"m.room.create") && kinds.contains(&"m.room.join_rules"));
+    assert!(
+        kinds.len() <= 10 && !kinds.contains(&"m.room.some"),
+        "{kinds:?}"
+    );
+    let member = world.state(&room, "m.room.member", &bob).await;
+    assert_eq!(member["membership"], "invite");
+
+    // Between two of ours: it is shown, the room is joined, and what is said there arrives.
+    let there = super::join(&world.network, "there.example").await;
+    let zoe = there.register("zoe").await;
+    invite(&world, &room, &zoe.user).await.ok();
+    let sync = "/_matrix/client/v3/sync?timeout=0";
+    let told = there.get(sync, Some(&zoe.token)).await.ok();
+    let shown = &told["rooms"]["invite"][&room]["invite_state"]["events"];
+    assert!(
+        shown.as_array().is_some_and(|events| !events.is_empty()),
+        "{shown}"
+    );
+    let path = format!("{}/join", client_path(&room));
+    there.post(&path, Some(&zoe.token), json!({})).await.ok();
+    let path = format!("{}/send/m.room.message/1", client_path(&room));
+    let said = json!({ "msgtype": "m.text", "body": "hello" });
+    let said = world
+        .here
+        .put(&path, Some(&world.alice.token), said)
+        .await
+        .ok();
+    let id = said["event_id"].as_str().unwrap();
+    let path = format!(
+        "{}/event/{}",
+        client_path(&room),
+        super::resident::encode(id)
+    );
+    let look = async {
+        while there.get(&path, Some(&zoe.token)).await.status != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let patience = std::time::Duration::from_mins(1);
+    tokio::time::timeout(patience, look).await.unwrap();
+}

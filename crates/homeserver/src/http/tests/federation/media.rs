@@ -213,3 +213,72 @@ async fn what_nobody_waits_for_any_more_is_not_tried_again() {
     tokio::time::sleep(std::time::Duration::from_mins(5)).await;
     assert_eq!(*asked.lock(), 1);
 }
+
+/// CVE-2024-37302, CVE-2024-37303, CVE-2024-36402: nobody is asked for media for those who are not
+/// logged in, whatever the path; and names that lead elsewhere are none.
+#[tokio::test]
+async fn strangers_have_no_server_asked_and_paths_lead_nowhere() {
+    let asked = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&asked);
+    let router = Router::new().fallback(async move || {
+        *counted.lock() += 1;
+        StatusCode::NOT_FOUND
+    });
+    let world = World::with(router).await;
+    let sizes = [
+        "width=10&height=10",
+        "width=10000&height=10000&method=scale",
+        "width=0&height=0",
+    ];
+    for number in 0..100 {
+        let place = format!("peer.example/medium{number}");
+        for version in ["v3", "r0", "v1"] {
+            let base = format!("/_matrix/media/{version}");
+            let mut paths = vec![
+                format!("{base}/download/{place}"),
+                format!("{base}/download/{place}?allow_remote=true"),
+                format!("{base}/download/{place}/name.png"),
+            ];
+            paths.extend(sizes.map(|size| format!("{base}/thumbnail/{place}?{size}")));
+            for path in paths {
+                let found = download(&world.here, None, &path).await;
+                assert!(matches!(found.0, 400 | 404), "{path}: {found:?}");
+            }
+        }
+        let mut paths = vec![
+            format!("{CLIENT}/{place}"),
+            format!("{CLIENT}/{place}/name.png"),
+        ];
+        let thumbnail = CLIENT.replace("download", "thumbnail");
+        paths.extend(sizes.map(|size| format!("{thumbnail}/{place}?{size}")));
+        for path in paths {
+            assert_eq!(download(&world.here, None, &path).await.0, 401, "{path}");
+        }
+    }
+    assert_eq!(*asked.lock(), 0);
+
+    // CVE-2021-41281: who is logged in gets no further than the names of servers and media do.
+    let token = Some(&*world.alice.token);
+    for place in [
+        "..%2F..%2Fetc/passwd",
+        "peer.example%2F..%2F../passwd",
+        "%2Fetc/passwd",
+        "peer.example/..%2F..%2Fpasswd",
+        "peer.example/%2e%2e%2fpasswd",
+        "peer.example/a%5C..%5Cb",
+        "peer.example/a%00b",
+        "peer.example%0A/abc",
+        "peer.example/abc%0A",
+        "here.example/..%2F..%2Fpasswd",
+        "here.example%00/abc",
+    ] {
+        for base in [CLIENT, "/_matrix/media/v3/download"] {
+            let found = download(&world.here, token, &format!("{base}/{place}")).await;
+            assert!(matches!(found.0, 400 | 404), "{base}/{place}: {found:?}");
+        }
+    }
+    assert_eq!(*asked.lock(), 0);
+    let found = download(&world.here, token, &format!("{CLIENT}/peer.example/abc")).await;
+    assert_eq!(found.0, 404);
+    assert!(*asked.lock() > 0, "it would have been asked");
+}
