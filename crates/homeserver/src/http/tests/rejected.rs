@@ -465,15 +465,11 @@ async fn rejected_events_end_no_history() {
     }
 }
 
-/// CVE-2022-36009: each field of the power levels counts, one level below and at it.
-#[tokio::test(start_paused = true)]
-async fn each_power_level_is_asked_for_what_another_server_sends() {
-    let world = World::new().await;
-    let nora = world.nora_joins().await;
-    let alice = &world.alice.user;
+/// Levels in which one field asks for 30 where all have 29, and what asks for that level.
+fn acts_by_level(alice: &str) -> [(Value, (&'static str, Option<&'static str>), Value); 7] {
     let with = |field: &str, value: Value| {
         let mut levels = json!({
-            "users": { alice.as_str(): 100, NORA: -1 }, "users_default": 29,
+            "users": { alice: 100, NORA: -1 }, "users_default": 29,
             "events_default": 0, "state_default": 0, "ban": 0, "kick": 0, "invite": 0,
         });
         levels[field] = value;
@@ -482,7 +478,7 @@ async fn each_power_level_is_asked_for_what_another_server_sends() {
     let member = |membership: &str| json!({ "membership": membership });
     let text = json!({ "body": "x" });
     let carol = "@carol:peer.example";
-    let acts = [
+    [
         (
             with("events_default", json!(30)),
             ("m.room.message", None),
@@ -518,7 +514,15 @@ async fn each_power_level_is_asked_for_what_another_server_sends() {
             ("m.room.member", Some(NORA)),
             member("ban"),
         ),
-    ];
+    ]
+}
+
+/// CVE-2022-36009: each field of the power levels counts, one level below and at it.
+#[tokio::test(start_paused = true)]
+async fn each_power_level_is_asked_for_what_another_server_sends() {
+    let world = World::new().await;
+    let nora = world.nora_joins().await;
+    let acts = acts_by_level(&world.alice.user);
     let path = format!(
         "/_matrix/client/v3/rooms/{}/state/m.room.power_levels/",
         world.room

@@ -221,6 +221,95 @@ async fn no_endpoint_answers_what_is_not_signed_as_it_is() {
     }
 }
 
+/// A header as it is usually written, where `%k` is a key, `%s` its signature.
+const QUOTED: &str =
+    r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%s""#;
+
+/// Headers, and the status of their answer. `%e` is the signature of a request to another server.
+const HEADERS: [(&[&str], u16); 18] = [
+    (&[QUOTED], 200),
+    (
+        &["x-matrix origin=peer.example,destination=here.example,key=%k,sig=%s"],
+        200,
+    ),
+    (
+        &[r#"X-MATRIX SIG="%s" , KEY="%k",	new=x,destination="here\.example",origin=peer.example"#],
+        200,
+    ),
+    (&[QUOTED, QUOTED], 200),
+    (
+        &[
+            QUOTED,
+            "X-Matrix origin=peer.example,destination=here.example,key=ed25519:new,sig=AAAA",
+        ],
+        200,
+    ),
+    (&["Basic abc", QUOTED], 200),
+    // Another destination, by whichever signature.
+    (
+        &[r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%s""#],
+        401,
+    ),
+    (
+        &[r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%e""#],
+        401,
+    ),
+    (
+        &[r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%e""#],
+        401,
+    ),
+    (
+        &[r#"X-Matrix origin="peer.example",key="%k",sig="%e""#],
+        401,
+    ),
+    (
+        &[
+            QUOTED,
+            r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%e""#,
+        ],
+        401,
+    ),
+    (
+        &[r#"X-Matrix origin="peer.example",destination="",key="%k",sig="%s""#],
+        401,
+    ),
+    // What stands twice.
+    (
+        &[
+            r#"X-Matrix origin="peer.example",destination="here.example",destination="elsewhere.example",key="%k",sig="%s""#,
+        ],
+        401,
+    ),
+    (
+        &[
+            r#"X-Matrix origin="peer.example",origin="peer.example",destination="here.example",key="%k",sig="%s""#,
+        ],
+        401,
+    ),
+    (
+        &[
+            QUOTED,
+            r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%e""#,
+        ],
+        401,
+    ),
+    // Other algorithms, and keys that nobody published.
+    (
+        &[r#"X-Matrix origin="peer.example",destination="here.example",key="hmac:peer",sig="%s""#],
+        401,
+    ),
+    (
+        &[
+            r#"X-Matrix origin="peer.example",destination="here.example",key="ed25519:new",sig="%s""#,
+        ],
+        401,
+    ),
+    (
+        &[r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="""#],
+        401,
+    ),
+];
+
 /// Conduit 63ba157e: the destination counts, however the header is written.
 #[tokio::test]
 async fn headers_are_read_as_they_may_be_written_and_mean_this_server() {
@@ -244,99 +333,7 @@ async fn headers_are_read_as_they_may_be_written_and_mean_this_server() {
             .replace("%s", &sig)
             .replace("%e", &elsewhere)
     };
-    let quoted = r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%s""#;
-    let cases: [(&[&str], u16); 18] = [
-        (&[quoted], 200),
-        (
-            &["x-matrix origin=peer.example,destination=here.example,key=%k,sig=%s"],
-            200,
-        ),
-        (
-            &[
-                r#"X-MATRIX SIG="%s" , KEY="%k",	new=x,destination="here\.example",origin=peer.example"#,
-            ],
-            200,
-        ),
-        (&[quoted, quoted], 200),
-        (
-            &[
-                quoted,
-                "X-Matrix origin=peer.example,destination=here.example,key=ed25519:new,sig=AAAA",
-            ],
-            200,
-        ),
-        (&["Basic abc", quoted], 200),
-        // Another destination, by whichever signature.
-        (
-            &[
-                r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%s""#,
-            ],
-            401,
-        ),
-        (
-            &[
-                r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%e""#,
-            ],
-            401,
-        ),
-        (
-            &[r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%e""#],
-            401,
-        ),
-        (
-            &[r#"X-Matrix origin="peer.example",key="%k",sig="%e""#],
-            401,
-        ),
-        (
-            &[
-                quoted,
-                r#"X-Matrix origin="peer.example",destination="elsewhere.example",key="%k",sig="%e""#,
-            ],
-            401,
-        ),
-        (
-            &[r#"X-Matrix origin="peer.example",destination="",key="%k",sig="%s""#],
-            401,
-        ),
-        // What stands twice.
-        (
-            &[
-                r#"X-Matrix origin="peer.example",destination="here.example",destination="elsewhere.example",key="%k",sig="%s""#,
-            ],
-            401,
-        ),
-        (
-            &[
-                r#"X-Matrix origin="peer.example",origin="peer.example",destination="here.example",key="%k",sig="%s""#,
-            ],
-            401,
-        ),
-        (
-            &[
-                quoted,
-                r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="%e""#,
-            ],
-            401,
-        ),
-        // Other algorithms, and keys that nobody published.
-        (
-            &[
-                r#"X-Matrix origin="peer.example",destination="here.example",key="hmac:peer",sig="%s""#,
-            ],
-            401,
-        ),
-        (
-            &[
-                r#"X-Matrix origin="peer.example",destination="here.example",key="ed25519:new",sig="%s""#,
-            ],
-            401,
-        ),
-        (
-            &[r#"X-Matrix origin="peer.example",destination="here.example",key="%k",sig="""#],
-            401,
-        ),
-    ];
-    for (headers, status) in cases {
+    for (headers, status) in HEADERS {
         let sent = Sent {
             headers: headers.iter().map(|header| form(header)).collect(),
             ..right.clone()

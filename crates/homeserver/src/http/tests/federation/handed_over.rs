@@ -99,6 +99,12 @@ async fn steps_are_taken_by_their_own_server_in_their_own_room() {
         let mut renamed = by_other.1.clone();
         renamed["signatures"] = json!({ "peer.example": renamed["signatures"]["other.example"] });
         let both = other.co_sign(&event, VERSION);
+        let of = |user: &str| {
+            let mut event = template.clone();
+            event["sender"] = json!(user);
+            event["state_key"] = json!(user);
+            world.peer.seal(&event, VERSION)
+        };
         let genuine = (id.clone(), event.clone());
         let in_other = changed(&world.peer, &template, "/room_id", json!(other_room));
         let cases = [
@@ -136,18 +142,8 @@ async fn steps_are_taken_by_their_own_server_in_their_own_room() {
                 &room,
                 &changed(&world.peer, &template, "/sender", json!(carol)),
             ),
-            case("of a user elsewhere", &world.peer, &room, &{
-                let mut event = template.clone();
-                event["sender"] = json!(stranger);
-                event["state_key"] = json!(stranger);
-                world.peer.seal(&event, VERSION)
-            }),
-            case("of our user", &world.peer, &room, &{
-                let mut event = template.clone();
-                event["sender"] = json!(world.alice.user);
-                event["state_key"] = json!(world.alice.user);
-                world.peer.seal(&event, VERSION)
-            }),
+            case("of a user elsewhere", &world.peer, &room, &of(stranger)),
+            case("of our user", &world.peer, &room, &of(&world.alice.user)),
         ];
         let endpoint = format!("send_{step}");
         for handed in cases {
