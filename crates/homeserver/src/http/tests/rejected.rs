@@ -577,7 +577,7 @@ async fn each_power_level_is_asked_for_what_another_server_sends() {
                     sender: "nora",
                     kind,
                     state_key: key,
-                    content: member("join"),
+                    content: json!({ "membership": "join" }),
                     auth: vec![
                         rules[0].clone(),
                         set,
