@@ -99,6 +99,10 @@ impl Peer {
     }
 
     /// Has it answer something else where a path begins like this.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers write a value in its place"
+    )]
     pub(crate) fn instead(&self, path: &str, status: u16, body: Value) {
         self.instead_text(path, status, body.to_string());
     }

@@ -465,8 +465,11 @@ async fn rejected_events_end_no_history() {
     }
 }
 
+/// The type and the state key of an event.
+type Act = (&'static str, Option<&'static str>);
+
 /// Levels in which one field asks for 30 where all have 29, and what asks for that level.
-fn acts_by_level(alice: &str) -> [(Value, (&'static str, Option<&'static str>), Value); 7] {
+fn acts_by_level(alice: &str) -> [(Value, Act, Value); 7] {
     let with = |field: &str, value: Value| {
         let mut levels = json!({
             "users": { alice: 100, NORA: -1 }, "users_default": 29,
@@ -562,7 +565,7 @@ async fn each_power_level_is_asked_for_what_another_server_sends() {
                 state_key: key,
                 content,
                 auth,
-                ..world.message(&[set.clone()])
+                ..world.message(std::slice::from_ref(&set))
             });
             world.send(&format!("{number}{may}"), &[&act]).await;
             if may {

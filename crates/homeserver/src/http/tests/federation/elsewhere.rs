@@ -54,7 +54,7 @@ impl Transport for Meddler {
         let change = changes.next().map(|(_, change)| change);
         let has_state = path.contains("/send_join/") || path.contains("/v1/state/");
         let added = self.added.lock().clone();
-        if change.is_none() && !(has_state && !added.is_empty()) {
+        if change.is_none() && (!has_state || added.is_empty()) {
             return Ok(reply);
         }
         let body = reply.body.whole().await?;
