@@ -282,6 +282,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_servers_have_two_keys() {
+        let mut keys = Vec::new();
+        for _ in 0..2 {
+            let (mut place, _) = place(None).await;
+            place.runtime = Runtime::system();
+            keys.push(place.load().await.unwrap().current.to_stored());
+        }
+        assert_ne!(keys[0], keys[1]);
+    }
+
+    #[tokio::test]
     async fn a_key_that_is_replaced_is_an_older_one_from_then_on() {
         let folder = tempfile::tempdir().unwrap();
         for folder in [None, Some(folder.path())] {
