@@ -89,10 +89,8 @@ async fn announce(homeserver: &Homeserver, listening: &[Listening]) -> Result<()
         if listener.serves.contains(&Surface::Client) {
             report::line(format_args!("  Open {scheme}://{address}/"));
         }
-        for later in [Surface::Federation, Surface::Metrics] {
-            if listener.serves.contains(&later) {
-                tracing::warn!(%address, surface = ?later, "this version has nothing to serve there");
-            }
+        if listener.serves.contains(&Surface::Metrics) {
+            tracing::warn!(%address, "this version serves no metrics");
         }
     }
     let token = homeserver

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -40,7 +41,8 @@ struct Queue {
     ready: BTreeSet<u64>,
     passing: VecDeque<PassingEdu>,
     working: bool,
-    changed: Arc<Notify>,
+    /// Told when no row is left.
+    emptied: Arc<Notify>,
 }
 
 /// What a worker is given.
@@ -86,6 +88,9 @@ impl EduQueues {
         if let Some(queue) = state.origins.get_mut(origin) {
             queue.rows = queue.rows.saturating_sub(1);
             state.rows = state.rows.saturating_sub(1);
+            if queue.rows == 0 {
+                queue.emptied.notify_waiters();
+            }
             if queue.is_idle() {
                 state.origins.remove(origin);
             }
@@ -99,6 +104,19 @@ impl EduQueues {
         let queue = state.origins.entry(origin.to_owned()).or_default();
         queue.ready.extend(rows);
         queue.start()
+    }
+
+    /// Waits until no row of a server is left, but not for longer than `patience`.
+    pub(super) async fn until_handed_on(&self, origin: &ServerName, patience: Duration) {
+        let emptied = {
+            let state = self.state.lock();
+            let queue = state.origins.get(origin).filter(|queue| queue.rows > 0);
+            let Some(queue) = queue else { return };
+            // It hears from now on what is told while the lock is not held.
+            Arc::clone(&queue.emptied).notified_owned()
+        };
+        // What takes longer is handed on later.
+        let _ = tokio::time::timeout(patience, emptied).await;
     }
 
     /// Hands EDUs over that are not kept; the oldest make room. Gives whether a worker has to be
@@ -172,7 +190,6 @@ impl Queue {
     }
 
     fn start(&mut self) -> bool {
-        self.changed.notify_one();
         !std::mem::replace(&mut self.working, true)
     }
 }

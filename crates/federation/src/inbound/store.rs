@@ -1,6 +1,6 @@
 //! Writing what was taken, and finding it again after a start.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use homeserver_rooms::RoomNumber;
 use homeserver_storage::{
@@ -26,6 +26,9 @@ const MAX_ROWS: usize = 400;
 const MAX_ANSWER: usize = 64 * 1024;
 /// Rows that are read at once after a start.
 const READ_AT_ONCE: usize = 500;
+/// How long events wait for the EDUs of their transaction, which are handed on in milliseconds unless
+/// something fails here.
+const EDUS_FIRST: Duration = Duration::from_millis(500);
 
 /// Batches that are filled one after the other.
 struct Batches {
@@ -133,7 +136,7 @@ impl Inner {
             }
             Err(_) => self.after_failure(origin, &mut written).await,
         }
-        self.wake(origin, written);
+        self.wake(origin, written).await;
         Ok(outcome?)
     }
 
@@ -260,8 +263,15 @@ impl Inner {
             .collect()
     }
 
-    /// Tells the workers of rows that are on disk.
-    fn wake(self: &Arc<Self>, origin: &ServerName, written: Written) {
+    /// Tells the workers of rows that are on disk, first those of EDUs: clients that see an encrypted
+    /// event before its key came may not look again.
+    async fn wake(self: &Arc<Self>, origin: &ServerName, written: Written) {
+        if !written.edus.is_empty() {
+            if self.edu_queues.arrived(origin, &written.edus) {
+                self.start_edu_worker(origin.to_owned());
+            }
+            self.edu_queues.until_handed_on(origin, EDUS_FIRST).await;
+        }
         for (room, numbers) in written.pdus {
             if !numbers.is_empty() && self.queues.arrived(room, &numbers) {
                 self.start_worker(room);
@@ -271,9 +281,6 @@ impl Inner {
             if self.queues.arrived(room, &[]) {
                 self.start_worker(room);
             }
-        }
-        if !written.edus.is_empty() && self.edu_queues.arrived(origin, &written.edus) {
-            self.start_edu_worker(origin.to_owned());
         }
     }
 

@@ -203,6 +203,25 @@ async fn updates_out_of_sequence_lead_to_one_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn messages_to_devices_are_there_when_their_transaction_is_answered() {
+    let world = World::new().await;
+    let since = world.token().await;
+    for number in 0..20 {
+        let content = json!({
+            "sender": MALLORY, "type": "m.dummy", "message_id": number.to_string(),
+            "messages": { "@alice:here.example": { "*": { "n": number } } },
+        });
+        world
+            .tell(&format!("{number}"), &[("m.direct_to_device", content)])
+            .await;
+        let path = format!("{V3}/sync?timeout=0&since={since}");
+        let told = world.here.get(&path, Some(&world.alice.token)).await.ok();
+        let messages = told["to_device"]["events"].as_array().map(Vec::len);
+        assert_eq!(messages, Some(number + 1), "{told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn messages_receipts_and_typing_arrive_over_the_wire_and_floods_leave_nothing() {
     let world = World::new().await;
     let mut since = world.token().await;
