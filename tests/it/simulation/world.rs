@@ -17,7 +17,7 @@ use homeserver::{
 };
 use parking_lot::Mutex;
 use ruma::OwnedServerName;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     actors::{Actor, Room},
@@ -36,6 +36,8 @@ const REQUESTS_PER_ACTION: usize = 40;
 
 /// How often a server on a faulty disk is started until it is up.
 const STARTS: usize = 20;
+/// How long the play of a seed may take, on its clock: many times what one needs.
+const LONGEST: Duration = Duration::from_hours(6);
 
 /// Who and what goes wrong beside the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,27 +202,34 @@ pub(super) async fn play(seed: u64, cast: Cast) -> Told {
         actor.create(&world).await;
     }
     let liars = Liars::of(&world, &mut dice);
-    {
+    let harm = Dice::new(dice.throw());
+    let played = async {
         for host in &world.hosts {
             host.disk.fails(true);
         }
-        let mut acting: FuturesUnordered<_> = actors
-            .iter_mut()
-            .map(|actor| actor.act(&world, actions))
-            .collect();
-        let acting = async { while acting.next().await.is_some() {} };
-        let acting = join(acting, liars.act(&world, actions)).map(drop);
-        tokio::select! {
-            biased;
-            () = acting => {}
-            () = world.harm(Dice::new(dice.throw())) => {}
+        {
+            let mut acting: FuturesUnordered<_> = actors
+                .iter_mut()
+                .map(|actor| actor.act(&world, actions))
+                .collect();
+            let acting = async { while acting.next().await.is_some() {} };
+            let acting = join(acting, liars.act(&world, actions)).map(drop);
+            tokio::select! {
+                biased;
+                () = acting => {}
+                () = world.harm(harm) => {}
+            }
         }
+        for host in &world.hosts {
+            host.disk.fails(false);
+        }
+        world.settle(&actors, &liars).await;
+        liars.judge(&world, &actors).await;
+    };
+    if timeout(LONGEST, played).await.is_err() {
+        let never = "it does not come to an end".to_owned();
+        world.faults.lock().push(never);
     }
-    for host in &world.hosts {
-        host.disk.fails(false);
-    }
-    world.settle(&actors, &liars).await;
-    liars.judge(&world, &actors).await;
     for host in &world.hosts {
         host.stop(&world.network).await;
     }
