@@ -7,13 +7,16 @@ use homeserver_tests::encode;
 use http::Method;
 use ruma::OwnedServerName;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     dice::Dice,
     network::ask,
     world::{Cast, World},
 };
+
+/// How long a user waits for an answer. Servers ask others for a minute at most, and try again.
+const PATIENCE: Duration = Duration::from_mins(20);
 
 /// What the users know of a room.
 #[derive(Clone, Debug)]
@@ -77,7 +80,12 @@ impl Actor {
             .uri(path)
             .header("content-type", "application/json")
             .header("authorization", format!("Bearer {}", self.token));
-        let answer = ask(router, request.body(bytes).unwrap()).await;
+        let asked = ask(router, request.body(bytes).unwrap());
+        let Ok(answer) = timeout(PATIENCE, asked).await else {
+            let line = format!("{} is left without an answer: {path}", self.user);
+            world.faults.lock().push(line);
+            return None;
+        };
         let status = answer.status().as_u16();
         let body = serde_json::from_slice(answer.body()).unwrap_or_default();
         Some((status, body))

@@ -5,7 +5,12 @@
 //! for other servers takes no turn, and keeps nobody but the events that wait for it. What panics is
 //! tried again by itself, and given up after a few times.
 
-use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -13,6 +18,7 @@ use homeserver_events::Pdu;
 use homeserver_rooms::{Received, Room, RoomError, RoomNumber};
 use homeserver_storage::{Batch, Durability};
 use ruma::{OwnedEventId, OwnedServerName};
+use tokio::sync::oneshot;
 
 use super::{
     Inner, ReadRow,
@@ -233,7 +239,30 @@ impl Worker {
             let left = fetch.catch_unwind().await;
             Some(Done::Noted(left.unwrap_or(Left::AsMany)))
         };
-        self.jobs.push(fetch.boxed());
+        self.begin(fetch);
+    }
+
+    /// Begins a job in a task of its own: what it holds, commits on their way among it, may be what
+    /// judging waits for. It ends with the worker.
+    fn begin(&self, job: impl Future<Output = Option<Done>> + Send + 'static) {
+        let (mut tell, hear) = oneshot::channel();
+        let tasks = self.inner.parts.runtime.tasks.clone();
+        self.inner.parts.runtime.tasks.spawn(async move {
+            let done = tokio::select! {
+                biased;
+                () = tasks.stopping() => return,
+                () = tell.closed() => return,
+                done = AssertUnwindSafe(job).catch_unwind() => done,
+            };
+            // The worker may be gone.
+            let _ = tell.send(done);
+        });
+        let heard = hear.map(|told| match told {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(_) => None,
+        });
+        self.jobs.push(heard.boxed());
     }
 
     /// Looks for the keys of rows, without a turn.
@@ -251,7 +280,7 @@ impl Worker {
                 Err(error) => Done::Unchecked(rows, error),
             })
         };
-        self.jobs.push(check.boxed());
+        self.begin(check);
     }
 
     /// Judges rows whose signatures hold.
@@ -409,7 +438,7 @@ impl Worker {
                 });
                 Some(Done::Filled(number, row, filled))
             };
-            self.jobs.push(fill.boxed());
+            self.begin(fill);
         }
     }
 
