@@ -15,7 +15,7 @@ use super::{
     world::{Cast, World},
 };
 
-/// How long a user waits for an answer. Servers ask others for a minute at most, and try again.
+/// How long a user waits for an answer: far longer than one may take.
 const PATIENCE: Duration = Duration::from_mins(20);
 
 /// What the users know of a room.
